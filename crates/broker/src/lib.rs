@@ -1,0 +1,1 @@
+//! Requests in, operations proposed, messages read.

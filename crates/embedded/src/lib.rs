@@ -1,0 +1,1 @@
+//! A real cluster inside one process.

@@ -1,0 +1,2 @@
+//! The binary: flags -> config -> build -> run.
+fn main() {}

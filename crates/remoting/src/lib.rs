@@ -1,0 +1,1 @@
+//! Moves RemotingCommand frames over TCP; knows nothing of brokers.

@@ -1,0 +1,1 @@
+//! Real processes, real faults: workloads, history, checkers, report.

@@ -1,0 +1,1 @@
+//! Scenarios over the whole product: simulated world, end-to-end over processes, interop with other clients.
