@@ -1,0 +1,35 @@
+# `just` lists what can be done here.
+
+# What is here.
+default:
+    @just --list
+
+# Format, lints, documentation: what must hold before sharing a change.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Every test that needs neither root nor Java.
+test:
+    cargo test --workspace
+
+# More random crash states of the log than a test run has time for: `just crash 100000`.
+crash states="100000":
+    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log -- --nocapture
+
+# The cluster of three in one process that proves itself.
+demo *arguments:
+    cargo run --release -- demo {{arguments}}
+
+# Unmodified Java, Go, Python and Node clients against three broker processes.
+interop *arguments:
+    tests/interop/run {{arguments}}
+
+# Fuzz one decoder for a while: `just fuzz frame 60`.
+fuzz target seconds="60":
+    cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
+
+# Licences, sources, duplicates, advisories.
+deny:
+    cargo deny check
