@@ -1,0 +1,80 @@
+//! Wall time, monotonic time, sleeping.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A clock. Cheap to clone; clones of a simulated clock share its offset.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    source: Source,
+    start: tokio::time::Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Real,
+    /// Milliseconds since the epoch at `start`; moved by [`Clock::step_wall`].
+    Simulated(Arc<AtomicI64>),
+}
+
+/// Simulated time starts on 2023-11-14: late enough for every client's sanity check, and easy to recognise.
+const SIMULATED_START_MS: i64 = 1_700_000_000_000;
+
+impl Clock {
+    /// The machine's clock.
+    #[allow(clippy::disallowed_methods)]
+    pub fn real() -> Clock {
+        Clock { source: Source::Real, start: tokio::time::Instant::now() }
+    }
+
+    /// A clock that advances with tokio's (paused) time, from a fixed date.
+    #[allow(clippy::disallowed_methods)]
+    pub fn simulated() -> Clock {
+        Clock {
+            source: Source::Simulated(Arc::new(AtomicI64::new(SIMULATED_START_MS))),
+            start: tokio::time::Instant::now(),
+        }
+    }
+
+    /// Milliseconds since the Unix epoch. May jump either way: never use it to measure a duration.
+    #[allow(clippy::disallowed_methods)]
+    pub fn wall_ms(&self) -> i64 {
+        match &self.source {
+            Source::Real => match SystemTime::now().duration_since(UNIX_EPOCH) {
+                Ok(since) => since.as_millis() as i64,
+                Err(before) => -(before.duration().as_millis() as i64),
+            },
+            Source::Simulated(base) => base.load(Ordering::Relaxed) + self.monotonic().as_millis() as i64,
+        }
+    }
+
+    /// Time since this clock was made. Never goes back; stands still in no circumstance but a paused simulation.
+    #[allow(clippy::disallowed_methods)]
+    pub fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Resolves after `duration`. Cancel-safe.
+    #[allow(clippy::disallowed_methods)]
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await
+    }
+
+    /// Runs `future` for at most `limit`; `None` if it did not end in time (it is dropped).
+    #[allow(clippy::disallowed_methods)]
+    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        tokio::time::timeout(limit, future).await.ok()
+    }
+
+    /// Moves a simulated wall clock by `by_ms`; the monotonic clock does not see it. Panics on the real clock.
+    pub fn step_wall(&self, by_ms: i64) {
+        match &self.source {
+            Source::Real => panic!("the real clock is not ours to step"),
+            Source::Simulated(base) => {
+                base.fetch_add(by_ms, Ordering::Relaxed);
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! A future on a thread of its own (real), or as a task of the current runtime (simulated).
+//!
+//! The log writer, the materializer and a group's Raft runtime are futures; a thread is only what runs them.
+
+use std::future::Future;
+
+use tokio::sync::oneshot;
+
+/// Where long-lived futures run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executor {
+    /// Each on an OS thread with a single-threaded tokio runtime.
+    Threads,
+    /// Each as a task on the runtime of the caller: one thread, one order, the same every time.
+    Tasks,
+}
+
+/// Resolves when the spawned future has ended; `None` if it panicked or was dropped with its runtime.
+#[derive(Debug)]
+pub struct Running<T>(oneshot::Receiver<T>);
+
+impl<T> Running<T> {
+    /// Waits for the end.
+    pub async fn ended(self) -> Option<T> {
+        self.0.await.ok()
+    }
+}
+
+impl Executor {
+    /// Runs `future` to its end. `name` names the thread (at most 15 bytes are shown by the kernel).
+    pub fn run<F, T>(&self, name: &str, future: F) -> Running<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (ended, running) = oneshot::channel();
+        let future = async move {
+            // The receiver may be gone: nobody waits for the end, and that is fine.
+            let _ = ended.send(future.await);
+        };
+        match self {
+            Executor::Threads => {
+                #[allow(clippy::disallowed_methods)]
+                std::thread::Builder::new()
+                    .name(name.to_owned())
+                    .spawn(move || {
+                        tokio::runtime::Builder::new_current_thread()
+                            .enable_all()
+                            .build()
+                            .expect("a runtime can be built")
+                            .block_on(future)
+                    })
+                    .expect("a thread can be started");
+            }
+            Executor::Tasks => {
+                tokio::spawn(future);
+            }
+        }
+        Running(running)
+    }
+
+    /// Runs `work`, which may block on the disk, away from the caller's runtime; in a simulation at once, in place.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match self {
+            Executor::Threads => {
+                #[allow(clippy::disallowed_methods)] // This is the door the others are sent to.
+                let ended = tokio::task::spawn_blocking(work).await;
+                match ended {
+                    Ok(value) => value,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The runtime is going down before the work began; the caller is dropped with it.
+                        Err(_) => std::future::pending().await,
+                    },
+                }
+            }
+            Executor::Tasks => work(),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! TCP: tokio's sockets, or turmoil's in a simulation.
+//!
+//! One type for both, told apart by an enum and not by a trait object: the choice is one branch per call. Streams have
+//! `TCP_NODELAY` set (callers batch by themselves), listeners `SO_REUSEADDR` (a restarted broker takes its port back at
+//! once).
+#![allow(clippy::disallowed_types)] // This is the door the others are sent to.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Connections that the kernel queues for [`Listener::accept`].
+const BACKLOG: u32 = 1024;
+
+/// A network. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Net(Kind);
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Real,
+    #[cfg(feature = "simulation")]
+    Simulated,
+}
+
+impl Net {
+    /// The machine's network.
+    pub fn real() -> Net {
+        Net(Kind::Real)
+    }
+
+    /// The network of the turmoil simulation in whose host the caller runs.
+    #[cfg(feature = "simulation")]
+    pub fn turmoil() -> Net {
+        Net(Kind::Simulated)
+    }
+
+    /// Listens on `address`; port 0 picks a free one.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
+        match self.0 {
+            Kind::Real => {
+                let socket = match address {
+                    SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+                    SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+                };
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)?;
+                Ok(Listener(ListenerKind::Real(socket.listen(BACKLOG)?)))
+            }
+            #[cfg(feature = "simulation")]
+            Kind::Simulated => Ok(Listener(ListenerKind::Simulated(turmoil::net::TcpListener::bind(address).await?))),
+        }
+    }
+
+    /// Connects to `address`, written `host:port`; the host may be a DNS name. Has no time limit of its own: put
+    /// [`Clock::timeout`](crate::Clock::timeout) around it.
+    pub async fn connect(&self, address: &str) -> io::Result<Stream> {
+        match self.0 {
+            Kind::Real => {
+                let stream = tokio::net::TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream(StreamKind::Real(stream)))
+            }
+            #[cfg(feature = "simulation")]
+            Kind::Simulated => Ok(Stream(StreamKind::Simulated(turmoil::net::TcpStream::connect(address).await?))),
+        }
+    }
+}
+
+/// Accepts connections.
+pub struct Listener(ListenerKind);
+
+enum ListenerKind {
+    Real(tokio::net::TcpListener),
+    #[cfg(feature = "simulation")]
+    Simulated(turmoil::net::TcpListener),
+}
+
+impl Listener {
+    /// Waits for the next connection; the address is the peer's. Cancel-safe. An error concerns one connection or the
+    /// process's limits (too many open files), not the listener: wait a little and go on.
+    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        match &self.0 {
+            ListenerKind::Real(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Stream(StreamKind::Real(stream)), peer))
+            }
+            #[cfg(feature = "simulation")]
+            ListenerKind::Simulated(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Stream(StreamKind::Simulated(stream)), peer))
+            }
+        }
+    }
+
+    /// The address listened on, with the port that was picked.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match &self.0 {
+            ListenerKind::Real(listener) => listener.local_addr(),
+            #[cfg(feature = "simulation")]
+            ListenerKind::Simulated(listener) => listener.local_addr(),
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.local_addr()).finish()
+    }
+}
+
+/// One TCP connection.
+#[derive(Debug)]
+pub struct Stream(StreamKind);
+
+#[derive(Debug)]
+enum StreamKind {
+    Real(tokio::net::TcpStream),
+    #[cfg(feature = "simulation")]
+    Simulated(turmoil::net::TcpStream),
+}
+
+impl Stream {
+    /// Splits into a half that reads and a half that writes, each movable to its own task. Dropping the write half
+    /// closes that direction.
+    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self.0 {
+            StreamKind::Real(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf(ReadKind::Real(read)), WriteHalf(WriteKind::Real(write)))
+            }
+            #[cfg(feature = "simulation")]
+            StreamKind::Simulated(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf(ReadKind::Simulated(read)), WriteHalf(WriteKind::Simulated(write)))
+            }
+        }
+    }
+
+    /// The other end's address.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        match &self.0 {
+            StreamKind::Real(stream) => stream.peer_addr(),
+            #[cfg(feature = "simulation")]
+            StreamKind::Simulated(stream) => stream.peer_addr(),
+        }
+    }
+
+    /// This end's address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match &self.0 {
+            StreamKind::Real(stream) => stream.local_addr(),
+            #[cfg(feature = "simulation")]
+            StreamKind::Simulated(stream) => stream.local_addr(),
+        }
+    }
+}
+
+/// The reading half of a [`Stream`].
+#[derive(Debug)]
+pub struct ReadHalf(ReadKind);
+
+#[derive(Debug)]
+enum ReadKind {
+    Real(OwnedReadHalf),
+    #[cfg(feature = "simulation")]
+    Simulated(turmoil::net::tcp::OwnedReadHalf),
+}
+
+/// The writing half of a [`Stream`].
+#[derive(Debug)]
+pub struct WriteHalf(WriteKind);
+
+#[derive(Debug)]
+enum WriteKind {
+    Real(OwnedWriteHalf),
+    #[cfg(feature = "simulation")]
+    Simulated(turmoil::net::tcp::OwnedWriteHalf),
+}
+
+macro_rules! read_through {
+    ($outer:ident, $inner:ident) => {
+        impl AsyncRead for $outer {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                match &mut self.get_mut().0 {
+                    $inner::Real(stream) => Pin::new(stream).poll_read(cx, buf),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => Pin::new(stream).poll_read(cx, buf),
+                }
+            }
+        }
+    };
+}
+
+macro_rules! write_through {
+    ($outer:ident, $inner:ident) => {
+        impl AsyncWrite for $outer {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                match &mut self.get_mut().0 {
+                    $inner::Real(stream) => Pin::new(stream).poll_write(cx, buf),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => Pin::new(stream).poll_write(cx, buf),
+                }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match &mut self.get_mut().0 {
+                    $inner::Real(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+                }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                match &self.0 {
+                    $inner::Real(stream) => stream.is_write_vectored(),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => stream.is_write_vectored(),
+                }
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match &mut self.get_mut().0 {
+                    $inner::Real(stream) => Pin::new(stream).poll_flush(cx),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => Pin::new(stream).poll_flush(cx),
+                }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match &mut self.get_mut().0 {
+                    $inner::Real(stream) => Pin::new(stream).poll_shutdown(cx),
+                    #[cfg(feature = "simulation")]
+                    $inner::Simulated(stream) => Pin::new(stream).poll_shutdown(cx),
+                }
+            }
+        }
+    };
+}
+
+read_through!(Stream, StreamKind);
+read_through!(ReadHalf, ReadKind);
+write_through!(Stream, StreamKind);
+write_through!(WriteHalf, WriteKind);
