@@ -78,3 +78,41 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn simulated_time_passes_only_by_waiting() {
+        let clock = Clock::simulated();
+        assert_eq!((clock.wall_ms(), clock.monotonic()), (SIMULATED_START_MS, Duration::ZERO));
+        clock.sleep(Duration::from_secs(3600)).await;
+        assert_eq!((clock.wall_ms(), clock.monotonic()), (SIMULATED_START_MS + 3_600_000, Duration::from_secs(3600)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_moves_the_wall_clock_of_all_clones_and_no_other() {
+        let (clock, other) = (Clock::simulated(), Clock::simulated());
+        clock.clone().step_wall(-5000);
+        assert_eq!((clock.wall_ms(), clock.monotonic()), (SIMULATED_START_MS - 5000, Duration::ZERO));
+        assert_eq!(other.wall_ms(), SIMULATED_START_MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_ends_what_takes_too_long() {
+        let clock = Clock::simulated();
+        let second = Duration::from_secs(1);
+        assert_eq!(clock.timeout(second, std::future::pending::<()>()).await, None);
+        assert_eq!(clock.monotonic().as_secs(), 1);
+        assert_eq!(clock.timeout(second, async { 7 }).await, Some(7));
+    }
+
+    #[test]
+    fn the_real_clock_is_past_the_day_this_was_written() {
+        let clock = Clock::real();
+        assert!(clock.wall_ms() > SIMULATED_START_MS);
+        let before = clock.monotonic();
+        assert!(clock.monotonic() >= before);
+    }
+}

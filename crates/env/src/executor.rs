@@ -78,3 +78,73 @@ impl Executor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn both_kinds_run_to_the_end() {
+        for executor in [Executor::Threads, Executor::Tasks] {
+            // On a thread too there is a runtime, with timers and channels.
+            let running = executor.run("test", async {
+                tokio::task::yield_now().await;
+                41 + 1
+            });
+            assert_eq!(running.ended().await, Some(42));
+            assert_eq!(executor.blocking(|| 43).await, 43);
+        }
+    }
+
+    #[tokio::test]
+    async fn threads_are_named_and_tasks_stay() {
+        let name = || std::thread::current().name().map(str::to_owned);
+        let here = name();
+        assert_eq!(
+            Executor::Threads.run("writer", async move { name() }).ended().await,
+            Some(Some("writer".to_owned()))
+        );
+        assert_eq!(Executor::Tasks.run("writer", async move { name() }).ended().await, Some(here.clone()));
+        assert_eq!(Executor::Tasks.blocking(name).await, here);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_to_who_waits() {
+        for executor in [Executor::Threads, Executor::Tasks] {
+            let running = executor.run("test", async { panic!("this panic belongs to the test") });
+            assert_eq!(running.ended().await, None::<()>);
+        }
+    }
+
+    #[test]
+    fn tasks_interleave_the_same_every_time() {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let order = Arc::new(Mutex::new(Vec::new()));
+                let running: Vec<Running<()>> = (0..5)
+                    .map(|task| {
+                        let order = Arc::clone(&order);
+                        Executor::Tasks.run("test", async move {
+                            for step in 0..=task {
+                                order.lock().push((task, step));
+                                tokio::task::yield_now().await;
+                            }
+                        })
+                    })
+                    .collect();
+                for task in running {
+                    task.ended().await.unwrap();
+                }
+                Arc::into_inner(order).unwrap().into_inner()
+            })
+        };
+        let first = run();
+        assert_eq!(first.len(), 15);
+        assert_eq!(first, run());
+    }
+}

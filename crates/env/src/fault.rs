@@ -6,7 +6,9 @@
 #[cfg(debug_assertions)]
 use std::collections::BTreeMap;
 #[cfg(debug_assertions)]
-use std::sync::Arc;
+use std::ffi::OsString;
+#[cfg(debug_assertions)]
+use std::sync::{Arc, LazyLock};
 
 #[cfg(debug_assertions)]
 use parking_lot::Mutex;
@@ -16,6 +18,10 @@ type Action = Arc<dyn Fn() + Send + Sync>;
 
 #[cfg(debug_assertions)]
 static ARMED: Mutex<BTreeMap<String, Action>> = Mutex::new(BTreeMap::new());
+
+/// Read once: points lie on hot paths.
+#[cfg(debug_assertions)]
+static KILLED_AT: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os(KILL_AT));
 
 /// Environment variable that names a point at which a debug build aborts itself as by SIGKILL: `RAFTMQ_FAULT=name`.
 pub const KILL_AT: &str = "RAFTMQ_FAULT";
@@ -39,7 +45,7 @@ pub fn pass(name: &str) {
     if let Some(action) = action {
         action();
     }
-    if std::env::var_os(KILL_AT).is_some_and(|point| point == name) {
+    if KILLED_AT.as_ref().is_some_and(|point| point == name) {
         std::process::abort();
     }
 }
@@ -51,4 +57,27 @@ macro_rules! fault {
         #[cfg(debug_assertions)]
         $crate::fault::pass($name);
     };
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn an_armed_point_strikes_each_time_until_disarmed() {
+        let strikes = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&strikes);
+        fault!("tests.a_point");
+        arm("tests.a_point", move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        fault!("tests.a_point");
+        fault!("tests.another_point");
+        fault!("tests.a_point");
+        disarm("tests.a_point");
+        fault!("tests.a_point");
+        assert_eq!(strikes.load(Ordering::Relaxed), 2);
+    }
 }

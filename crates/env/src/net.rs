@@ -252,3 +252,103 @@ read_through!(Stream, StreamKind);
 read_through!(ReadHalf, ReadKind);
 write_through!(Stream, StreamKind);
 write_through!(WriteHalf, WriteKind);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Answers one connection with what it sends, until it stops sending.
+    async fn echo_once(listener: &Listener) -> io::Result<SocketAddr> {
+        let (stream, peer) = listener.accept().await?;
+        let (mut read, mut write) = stream.into_split();
+        tokio::io::copy(&mut read, &mut write).await?;
+        write.shutdown().await?;
+        Ok(peer)
+    }
+
+    /// Sends through a whole stream and through its halves, hangs up, and returns all that came back.
+    async fn converse(mut stream: Stream) -> io::Result<Vec<u8>> {
+        stream.write_all(b"one ").await?;
+        let mut buffers = [IoSlice::new(b"two "), IoSlice::new(b"three ")];
+        let mut rest = &mut buffers[..];
+        while !rest.is_empty() {
+            let written = stream.write_vectored(rest).await?;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        let mut answer = vec![0; 8];
+        stream.read_exact(&mut answer).await?;
+        let (mut read, mut write) = stream.into_split();
+        write.write_all(b"four").await?;
+        write.shutdown().await?;
+        read.read_to_end(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn real_sockets_carry_bytes_both_ways() {
+        let net = Net::real();
+        let listener = net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // By address and by name.
+        for host in ["127.0.0.1", "localhost"] {
+            let stream = net.connect(&format!("{host}:{}", address.port())).await.unwrap();
+            assert!(stream.is_write_vectored());
+            assert_eq!(stream.peer_addr().unwrap(), address);
+            let client = stream.local_addr().unwrap();
+            let (peer, answer) = tokio::join!(echo_once(&listener), converse(stream));
+            assert_eq!(peer.unwrap(), client);
+            assert_eq!(answer.unwrap(), b"one two three four");
+        }
+    }
+
+    #[tokio::test]
+    async fn real_sockets_do_not_wait_for_more_to_send() {
+        let net = Net::real();
+        let listener = net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (connected, accepted) = tokio::join!(net.connect(&address), listener.accept());
+        for stream in [connected.unwrap(), accepted.unwrap().0] {
+            match stream.0 {
+                StreamKind::Real(stream) => assert!(stream.nodelay().unwrap()),
+                #[cfg(feature = "simulation")]
+                StreamKind::Simulated(_) => unreachable!("made by a real network"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_can_be_taken_back_at_once() {
+        let net = Net::real();
+        let listener = net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let by_name = address.to_string();
+        let (connected, accepted) = tokio::join!(net.connect(&by_name), listener.accept());
+        // The side that closes first keeps the port in TIME_WAIT.
+        drop(accepted);
+        drop(listener);
+        assert_eq!(connected.unwrap().read(&mut [0]).await.unwrap(), 0);
+        net.listen(address).await.unwrap();
+    }
+
+    #[cfg(feature = "simulation")]
+    #[test]
+    fn simulated_sockets_carry_bytes_both_ways() {
+        let mut simulation = turmoil::Builder::new().build();
+        simulation.host("server", || async {
+            let listener = Net::turmoil().listen("0.0.0.0:9876".parse()?).await?;
+            loop {
+                echo_once(&listener).await?;
+            }
+        });
+        simulation.client("client", async {
+            let stream = Net::turmoil().connect("server:9876").await?;
+            assert_eq!(stream.peer_addr()?.port(), 9876);
+            assert_eq!(converse(stream).await?, b"one two three four");
+            assert!(Net::turmoil().connect("server:1").await.is_err());
+            Ok(())
+        });
+        simulation.run().unwrap();
+    }
+}

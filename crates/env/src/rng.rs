@@ -51,3 +51,43 @@ impl Rng {
         self.0.lock().fill(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(rng: &Rng) -> (u64, u64, bool, u64, [u8; 5]) {
+        let mut bytes = [0; 5];
+        rng.fill(&mut bytes);
+        (rng.u64(), rng.below(1000), rng.chance(1, 2), rng.f64().to_bits(), bytes)
+    }
+
+    #[test]
+    fn a_seed_decides_everything() {
+        assert_eq!(draw(&Rng::seeded(3)), draw(&Rng::seeded(3)));
+        assert_ne!(draw(&Rng::seeded(3)), draw(&Rng::seeded(4)));
+        assert_ne!(draw(&Rng::from_entropy()), draw(&Rng::from_entropy()));
+    }
+
+    #[test]
+    fn clones_share_a_stream_and_forks_have_their_own() {
+        let rng = Rng::seeded(3);
+        let clone = rng.clone();
+        let together = [rng.u64(), clone.u64()];
+        let alone = Rng::seeded(3);
+        assert_eq!(together, [alone.u64(), alone.u64()]);
+        // What is drawn from a fork does not move the original.
+        let (a, b) = (Rng::seeded(9), Rng::seeded(9));
+        let (fork_a, fork_b) = (a.fork(), b.fork());
+        assert_eq!(fork_a.u64(), fork_b.u64());
+        fork_a.u64();
+        assert_eq!(a.u64(), b.u64());
+    }
+
+    #[test]
+    fn chances_and_bounds_are_kept() {
+        let rng = Rng::seeded(1);
+        assert!((0..100).all(|_| rng.below(3) < 3 && (0.0..1.0).contains(&rng.f64())));
+        assert!((0..100).all(|_| rng.chance(1, 1) && !rng.chance(0, 1)));
+    }
+}

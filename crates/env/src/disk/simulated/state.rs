@@ -196,6 +196,13 @@ impl State {
         file == ROOT || self.directories.contains(&file)
     }
 
+    /// Whether `file` is `directory` or somewhere below it.
+    fn is_in(&self, file: FileId, directory: FileId) -> bool {
+        let mut below = BTreeSet::new();
+        self.current.reach(directory, &mut below);
+        below.contains(&file)
+    }
+
     pub(super) fn find_directory(&self, path: &Path) -> io::Result<FileId> {
         let found = self.find(path)?;
         if self.is_directory(found) { Ok(found) } else { Err(io::ErrorKind::NotADirectory.into()) }
@@ -260,19 +267,19 @@ impl State {
     }
 
     pub(super) fn plan_rename(&self, from: &Path, to: &Path) -> io::Result<Option<Operation>> {
-        let moved = self.find(from)?;
+        // The order of checks is Linux's.
         let (from_spot, to_spot) = (self.spot(from)?, self.spot(to)?);
+        let moved = self.find(from)?;
         if from_spot == to_spot {
             return Ok(None);
         }
-        if self.is_directory(moved) {
-            let mut below = BTreeSet::new();
-            self.current.reach(moved, &mut below);
-            if below.contains(&to_spot.directory) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
+        if self.is_in(to_spot.directory, moved) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
         if let Some(replaced) = self.current.get(to_spot.directory, &to_spot.name) {
+            if self.is_in(from_spot.directory, replaced) {
+                return Err(io::ErrorKind::DirectoryNotEmpty.into());
+            }
             match (self.is_directory(moved), self.is_directory(replaced)) {
                 (true, false) => return Err(io::ErrorKind::NotADirectory.into()),
                 (false, true) => return Err(io::ErrorKind::IsADirectory.into()),
