@@ -280,6 +280,30 @@ fn a_crash_ends_handles_and_locks_and_so_does_a_kill() {
 }
 
 #[test]
+fn what_is_left_of_a_dead_process_reaches_the_disk_no_more() {
+    let disk = disk();
+    durable(&disk, "/f", b"data");
+    let process: Arc<dyn Disk> = Arc::new(disk.mount());
+    now(process.create_dir_all(Path::new("/d"))).unwrap();
+    disk.crash_keeping(|_| true);
+    assert!(now(process.open(Path::new("/f"), Open::Existing)).is_err());
+    assert!(now(process.rename(Path::new("/f"), Path::new("/g"))).is_err());
+    assert!(now(process.lock(Path::new("/LOCK"))).is_err());
+    assert_eq!(now(now(disk.mount().open(Path::new("/f"), Open::Existing)).unwrap().read_at(0, 9)).unwrap(), "data");
+}
+
+#[test]
+fn only_a_power_failure_changes_the_boot_id() {
+    let disk = disk();
+    let before = disk.boot_id().unwrap();
+    disk.process_kill();
+    assert_eq!(disk.boot_id().unwrap(), before);
+    disk.crash(&Rng::seeded(1));
+    assert_ne!(disk.boot_id().unwrap(), before);
+    assert_eq!(disk.fork().boot_id().unwrap(), disk.boot_id().unwrap());
+}
+
+#[test]
 fn a_kill_keeps_everything_and_makes_nothing_durable() {
     let disk = disk();
     let file = open(&disk, "/f");

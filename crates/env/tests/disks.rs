@@ -90,6 +90,7 @@ on_both_disks! {
     a_view_follows_a_growing_file,
     a_view_is_never_cut_from_beyond_a_new_end,
     space_is_known,
+    a_boot_has_a_name,
 }
 
 async fn opening_creates_or_refuses_as_told(world: World) {
@@ -291,6 +292,11 @@ async fn a_view_is_never_cut_from_beyond_a_new_end(world: World) {
 async fn space_is_known(world: World) {
     let space = world.disk.space(&world.directory).await.unwrap();
     assert!(space.free_bytes <= space.total_bytes && space.total_bytes > 0);
+}
+
+async fn a_boot_has_a_name(world: World) {
+    let name = world.disk.boot_id().unwrap();
+    assert!(!name.is_empty() && name == world.disk.boot_id().unwrap());
 }
 
 /// A random call. Paths come from a handful of names, so that calls meet.

@@ -71,6 +71,10 @@ pub trait Disk: Send + Sync + Debug + 'static {
 
     /// Free and total bytes of the file system that holds `path`.
     fn space<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Space>>;
+
+    /// Names the present run of the machine. While it stays the same there was no power failure, and bytes
+    /// written but never synced are still there, unless a sync failed.
+    fn boot_id(&self) -> io::Result<String>;
 }
 
 /// Free and total bytes of a file system.

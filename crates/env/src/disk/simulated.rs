@@ -42,7 +42,14 @@ const DEFAULT_CAPACITY_BYTES: u64 = 1 << 40;
 
 /// A simulated disk. Clones are the same disk; [`SimDisk::fork`] makes another one.
 #[derive(Clone)]
-pub struct SimDisk(Arc<Mutex<Machine>>);
+pub struct SimDisk {
+    machine: Arc<Mutex<Machine>>,
+    /// Whose calls these are; `None`: the test's own, which outlive crashes.
+    process: Option<Process>,
+}
+
+/// The processes that ran on a disk, one after the other: each crash or kill ends one and begins the next.
+type Process = u64;
 
 /// How long calls take: each a random time between half and one and a half of what is set here. Zero: no time at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,8 +65,10 @@ pub struct Latency {
 /// A disk and what goes on around it.
 struct Machine {
     state: State,
-    /// Handles and locks remember the boot they were made in; only those of the current one work.
-    boot: u64,
+    /// Handles and locks remember the process that made them; only those of the current one work.
+    process: Process,
+    /// Power failures so far. A killed process does not reboot the machine.
+    boots: u64,
     /// How many handles each file has.
     handles: BTreeMap<FileId, u64>,
     locks: BTreeSet<FileId>,
@@ -106,13 +115,14 @@ impl Misfortune {
 impl SimDisk {
     /// An empty disk. `rng` decides what the test leaves open: latencies, how much of a failing write is written.
     pub fn new(rng: Rng) -> SimDisk {
-        SimDisk::with(State::default(), rng)
+        SimDisk::with(State::default(), 0, rng)
     }
 
-    fn with(state: State, rng: Rng) -> SimDisk {
-        SimDisk(Arc::new(Mutex::new(Machine {
+    fn with(state: State, boots: u64, rng: Rng) -> SimDisk {
+        let machine = Machine {
             state,
-            boot: 0,
+            process: 0,
+            boots,
             handles: BTreeMap::new(),
             locks: BTreeSet::new(),
             capacity_bytes: DEFAULT_CAPACITY_BYTES,
@@ -121,13 +131,21 @@ impl SimDisk {
             unreadable: Vec::new(),
             recorded: None,
             rng,
-        })))
+        };
+        SimDisk { machine: Arc::new(Mutex::new(machine)), process: None }
+    }
+
+    /// This disk as the present process has it: after the next crash or kill every call fails. What a node gets that
+    /// runs as tasks, which a crash of its disk does not end: no leftover of it may write once its successor runs.
+    pub fn mount(&self) -> SimDisk {
+        SimDisk { machine: Arc::clone(&self.machine), process: Some(self.machine.lock().process) }
     }
 
     /// Another disk with the same files, durable and not. It has no handles, locks, faults, latency or record; its
     /// random numbers start from a fixed seed, so that forking leaves the original's alone.
     pub fn fork(&self) -> SimDisk {
-        SimDisk::with(self.0.lock().state.clone(), Rng::seeded(0))
+        let machine = self.machine.lock();
+        SimDisk::with(machine.state.clone(), machine.boots, Rng::seeded(0))
     }
 }
 
@@ -163,34 +181,31 @@ impl SimDisk {
     /// Power fails; of the unsynced units, numbered from 0 in the order in which they were written, those survive for
     /// which `keep` says so.
     pub fn crash_keeping(&self, keep: impl FnMut(usize) -> bool) {
-        let mut machine = self.0.lock();
+        let mut machine = self.machine.lock();
         let kept: Arc<[bool]> = (0..machine.state.units().len()).map(keep).collect();
-        machine.reboot();
         machine.perform(Operation::Crash { kept });
     }
 
     /// How many units a crash could keep or lose now. With n of them there are at most 2^n states after a crash.
     pub fn unsynced(&self) -> usize {
-        self.0.lock().state.units().len()
+        self.machine.lock().state.units().len()
     }
 
     /// A line for each unit that a crash could keep or lose now, for a test to print when it fails.
     pub fn describe_unsynced(&self) -> Vec<String> {
-        self.0.lock().state.describe_units()
+        self.machine.lock().state.describe_units()
     }
 
     /// The process is killed: its handles and locks are gone; what it wrote stays, as unsynced as before.
     pub fn process_kill(&self) {
-        let mut machine = self.0.lock();
-        machine.reboot();
+        let mut machine = self.machine.lock();
         machine.perform(Operation::ProcessKill);
         machine.state.forget_unreachable(|_| false);
     }
 
     /// The disk is replaced by an empty one, under a running process or between two.
     pub fn wipe(&self) {
-        let mut machine = self.0.lock();
-        machine.reboot();
+        let mut machine = self.machine.lock();
         machine.unreadable.clear();
         machine.perform(Operation::Wipe);
     }
@@ -218,30 +233,30 @@ impl SimDisk {
     /// Reading any byte of `range` of the file `path` fails with EIO, also after a crash, until it is written anew.
     pub fn fail_reads(&self, path: impl AsRef<Path>, range: Range<u64>) {
         let file = self.existing(path);
-        self.0.lock().unreadable.push((file, range));
+        self.machine.lock().unreadable.push((file, range));
     }
 
     /// Inverts bit `bit` (0: the lowest) of the byte at `offset` of the file `path`, durably and at once.
     pub fn flip_bit(&self, path: impl AsRef<Path>, offset: u64, bit: u8) {
         assert!(bit < 8, "a byte has no bit {bit}");
         let file = self.existing(path);
-        self.0.lock().perform(Operation::FlipBit { file, offset, bit });
+        self.machine.lock().perform(Operation::FlipBit { file, offset, bit });
     }
 
     /// Writes that would occupy more than this fail with ENOSPC, after the part that fits. Space is counted in pages of
     /// 4 KiB of the files that have a name or a handle; holes are free, allocated ranges are paid for in advance.
     pub fn set_capacity(&self, bytes: u64) {
-        self.0.lock().capacity_bytes = bytes;
+        self.machine.lock().capacity_bytes = bytes;
     }
 
     /// Makes calls take time, tokio's time.
     pub fn set_latency(&self, latency: Latency) {
-        self.0.lock().latency = latency;
+        self.machine.lock().latency = latency;
     }
 
     /// Takes back all faults that have not struck, the capacity, the latency and unreadable ranges. Damage stays.
     pub fn heal(&self) {
-        let mut machine = self.0.lock();
+        let mut machine = self.machine.lock();
         machine.strikes.clear();
         machine.unreadable.clear();
         machine.capacity_bytes = DEFAULT_CAPACITY_BYTES;
@@ -251,12 +266,12 @@ impl SimDisk {
     fn strike(&self, under: impl AsRef<Path>, nth: u64, misfortune: Misfortune) {
         assert!(nth > 0, "the next call is number 1");
         let under = Path::new("/").join(under);
-        self.0.lock().strikes.push(Strike { under, countdown: nth, misfortune });
+        self.machine.lock().strikes.push(Strike { under, countdown: nth, misfortune });
     }
 
     fn existing(&self, path: impl AsRef<Path>) -> FileId {
         let path = path.as_ref();
-        self.0.lock().state.find(path).unwrap_or_else(|error| panic!("no file {path:?} to damage: {error}"))
+        self.machine.lock().state.find(path).unwrap_or_else(|error| panic!("no file {path:?} to damage: {error}"))
     }
 }
 
@@ -264,18 +279,18 @@ impl SimDisk {
 impl SimDisk {
     /// Starts a new record of all changes.
     pub fn record(&self) {
-        self.0.lock().recorded = Some(Vec::new());
+        self.machine.lock().recorded = Some(Vec::new());
     }
 
     /// The changes since [`SimDisk::record`]; none if it was not called.
     pub fn recorded(&self) -> Vec<Operation> {
-        self.0.lock().recorded.clone().unwrap_or_default()
+        self.machine.lock().recorded.clone().unwrap_or_default()
     }
 
     /// How many changes were recorded so far. A test that notes it at each acknowledgement knows what must survive a
     /// crash after any prefix.
     pub fn recorded_len(&self) -> usize {
-        self.0.lock().recorded.as_ref().map_or(0, Vec::len)
+        self.machine.lock().recorded.as_ref().map_or(0, Vec::len)
     }
 
     /// The disk that was empty before `operations` and to which they happened. For a record that was begun later, fork
@@ -291,32 +306,28 @@ impl SimDisk {
     /// Makes one recorded change happen here. To go through all prefixes of a record, repeat one change at a time and
     /// crash forks.
     pub fn repeat(&self, operation: &Operation) {
-        let mut machine = self.0.lock();
-        if matches!(operation, Operation::Crash { .. } | Operation::ProcessKill | Operation::Wipe) {
-            machine.reboot();
-        }
-        machine.perform(operation.clone());
+        self.machine.lock().perform(operation.clone());
     }
 
     /// All files with their bytes as programs see them: two disks with equal dumps look equal.
     pub fn dump(&self) -> BTreeMap<PathBuf, Bytes> {
-        let machine = self.0.lock();
+        let machine = self.machine.lock();
         machine.state.files().map(|(path, contents)| (path, contents.read(0, usize::MAX).into())).collect()
     }
 
     /// The path that `file` of an [`Operation`] has now, if any.
     pub fn path_of(&self, file: FileId) -> Option<PathBuf> {
-        self.0.lock().state.path_of(file)
+        self.machine.lock().state.path_of(file)
     }
 }
 
 impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let machine = self.0.lock();
+        let machine = self.machine.lock();
         f.debug_struct("SimDisk")
             .field("files", &machine.state.files().count())
             .field("unsynced", &machine.state.units().len())
-            .field("boot", &machine.boot)
+            .field("process", &machine.process)
             .finish_non_exhaustive()
     }
 }
@@ -324,21 +335,28 @@ impl fmt::Debug for SimDisk {
 impl Machine {
     /// Does it, and records it.
     fn perform(&mut self, operation: Operation) {
+        if matches!(operation, Operation::Crash { .. } | Operation::ProcessKill | Operation::Wipe) {
+            self.process += 1;
+            self.handles.clear();
+            self.locks.clear();
+        }
+        if matches!(operation, Operation::Crash { .. }) {
+            self.boots += 1;
+        }
         self.state.apply(&operation);
         if let Some(recorded) = &mut self.recorded {
             recorded.push(operation);
         }
     }
 
-    fn reboot(&mut self) {
-        self.boot += 1;
-        self.handles.clear();
-        self.locks.clear();
+    /// Whether `process` still runs.
+    fn alive(&self, process: Process) -> io::Result<()> {
+        if self.process == process { Ok(()) } else { Err(io::Error::other("this process ended with the crash")) }
     }
 
     fn handle(&mut self, disk: &SimDisk, file: FileId) -> SimFile {
         *self.handles.entry(file).or_default() += 1;
-        SimFile { disk: disk.clone(), file, boot: self.boot }
+        SimFile { disk: disk.clone(), file, process: self.process }
     }
 
     fn forget_unreachable(&mut self) {
@@ -455,7 +473,7 @@ impl SimDisk {
         work: impl FnOnce(&mut Machine) -> io::Result<T>,
     ) -> io::Result<T> {
         let (typical, rng) = {
-            let machine = self.0.lock();
+            let machine = self.machine.lock();
             (taking(&machine.latency), machine.rng.clone())
         };
         if !typical.is_zero() {
@@ -463,7 +481,11 @@ impl SimDisk {
             // The simulated disk lives in tokio's time, as the simulated clock does.
             tokio::time::sleep(typical.mul_f64(0.5 + rng.f64())).await;
         }
-        work(&mut self.0.lock())
+        let mut machine = self.machine.lock();
+        if let Some(process) = self.process {
+            machine.alive(process)?;
+        }
+        work(&mut machine)
     }
 
     async fn change_names(&self, plan: impl FnOnce(&State) -> io::Result<Vec<Operation>>) -> io::Result<()> {
@@ -506,12 +528,12 @@ impl Disk for SimDisk {
     fn lock<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Lock>> {
         async move {
             let handle = self.open(path, Open::OrCreate).await?;
-            let mut machine = self.0.lock();
+            let mut machine = self.machine.lock();
             let file = machine.state.find(path)?;
             if !machine.locks.insert(file) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            Ok(Lock(Box::new(Locked { disk: self.clone(), file, boot: machine.boot, _handle: handle })))
+            Ok(Lock(Box::new(Locked { disk: self.clone(), file, process: machine.process, _handle: handle })))
         }
         .boxed()
     }
@@ -567,6 +589,10 @@ impl Disk for SimDisk {
         .boxed()
     }
 
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(format!("simulated boot {}", self.machine.lock().boots))
+    }
+
     fn space<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Space>> {
         self.call(
             |latency| latency.read,
@@ -584,7 +610,7 @@ impl Disk for SimDisk {
 struct Locked {
     disk: SimDisk,
     file: FileId,
-    boot: u64,
+    process: Process,
     /// The locked file stays while it is locked.
     _handle: Arc<dyn File>,
 }
@@ -597,8 +623,8 @@ impl fmt::Debug for Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        let mut machine = self.disk.0.lock();
-        if machine.boot == self.boot {
+        let mut machine = self.disk.machine.lock();
+        if machine.process == self.process {
             machine.locks.remove(&self.file);
         }
     }
@@ -608,21 +634,13 @@ impl Drop for Locked {
 struct SimFile {
     disk: SimDisk,
     file: FileId,
-    boot: u64,
+    process: Process,
 }
 
 impl SimFile {
-    fn alive(&self, machine: &Machine) -> io::Result<()> {
-        if machine.boot == self.boot {
-            Ok(())
-        } else {
-            Err(io::Error::other("this handle was opened before the crash"))
-        }
-    }
-
     fn now(&self) -> io::Result<MutexGuard<'_, Machine>> {
-        let machine = self.disk.0.lock();
-        self.alive(&machine)?;
+        let machine = self.disk.machine.lock();
+        machine.alive(self.process)?;
         Ok(machine)
     }
 
@@ -633,7 +651,7 @@ impl SimFile {
     ) -> io::Result<T> {
         self.disk
             .call(taking, |machine| {
-                self.alive(machine)?;
+                machine.alive(self.process)?;
                 work(machine)
             })
             .await
@@ -718,14 +736,14 @@ impl File for SimFile {
 
 impl fmt::Debug for SimFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimFile").field("file", &self.file).field("boot", &self.boot).finish_non_exhaustive()
+        f.debug_struct("SimFile").field("file", &self.file).field("process", &self.process).finish_non_exhaustive()
     }
 }
 
 impl Drop for SimFile {
     fn drop(&mut self) {
-        let mut machine = self.disk.0.lock();
-        if machine.boot != self.boot {
+        let mut machine = self.disk.machine.lock();
+        if machine.process != self.process {
             return;
         }
         let handles = machine.handles.get_mut(&self.file).expect("an open file is counted");
