@@ -50,7 +50,7 @@ pub fn pass(name: &str) {
     }
 }
 
-/// A point at which a test may strike; see [`fault`](crate::fault).
+/// A point at which a test may strike; see [`fault`](mod@crate::fault).
 #[macro_export]
 macro_rules! fault {
     ($name:literal) => {

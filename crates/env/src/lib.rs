@@ -9,7 +9,7 @@
 //! - [`disk`]: files; [`disk::real`] and [`disk::simulated`], whose crashes lose, tear and reorder unsynced writes.
 //! - [`net`]: TCP, tokio's or turmoil's.
 //! - [`executor`]: a future on a thread of its own (real), or as a task (simulated).
-//! - [`fault`]: named points in the code at which a test may strike.
+//! - [`mod@fault`]: named points in the code at which a test may strike.
 
 pub mod clock;
 pub mod disk;

@@ -112,6 +112,20 @@ fn later_writes_may_survive_earlier_ones() {
 }
 
 #[test]
+fn units_are_numbered_in_the_order_of_the_calls() {
+    let disk = disk();
+    let (a, b) = (durable(&disk, "/a", b"."), durable(&disk, "/b", b"."));
+    write(&b, 0, b"1").unwrap();
+    now(disk.create_dir_all(Path::new("/d"))).unwrap();
+    write(&a, 0, b"2").unwrap();
+    write(&b, 0, b"3").unwrap();
+    assert_eq!(disk.describe_unsynced(), ["/b: bytes 0..1", "/d: created", "/a: bytes 0..1", "/b: bytes 0..1"]);
+    let crashed = disk.fork();
+    crashed.crash_keeping(|unit| unit < 3);
+    assert_eq!(crashed.dump(), dump(&[("/a", b"2"), ("/b", b"1")]));
+}
+
+#[test]
 fn a_longer_file_may_have_its_length_and_not_its_bytes() {
     let disk = disk();
     let file = durable(&disk, "/f", b"");
@@ -331,6 +345,31 @@ fn a_failing_write_leaves_a_part_of_itself() {
         write(&file, 5, [2; 5]).unwrap();
     }
     assert_eq!(parts, (0..=5).collect());
+}
+
+#[test]
+fn a_failing_change_of_length_or_name_has_not_happened() {
+    let disk = disk();
+    let file = durable(&disk, "/f", b"data");
+    disk.fail_write("/f", 2);
+    write(&file, 0, b"D").unwrap();
+    assert!(now(file.set_len(1)).is_err());
+    disk.fail_write("/", 1);
+    assert!(now(file.allocate(100)).is_err());
+    let strikes: [fn(&SimDisk) -> io::Result<()>; 4] = [
+        |disk| now(disk.open(Path::new("/g"), Open::New)).map(drop),
+        |disk| now(disk.create_dir_all(Path::new("/g"))),
+        |disk| now(disk.rename(Path::new("/f"), Path::new("/g"))),
+        |disk| now(disk.remove_file(Path::new("/f"))),
+    ];
+    for strike in strikes {
+        disk.fail_names("/", 1);
+        assert!(strike(&disk).is_err());
+        assert_eq!(disk.dump(), dump(&[("/f", b"Data")]));
+    }
+    disk.fail_names("/elsewhere", 1);
+    now(disk.remove_file(Path::new("/f"))).unwrap();
+    assert_eq!(disk.dump(), dump(&[]));
 }
 
 #[test]

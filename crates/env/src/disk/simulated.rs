@@ -1,13 +1,17 @@
 //! A file system in memory that forgets, tears, fails and lies as real ones do, at the test's command.
 //!
-//! - **Crashes.** [`SimDisk::crash`] is a power failure: what was synced survives, and of the rest a random subset, cut
-//!   at sectors (see [`Operation`] for how). [`SimDisk::crash_keeping`] lets the test choose the subset, to go through
-//!   all of them. [`SimDisk::process_kill`] keeps the data, as the page cache does. All of them invalidate every handle
-//!   and lock from before.
+//! - **Crashes.** [`SimDisk::crash`] is a power failure: what was synced survives, and of the rest a random subset.
+//!   [`SimDisk::crash_keeping`] lets the test choose the subset, to go through all of them. [`SimDisk::process_kill`]
+//!   keeps the data, as the page cache does. All of them invalidate every handle and lock from before.
 //! - **Faults.** The next sync, write or read fails, the disk is full, slow, flips a bit, writes to the wrong place.
 //! - **Every prefix.** [`SimDisk::record`] keeps each change as an [`Operation`]; [`SimDisk::repeat`] makes it happen
 //!   again elsewhere. A test can thus stop a workload after each single call, [`SimDisk::fork`] the disk (cheap:
 //!   copies share their pages), crash the fork, and look at what a restart makes of it.
+//!
+//! The unsynced units, of which a crash keeps any subset: of a write each 512-byte sector it touches and, if it made the
+//! file longer, the new length alone; a change of length or an allocation; a name created, renamed or removed. Those
+//! kept are applied in the order of the calls. A sector makes the file long enough to show it; gaps are zeros. A kept
+//! write may overtake another of the same sector that was lost, which is crueller than a page cache.
 //!
 //! Deterministic: the same calls, in the same order, on a disk with the same seed, give the same bytes.
 
@@ -39,6 +43,9 @@ use crate::Rng;
 
 /// Size of a disk whose [`SimDisk::set_capacity`] was never called.
 const DEFAULT_CAPACITY_BYTES: u64 = 1 << 40;
+
+/// Longer files are refused, as on real disks.
+const MAX_FILE_BYTES: u64 = i64::MAX as u64;
 
 /// A simulated disk. Clones are the same disk; [`SimDisk::fork`] makes another one.
 #[derive(Clone)]
@@ -93,21 +100,28 @@ struct Strike {
 enum Misfortune {
     FailSync,
     FailWrite,
+    FailNames,
     Misdirect { file: FileId, offset: u64 },
 }
 
-/// What a strike waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a strike may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Sync,
     Write,
+    /// Cutting, extending, allocating.
+    Length,
+    /// Creating, renaming, removing.
+    Names,
 }
 
 impl Misfortune {
-    fn strikes(&self) -> Call {
+    fn strikes(&self, call: Call) -> bool {
         match self {
-            Misfortune::FailSync => Call::Sync,
-            Misfortune::FailWrite | Misfortune::Misdirect { .. } => Call::Write,
+            Misfortune::FailSync => call == Call::Sync,
+            Misfortune::FailWrite => matches!(call, Call::Write | Call::Length),
+            Misfortune::FailNames => call == Call::Names,
+            Misfortune::Misdirect { .. } => call == Call::Write,
         }
     }
 }
@@ -219,9 +233,16 @@ impl SimDisk {
         self.strike(under, nth, Misfortune::FailSync);
     }
 
-    /// The `nth` write from now (1: the next) under `under` fails with EIO after a random part of it is written.
+    /// The `nth` write or change of length from now (1: the next) under `under` fails with EIO. Of a write a random part
+    /// is written; a length stays as it was.
     pub fn fail_write(&self, under: impl AsRef<Path>, nth: u64) {
         self.strike(under, nth, Misfortune::FailWrite);
+    }
+
+    /// The `nth` creation, renaming or removal from now (1: the next) of a name under `under` fails with EIO, and nothing
+    /// has happened. A rename counts where its source is.
+    pub fn fail_names(&self, under: impl AsRef<Path>, nth: u64) {
+        self.strike(under, nth, Misfortune::FailNames);
     }
 
     /// The `nth` write from now (1: the next) under `under` goes to `offset` of the file `onto` instead, and succeeds.
@@ -371,9 +392,14 @@ impl Machine {
         }
         // A file without a name is nowhere but on the disk.
         let path = self.state.path_of(file).unwrap_or_else(|| PathBuf::from("/"));
+        self.struck_at(call, &path)
+    }
+
+    fn struck_at(&mut self, call: Call, path: &Path) -> Option<Misfortune> {
+        let path = Path::new("/").join(path);
         let mut struck = None;
         self.strikes.retain_mut(|strike| {
-            if strike.misfortune.strikes() == call && path.starts_with(&strike.under) {
+            if strike.misfortune.strikes(call) && path.starts_with(&strike.under) {
                 strike.countdown -= 1;
                 if strike.countdown == 0 {
                     struck = struck.or(Some(strike.misfortune));
@@ -382,6 +408,22 @@ impl Machine {
             strike.countdown > 0
         });
         struck
+    }
+
+    /// Changes a name, unless it is struck.
+    fn change_name(&mut self, operation: Operation) -> io::Result<()> {
+        let (Operation::CreateFile { path }
+        | Operation::CreateDirectory { path }
+        | Operation::Rename { from: path, .. }
+        | Operation::Remove { path }) = &operation
+        else {
+            unreachable!("{operation:?} changes no name")
+        };
+        if self.struck_at(Call::Names, path).is_some() {
+            return Err(Errno::IO.into());
+        }
+        self.perform(operation);
+        Ok(())
     }
 
     fn free_pages(&self) -> u64 {
@@ -404,7 +446,7 @@ impl Machine {
         if asked == 0 {
             return Ok(());
         }
-        if offset.checked_add(asked as u64).is_none_or(|end| end > i64::MAX as u64) {
+        if offset.checked_add(asked as u64).is_none_or(|end| end > MAX_FILE_BYTES) {
             return Err(Errno::FBIG.into());
         }
         let (mut file, mut offset, mut len, mut result) = (file, offset, asked, Ok(()));
@@ -414,7 +456,7 @@ impl Machine {
                 result = Err(Errno::IO.into());
             }
             Some(Misfortune::Misdirect { file: other, offset: elsewhere }) => (file, offset) = (other, elsewhere),
-            Some(Misfortune::FailSync) | None => {}
+            Some(Misfortune::FailSync | Misfortune::FailNames) | None => {}
         }
         if self.capacity_bytes < DEFAULT_CAPACITY_BYTES
             && let Some(contents) = self.state.contents(file)
@@ -430,6 +472,34 @@ impl Machine {
             self.written_anew(file, offset..offset + len as u64);
         }
         result
+    }
+
+    fn set_len(&mut self, file: FileId, len: u64) -> io::Result<()> {
+        self.may_become(file, len)?;
+        self.perform(Operation::SetLen { file, len });
+        Ok(())
+    }
+
+    fn allocate(&mut self, file: FileId, len: u64) -> io::Result<()> {
+        self.may_become(file, len)?;
+        let contents = self.state.contents(file).expect("a file with a handle is there");
+        let mut reserved = contents.clone();
+        reserved.reserve(len);
+        if reserved.occupied_pages() - contents.occupied_pages() > self.free_pages() {
+            return Err(Errno::NOSPC.into());
+        }
+        self.perform(Operation::Allocate { file, len });
+        Ok(())
+    }
+
+    fn may_become(&mut self, file: FileId, len: u64) -> io::Result<()> {
+        if len > MAX_FILE_BYTES {
+            return Err(Errno::FBIG.into());
+        }
+        if self.struck(Call::Length, file).is_some() {
+            return Err(Errno::IO.into());
+        }
+        Ok(())
     }
 
     /// A sector that could not be read is replaced when it is written.
@@ -491,12 +561,7 @@ impl SimDisk {
     async fn change_names(&self, plan: impl FnOnce(&State) -> io::Result<Vec<Operation>>) -> io::Result<()> {
         self.call(
             |latency| latency.write,
-            |machine| {
-                for operation in plan(&machine.state)? {
-                    machine.perform(operation);
-                }
-                Ok(())
-            },
+            |machine| plan(&machine.state)?.into_iter().try_for_each(|operation| machine.change_name(operation)),
         )
         .await
     }
@@ -513,7 +578,7 @@ impl Disk for SimDisk {
                     Ok(file) => file,
                     Err(error) if error.kind() == io::ErrorKind::NotFound && how != Open::Existing => {
                         let create = machine.state.plan_create_file(path)?;
-                        machine.perform(create);
+                        machine.change_name(create)?;
                         machine.state.find(path)?
                     }
                     Err(error) => return Err(error),
@@ -684,39 +749,11 @@ impl File for SimFile {
     }
 
     fn set_len<'a>(&'a self, len: u64) -> BoxFuture<'a, io::Result<()>> {
-        let file = self.file;
-        self.call(
-            |latency| latency.write,
-            move |machine| {
-                if len > i64::MAX as u64 {
-                    return Err(Errno::FBIG.into());
-                }
-                machine.perform(Operation::SetLen { file, len });
-                Ok(())
-            },
-        )
-        .boxed()
+        self.call(|latency| latency.write, move |machine| machine.set_len(self.file, len)).boxed()
     }
 
     fn allocate<'a>(&'a self, len: u64) -> BoxFuture<'a, io::Result<()>> {
-        let file = self.file;
-        self.call(
-            |latency| latency.write,
-            move |machine| {
-                if len > i64::MAX as u64 {
-                    return Err(Errno::FBIG.into());
-                }
-                let contents = machine.state.contents(file).expect("a file with a handle is there");
-                let mut reserved = contents.clone();
-                reserved.reserve(len);
-                if reserved.occupied_pages() - contents.occupied_pages() > machine.free_pages() {
-                    return Err(Errno::NOSPC.into());
-                }
-                machine.perform(Operation::Allocate { file, len });
-                Ok(())
-            },
-        )
-        .boxed()
+        self.call(|latency| latency.write, move |machine| machine.allocate(self.file, len)).boxed()
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -3,15 +3,8 @@
 //! Pure: every change is an [`Operation`] and the same operations give the same state. Decisions (does this call fail?
 //! is there room?) are made before, by the caller, so that an operation is what happened and not what was asked for.
 //!
-//! A change stays *unsynced* until a sync makes it durable. At a crash each unsynced change is cut into units, and any
-//! subset of the units survives:
-//!
-//! - a write: each 512-byte sector it touches; if it made the file longer, also the new length alone;
-//! - a change of length, an allocation: as a whole;
-//! - a name created, renamed or removed: as a whole.
-//!
-//! Survivors are applied in the order they were made. A surviving sector makes the file long enough to show it; what
-//! lies between is zeros.
+//! A change stays *unsynced* until a sync makes it durable. At a crash each unsynced change is cut into [`Unit`]s, and
+//! any subset of them survives: see the parent module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
