@@ -112,6 +112,17 @@ impl RemotingCommand {
         self
     }
 
+    /// Sets the body to JSON as Java writes it.
+    #[must_use]
+    pub fn with_json(self, body: &(impl serde::Serialize + ?Sized)) -> Self {
+        self.with_body(crate::json::to_vec(body))
+    }
+
+    /// Reads the body as JSON.
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, crate::json::JsonError> {
+        crate::json::from_slice(&self.body)
+    }
+
     /// Sets the error text.
     #[must_use]
     pub fn with_remark(mut self, remark: impl Into<String>) -> Self {

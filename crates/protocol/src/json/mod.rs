@@ -12,3 +12,8 @@ pub(crate) mod write;
 pub use lexer::{JsonError, MAX_DEPTH};
 pub use read::from_slice;
 pub use write::{to_vec, to_vec_legacy};
+
+/// [`to_vec`] as a command's body.
+pub fn to_bytes<T: serde::Serialize + ?Sized>(value: &T) -> bytes::Bytes {
+    to_vec(value).into()
+}
