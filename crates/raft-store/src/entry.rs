@@ -425,7 +425,8 @@ mod tests {
                 if fix && bytes.len() >= HEAD_BYTES {
                     // Past the version and with a plausible count, so that rows are reached.
                     bytes[0] = VERSION;
-                    bytes[4..8].copy_from_slice(&(bytes[4] as u32 % 6).to_le_bytes());
+                    let plausible = u32::from(bytes[4]) % 6;
+                    bytes[4..8].copy_from_slice(&plausible.to_le_bytes());
                     let count = bytes[4] as usize;
                     for row in bytes[HEAD_BYTES..].chunks_mut(ROW_BYTES).take(count) {
                         row[0] = 1 + row[0] % 3;

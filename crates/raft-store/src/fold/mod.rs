@@ -11,7 +11,6 @@
 mod changes;
 mod clock;
 mod pending;
-mod queues;
 mod reader;
 mod rows;
 mod tables;
