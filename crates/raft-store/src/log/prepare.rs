@@ -1,0 +1,154 @@
+//! Preparer: writes zeros into segment files ahead of the log's end, so that the writer overwrites blocks that exist.
+//!
+//! Overwriting is two to three times as fast as growing a file or writing into blocks that are only reserved. The
+//! preparer stays a bounded distance ahead and crosses into the next segment by itself, so that a full segment never
+//! stops the writer. It publishes a piece once the piece is synced, and, of a new file, the directory as well: the
+//! writer may then rely on both.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use env::Env;
+use env::disk::Open;
+use tokio::sync::{Mutex, Notify, watch};
+
+use super::segment::{Segment, zeros};
+use super::state::Shared;
+use crate::position::PhysicalOffset;
+
+/// How many pieces the preparer stays ahead of what was submitted.
+const PIECES_AHEAD: u64 = 2;
+
+/// How far the files are prepared, or why not further.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// The writer may write below this.
+    pub end: PhysicalOffset,
+    /// The last attempt failed; it is repeated when asked for again.
+    pub failed: Option<String>,
+}
+
+/// What writer and preparer share.
+#[derive(Debug)]
+pub struct Preparation {
+    /// Published progress.
+    pub prepared: watch::Sender<Prepared>,
+    /// Somebody wants more to be prepared, or the log is closing.
+    pub wanted: Notify,
+    /// Held while files are made or replaced: the end of what is prepared.
+    pub end: Mutex<PhysicalOffset>,
+}
+
+impl Preparation {
+    /// Everything below `end` counts as prepared.
+    pub fn new(end: PhysicalOffset) -> Preparation {
+        let prepared = watch::Sender::new(Prepared { end, failed: None });
+        Preparation { prepared, wanted: Notify::new(), end: Mutex::new(end) }
+    }
+
+    /// Resolves once everything below `end` is prepared; an error if that was tried and failed.
+    pub async fn reach(&self, end: PhysicalOffset) -> io::Result<()> {
+        let mut prepared = self.prepared.subscribe();
+        if prepared.borrow_and_update().end >= end {
+            return Ok(());
+        }
+        // A failure of before may have gone: only one from now on counts.
+        self.prepared.send_modify(|prepared| prepared.failed = None);
+        self.wanted.notify_one();
+        loop {
+            {
+                let prepared = prepared.borrow_and_update();
+                if prepared.end >= end {
+                    return Ok(());
+                }
+                if let Some(failure) = &prepared.failed {
+                    return Err(io::Error::other(format!("the log's files cannot grow: {failure}")));
+                }
+            }
+            if prepared.changed().await.is_err() {
+                return Err(io::Error::other("the preparer has ended"));
+            }
+        }
+    }
+}
+
+/// Why a piece is not prepared.
+enum Failure {
+    /// A file could not be made: nothing is at stake yet, and it may work later.
+    CannotGrow(io::Error),
+    /// A write or sync failed: the disk is not to be trusted any more.
+    Fatal(io::Error),
+}
+
+/// The future that prepares until the log closes.
+pub async fn run(env: Env, shared: Arc<Shared>, commitlog: PathBuf, piece_bytes: u64) {
+    let preparation = &shared.preparation;
+    while !shared.is_ending() {
+        let mut end = preparation.end.lock().await;
+        if end.0 >= shared.submitted_end().0 + PIECES_AHEAD * piece_bytes {
+            drop(end);
+            preparation.wanted.notified().await;
+            continue;
+        }
+        match prepare_piece(&env, &shared, &commitlog, *end, piece_bytes).await {
+            Ok(prepared) => {
+                *end = prepared;
+                preparation.prepared.send_replace(Prepared { end: prepared, failed: None });
+            }
+            Err(Failure::CannotGrow(error)) => {
+                tracing::error!(%error, at = %*end, "cannot make the log's next file");
+                remove_half_made(&env, &shared, &commitlog, shared.layout.segment_of(*end)).await;
+                preparation.prepared.send_modify(|prepared| prepared.failed = Some(error.to_string()));
+                drop(end);
+                preparation.wanted.notified().await;
+            }
+            Err(Failure::Fatal(error)) => {
+                shared.poison(&format!("preparing a segment failed: {error}"));
+                preparation.prepared.send_modify(|prepared| prepared.failed = Some(error.to_string()));
+            }
+        }
+    }
+}
+
+/// Prepares from `at` to the end of a piece, in a new file if there is none, and returns that end.
+async fn prepare_piece(
+    env: &Env,
+    shared: &Shared,
+    commitlog: &Path,
+    at: PhysicalOffset,
+    piece_bytes: u64,
+) -> Result<PhysicalOffset, Failure> {
+    let layout = shared.layout;
+    let first = layout.segment_of(at);
+    let path = Segment::path(commitlog, first);
+    let end = PhysicalOffset(at.0 + piece_bytes).min(layout.segment_end(at));
+    let is_new = shared.segment(first).is_none();
+    // A handle of its own: the kernel reports a failed write-back once per handle, and the writer must not miss it.
+    let how = if is_new { Open::New } else { Open::Existing };
+    let file = env.disk.open(&path, how).await.map_err(Failure::CannotGrow)?;
+    if is_new {
+        file.allocate(layout.file_bytes()).await.map_err(Failure::CannotGrow)?;
+        file.write_at(0, &zeros(layout.file_offset(at))).await.map_err(Failure::Fatal)?;
+    }
+    file.write_at(layout.file_offset(at), &zeros(end.0 - at.0)).await.map_err(Failure::Fatal)?;
+    env::fault!("log.piece_written");
+    file.sync_data().await.map_err(Failure::Fatal)?;
+    if is_new {
+        env.disk.sync_dir(commitlog).await.map_err(Failure::Fatal)?;
+        env::fault!("log.segment_made");
+        let file = env.disk.open(&path, Open::Existing).await.map_err(Failure::CannotGrow)?;
+        shared.add_segment(Segment { first, file });
+    }
+    Ok(end)
+}
+
+/// A new file that did not get its first piece is removed, so that the next attempt can make it anew.
+async fn remove_half_made(env: &Env, shared: &Shared, commitlog: &Path, first: PhysicalOffset) {
+    if shared.segment(first).is_none()
+        && let Err(error) = env.disk.remove_file(&Segment::path(commitlog, first)).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::error!(%error, segment = %first, "cannot remove a half-made segment file");
+    }
+}
