@@ -118,7 +118,12 @@ impl ExtFields {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        self.entries.iter().position(|entry| entry.name_bytes as usize == name.len() && self.name(entry) == name)
+        // By bytes: slicing a str would look for character boundaries that are known to be there.
+        let text = self.text.as_bytes();
+        let is_named = |entry: &Entry| {
+            entry.name_bytes as usize == name.len() && text[entry.start as usize..].starts_with(name.as_bytes())
+        };
+        self.entries.iter().position(is_named)
     }
 
     fn name(&self, entry: &Entry) -> &str {

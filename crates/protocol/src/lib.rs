@@ -29,7 +29,7 @@
 //!
 //! # Promises
 //!
-//! No bytes make a decoder panic, recurse without bound, or allocate more than a small multiple of their number; each
+//! No bytes make a decoder panic, recurse without bound, or allocate beyond a fixed multiple of their number; each
 //! decoder has a fuzz target. Reading is lenient, writing exact: what the clients in the field send is in the tests.
 
 pub mod batch;

@@ -176,7 +176,8 @@ impl Properties {
     pub fn parse(encoded: &str) -> Self {
         let mut properties = Self(String::with_capacity(encoded.len() + 128));
         for (name, value) in iter(encoded) {
-            properties.set(name, value);
+            properties.remove(name);
+            properties.push(name, &without_separators(value));
         }
         properties
     }
@@ -209,22 +210,18 @@ impl Properties {
     /// Sets a property behind all others; an empty value removes it. The two separators cannot be part of a property and
     /// are left out of it.
     pub fn set(&mut self, name: &str, value: impl std::fmt::Display) {
-        use std::fmt::Write;
-        let name = without_separators(name);
+        let (name, value) = (without_separators(name), value.to_string());
         self.remove(&name);
-        let start = self.0.len();
-        self.0.push_str(&name);
-        self.0.push(NAME_END);
-        let value_start = self.0.len();
-        write!(self.0, "{value}").expect("a string takes any text");
-        if self.0[value_start..].contains(is_separator) {
-            let clean = without_separators(&self.0[value_start..]).into_owned();
-            self.0.truncate(value_start);
-            self.0.push_str(&clean);
-        }
-        if name.is_empty() || self.0.len() == value_start {
-            self.0.truncate(start);
-        } else {
+        self.push(&name, &without_separators(&value));
+    }
+
+    /// Appends a property that is not there, without separators in it.
+    fn push(&mut self, name: &str, value: &str) {
+        if !name.is_empty() && !value.is_empty() {
+            self.0.reserve(name.len() + value.len() + 2);
+            self.0.push_str(name);
+            self.0.push(NAME_END);
+            self.0.push_str(value);
             self.0.push(VALUE_END);
         }
     }
@@ -235,13 +232,13 @@ impl Properties {
         let mut found = None;
         for text in pieces(&self.0) {
             let end = start + text.len() + VALUE_END.len_utf8();
-            if piece(text).is_some_and(|(found, _)| found == name) {
+            // Only `push` writes: whatever begins with name and separator is the property.
+            if text.strip_prefix(name).is_some_and(|rest| rest.starts_with(NAME_END)) {
                 found = Some(start..end);
                 break;
             }
             start = end;
         }
-        // Every piece has its separator, because only `set` writes.
         if let Some(range) = found.clone() {
             self.0.replace_range(range, "");
         }

@@ -131,37 +131,43 @@ impl<'a> Lexer<'a> {
         };
         self.position += 1;
         let start = self.position;
-        loop {
-            match self.input.get(self.position) {
-                Some(&byte) if byte == quote => {
-                    let text = String::from_utf8_lossy(&self.input[start..self.position]);
-                    self.position += 1;
-                    return Ok(text);
-                }
-                Some(b'\\') => return self.escaped_string(start, quote).map(Cow::Owned),
-                Some(_) => self.position += 1,
-                None => return Err(self.unexpected("the closing quote")),
+        self.skip_plain(quote);
+        match self.input.get(self.position) {
+            Some(b'\\') => self.escaped_string(start, quote).map(Cow::Owned),
+            Some(_) => {
+                self.position += 1;
+                Ok(self.raw(start, self.position - 1))
             }
+            None => Err(self.unexpected("the closing quote")),
         }
+    }
+
+    /// Moves to the next quote or backslash, or to the end of the text.
+    fn skip_plain(&mut self, quote: u8) {
+        let rest = &self.input[self.position..];
+        self.position += rest.iter().position(|&byte| byte == quote || byte == b'\\').unwrap_or(rest.len());
     }
 
     /// The rest of a string whose first backslash is at the cursor.
     fn escaped_string(&mut self, start: usize, quote: u8) -> Result<String, JsonError> {
-        let mut text = self.input[start..self.position].to_vec();
+        let mut text = Vec::with_capacity(2 * (self.position - start) + 64);
+        text.extend_from_slice(&self.input[start..self.position]);
         loop {
-            let Some(&byte) = self.input.get(self.position) else {
-                return Err(self.unexpected("the closing quote"));
-            };
-            self.position += 1;
-            match byte {
-                b'\\' => {
+            match self.input.get(self.position) {
+                Some(b'\\') => {
+                    self.position += 1;
                     let character = self.escape()?;
-                    let mut utf8 = [0; 4];
-                    text.extend_from_slice(character.encode_utf8(&mut utf8).as_bytes());
+                    text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
                 }
-                _ if byte == quote => break,
-                _ => text.push(byte),
+                Some(_) => {
+                    self.position += 1;
+                    break;
+                }
+                None => return Err(self.unexpected("the closing quote")),
             }
+            let plain = self.position;
+            self.skip_plain(quote);
+            text.extend_from_slice(&self.input[plain..self.position]);
         }
         Ok(match String::from_utf8(text) {
             Ok(text) => text,
