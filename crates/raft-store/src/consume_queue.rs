@@ -622,10 +622,14 @@ impl UnitFiles {
         Ok(file)
     }
 
-    /// Removes all files and directories, durably; the directory itself stays.
-    pub async fn remove_all(&self) -> io::Result<()> {
+    /// Forgets open files: they are about to be removed.
+    pub fn forget(&self) {
         self.open.lock().files.clear();
         self.named.lock().clear();
+    }
+
+    /// Removes all files and directories, durably; the directory itself stays.
+    pub async fn remove_all(&self) -> io::Result<()> {
         match self.env.disk.remove_dir_all(&self.dir).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed?,

@@ -313,6 +313,11 @@ impl EntryView {
         self.count
     }
 
+    /// Whether there is anything but records.
+    pub fn has_commands(&self) -> bool {
+        !self.core.is_empty() || self.rows().any(|row| row[0] == KIND_TABLES)
+    }
+
     /// Whether a command for the broker's tables is among them, or one that calls on the tables.
     pub fn needs_tables(&self) -> bool {
         self.core.contains(&CoreCommand::Lead) || self.rows().any(|row| row[0] == KIND_TABLES)

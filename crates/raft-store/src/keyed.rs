@@ -32,7 +32,7 @@ pub(crate) type Change = (Vec<u8>, Option<Vec<u8>>);
 pub(crate) const LOCAL: u8 = 0xF0;
 
 /// Rows as of one applied entry.
-pub(crate) trait KeyedStore: Send {
+pub(crate) trait KeyedStore: Send + Sync {
     /// N: all changes up to this entry are in, and no others. `None`: there is nothing here.
     fn boundary(&self) -> Option<Boundary>;
 

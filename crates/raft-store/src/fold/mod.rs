@@ -8,23 +8,37 @@
 //!
 //! One owner: [`Fold`] applies; everybody else reads through [`Reader`].
 
-mod changes;
+pub(crate) mod changes;
 mod clock;
+pub(crate) mod core;
 mod pending;
 mod reader;
-mod rows;
+pub(crate) mod rows;
+pub(crate) mod shared;
 mod tables;
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 
+use self::changes::Changes;
+use self::core::Core;
 pub use self::reader::{PendingCounts, Reader};
+use self::shared::Shared;
 pub use self::tables::{FIRST_TABLES_BYTE, LAST_TABLES_BYTE, RowError, Tables};
+use crate::entry::{CoreCommand, EntryError, EntryView, OperationView, decode_entry};
 use crate::image::Image;
-use crate::log::{Frame, Log};
-use crate::materializer::{Derived, OpenError};
+use crate::log::{Boundary, Cursor, Frame, Kind, Log};
+use crate::materializer::{Derived, Materializer, OpenError};
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+
+/// The newest cluster version that this program knows, and the one a new cluster begins with.
+pub const CLUSTER_VERSION: u32 = 1;
+
+/// Frames begin at multiples of this; a frame's body begins as far behind its own beginning.
+const FRAME_HEAD_BYTES: u64 = 64;
 
 /// What became of one operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,125 +126,315 @@ impl From<ApplyError> for io::Error {
 
 /// What a command of the broker's tables may see and change while it is applied.
 pub struct Apply<'a> {
-    _not_yet: &'a (),
+    id: LogId,
+    core: &'a mut Core,
+    changes: &'a mut Changes,
 }
 
 impl Apply<'_> {
     /// The entry's index.
     pub fn index(&self) -> u64 {
-        0
+        self.id.index
     }
 
     /// Group time at the entry.
     pub fn now(&self) -> Timestamp {
-        Timestamp(0)
+        self.core.now()
     }
 
     /// The version that every member has announced and the group has agreed on.
     pub fn cluster_version(&self) -> u32 {
-        0
+        self.core.cluster_version
     }
 
     /// Sets a row. The key's first byte must be in `FIRST_TABLES_BYTE..=LAST_TABLES_BYTE`: asserted.
     pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        let _ = (key, value);
+        check_tables_key(&key);
+        self.changes.row(key, Some(value));
     }
 
     /// Removes a row, if it is there.
     pub fn delete(&mut self, key: Vec<u8>) {
-        let _ = key;
+        check_tables_key(&key);
+        self.changes.row(key, None);
     }
 
     /// A topic id never given before.
     pub fn allocate_topic_id(&mut self) -> TopicId {
-        TopicId(0)
+        let number = self.core.allocate(rows::allocator_key(None), self.changes);
+        TopicId(u32::try_from(number).expect("fewer than 2^32 topics were ever made"))
     }
 
-    /// A number never given before under this `allocator` (any byte of the broker's choice).
+    /// A number never given before under this `allocator` (any byte of the broker's choice); the first is 0.
     pub fn allocate(&mut self, allocator: u8) -> u64 {
-        u64::from(allocator)
+        self.core.allocate(rows::allocator_key(Some(allocator)), self.changes)
     }
 
     /// Makes the queue, if it is not there, and opens it, if it was closed; its offsets go on where they were.
+    ///
+    /// A record to a queue that was never made makes it too; this is for queues that must be seen empty.
     pub fn ensure_queue(&mut self, queue: QueueId) {
-        let _ = queue;
+        self.core.set_queue_closed(queue, false, self.changes);
     }
 
     /// Refuses further records. Offsets and units stay.
     pub fn close_queue(&mut self, queue: QueueId) {
-        let _ = queue;
+        self.core.set_queue_closed(queue, true, self.changes);
     }
 
     /// First offset, and the one the next record gets.
     pub fn queue_bounds(&self, queue: QueueId) -> Option<(QueueOffset, QueueOffset)> {
-        let _ = queue;
-        None
+        self.core.queue_bounds(queue)
     }
+}
+
+fn check_tables_key(key: &[u8]) {
+    let table = key.first().copied().unwrap_or_default();
+    assert!((FIRST_TABLES_BYTE..=LAST_TABLES_BYTE).contains(&table), "key {key:?} is not the tables'");
 }
 
 /// The owner of the working state.
 pub struct Fold<T: Tables> {
-    reader: Reader<T>,
+    core: Core,
+    tables: Arc<RwLock<T>>,
+    shared: Arc<Shared>,
+    materializer: Materializer,
 }
 
 impl<T: Tables> Fold<T> {
-    /// Restores the state at `derived`'s N and starts the materializer. Frames from N + 1 on are applied next.
+    /// Restores the state at `derived`'s N, or what the log allows if files are damaged, and starts the materializer.
+    /// Frames behind [`Fold::applied`] are applied next.
     ///
-    /// `log` must have been opened with `derived.newest()` as its floor. `tables` is cleared first.
-    pub async fn open(derived: Derived, log: Log, tables: T) -> Result<Fold<T>, OpenError> {
-        let _ = (derived, log, tables);
-        Err(OpenError::Io(io::ErrorKind::Unsupported.into()))
+    /// `log` must have been opened with [`Derived::log_floor`]. If an image was installed and the process ended before
+    /// the log was restarted behind it, that is done here. `tables` is cleared first.
+    pub async fn open(derived: Derived, log: Log, mut tables: T) -> Result<Fold<T>, OpenError> {
+        tables.clear();
+        let env = derived.env().clone();
+        let settled = env.executor.run("derived-open", async move {
+            let settled = derived.settle(&log, &mut tables).await;
+            settled.map(|settled| (settled, log, tables))
+        });
+        let (settled, log, tables) = settled.ended().await.ok_or_else(OpenError::interrupted)??;
+        let (shared, core, materializer) = settled.start(log);
+        Ok(Fold { core, tables: Arc::new(RwLock::new(tables)), shared, materializer })
     }
 
     /// Last applied entry.
     pub fn applied(&self) -> Option<LogId> {
-        self.reader.applied()
+        self.core.applied.map(|applied| applied.id)
     }
 
     /// The last membership and its log id, in RAFT's own encoding; empty if there was none.
     pub fn membership(&self) -> (Option<LogId>, Bytes) {
-        (None, Bytes::new())
+        self.core.membership.clone().map_or((None, Bytes::new()), |(id, bytes)| (Some(id), bytes))
     }
 
     /// Applies the next frame; its operations' outcomes are appended to `outcomes` (none for blank and membership).
     ///
     /// Awaits only when the materializer is too far behind. An error is final: stop the replica.
     pub async fn apply(&mut self, frame: &Frame, outcomes: &mut Vec<Outcome<T::Reply>>) -> Result<(), ApplyError> {
-        let _ = (frame, outcomes);
-        Err(ApplyError::Derived(String::new()))
+        self.check_next(frame);
+        let entry = match frame.kind {
+            Kind::Entry => match decode_entry(&frame.body) {
+                Ok(view) => Some(Ok(view)),
+                Err(EntryError::Malformed(what)) => {
+                    tracing::error!("entry {} is malformed and refused as a whole: {what}", frame.id);
+                    Some(Err(Refusal::Malformed))
+                }
+                Err(EntryError::Unknown(what)) => return Err(ApplyError::Unknown { id: frame.id, what }),
+            },
+            Kind::Membership | Kind::Blank => None,
+            Kind::Padding => panic!("padding is never read from the log"),
+        };
+        if let Some(Ok(view)) = &entry {
+            self.check_known(frame.id, view)?;
+        }
+        self.wait_for_room().await?;
+
+        let began_at = self.core.applied.map_or(PhysicalOffset(0), |applied| applied.end.physical_offset);
+        let boundary = Boundary { id: frame.id, end: end_of(frame) };
+        let shared = self.shared.clone();
+        let mut handoff = shared.handoff.lock();
+        let changes = &mut handoff.accumulating;
+        let mut checkpoint = false;
+        match entry {
+            Some(Ok(view)) => checkpoint = self.apply_entry(frame, &view, changes, outcomes),
+            Some(Err(refusal)) => outcomes.push(Outcome::Refused(refusal)),
+            None if frame.kind == Kind::Membership => {
+                self.core.set_membership(frame.id, frame.body.clone(), changes);
+            }
+            None => {}
+        }
+        changes.ends_at(boundary, began_at.0);
+        if checkpoint {
+            handoff.seal();
+        }
+        let options = &shared.options;
+        let due = checkpoint
+            || handoff.accumulating.log_bytes() >= options.sync_log_bytes
+            || handoff.accumulating.weight_bytes() >= options.sync_changed_bytes;
+        // Before the materializer can take the set: what is durable is never ahead of what is applied.
+        self.core.applied(boundary);
+        drop(handoff);
+        if due {
+            shared.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Frames come in order and without a gap. Positions, not content: asserted.
+    fn check_next(&self, frame: &Frame) {
+        match self.core.applied {
+            None => assert_eq!(frame.id.index, 0, "the first entry is number 0"),
+            Some(applied) => {
+                assert_eq!(frame.id.index, applied.id.index + 1, "{} behind {}", frame.id, applied.id);
+                assert!(frame.id.term >= applied.id.term, "{} behind {}", frame.id, applied.id);
+                assert!(frame.physical_offset >= applied.end.physical_offset, "{} overlaps {}", frame.id, applied.id);
+            }
+        }
+    }
+
+    /// Everything in the entry is known to this version, so that all of it can be applied.
+    fn check_known(&self, id: LogId, view: &EntryView) -> Result<(), ApplyError> {
+        if !view.has_commands() {
+            return Ok(());
+        }
+        let tables = self.tables.read();
+        for operation in view.operations() {
+            match operation {
+                OperationView::Core(CoreCommand::RaiseClusterVersion { version }) if version > CLUSTER_VERSION => {
+                    return Err(ApplyError::Unknown { id, what: format!("cluster version {version}") });
+                }
+                OperationView::Tables(command) if !tables.knows(command) => {
+                    let kind = command.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>();
+                    return Err(ApplyError::Unknown { id, what: format!("tables command {kind}") });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The merged set is bounded: when it is full, waits until the materializer has taken it.
+    async fn wait_for_room(&self) -> Result<(), ApplyError> {
+        /// Checkpoints that may wait for their images.
+        const SEALED: usize = 2;
+        loop {
+            let taken = self.shared.taken.notified();
+            tokio::pin!(taken);
+            taken.as_mut().enable();
+            {
+                let handoff = self.shared.handoff.lock();
+                if let Some(failure) = &handoff.failure {
+                    return Err(ApplyError::Derived(failure.clone()));
+                }
+                let full = handoff.weight_bytes() >= self.shared.options.sync_changed_bytes.saturating_mul(2);
+                if !full && handoff.sealed.len() < SEALED {
+                    return Ok(());
+                }
+            }
+            self.shared.wake.notify_one();
+            taken.await;
+        }
+    }
+
+    /// Applies all operations of an entry. Gives whether an image is to be cut behind it.
+    fn apply_entry(
+        &mut self,
+        frame: &Frame,
+        view: &EntryView,
+        changes: &mut Changes,
+        outcomes: &mut Vec<Outcome<T::Reply>>,
+    ) -> bool {
+        let gap_ms = self.core.advance_time(view.stamp(), changes);
+        let body_at = frame.physical_offset.0 + FRAME_HEAD_BYTES;
+        // Entries of records only, which are nearly all, never wait for a reader of the tables.
+        let mut tables = view.needs_tables().then(|| self.tables.write());
+        let mut checkpoint = false;
+        outcomes.reserve(view.operation_count());
+        for operation in view.operations() {
+            let outcome = match operation {
+                OperationView::Record(record) => {
+                    let at = PhysicalOffset(body_at + u64::from(record.position));
+                    self.core.record(&record, at, changes)
+                }
+                OperationView::Core(command) => {
+                    if command == CoreCommand::Lead {
+                        let tables = tables.as_mut().expect("locked: the entry has a command for them");
+                        let now = self.core.now();
+                        let mut at = Apply { id: frame.id, core: &mut self.core, changes };
+                        tables.lead(now, gap_ms, &mut at);
+                    }
+                    checkpoint |= command == CoreCommand::Checkpoint;
+                    self.core.command(command, gap_ms, changes)
+                }
+                OperationView::Tables(command) => {
+                    let tables = tables.as_mut().expect("locked: the entry has a command for them");
+                    let mut at = Apply { id: frame.id, core: &mut self.core, changes };
+                    Outcome::Tables(tables.apply(command, &mut at))
+                }
+            };
+            outcomes.push(outcome);
+        }
+        checkpoint
     }
 
     /// A handle for reading, from any thread.
     pub fn reader(&self) -> Reader<T> {
-        self.reader.clone()
+        Reader::new(self.shared.clone(), self.tables.clone())
     }
 
     /// Complete images on disk, oldest first.
     pub async fn images(&self) -> io::Result<Vec<Image>> {
-        Ok(Vec::new())
+        self.materializer.images().await
     }
 
     /// The newest complete image.
     pub async fn newest_image(&self) -> io::Result<Option<Image>> {
-        Ok(None)
+        Ok(self.materializer.images().await?.pop())
     }
 
     /// Verifies an image received from a peer, makes it durable, and replaces all derived state by it: after a crash
     /// at any moment either the old state or the image is found. It must be newer than what is applied.
     ///
-    /// The caller then restarts the log behind `Image::boundary`; at the next start [`Derived::newest`] says so again.
+    /// The caller then restarts the log behind `Image::boundary`; if the process ends before, [`Fold::open`] does it.
+    /// An error after the image has its name is final: stop the replica.
     pub async fn install_image(&mut self, image: Bytes) -> io::Result<Image> {
-        let _ = image;
-        Err(io::ErrorKind::Unsupported.into())
+        let received = self.materializer.receive_image(image, self.core.applied).await?;
+        let replaced = self
+            .core
+            .replaced_queues(&received.core)
+            .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+        let image = self.materializer.install(received.image, replaced).await?;
+        let at_bound: std::collections::BTreeMap<QueueId, QueueOffset> =
+            received.core.queues.iter().map(|(id, row)| (*id, row.next)).collect();
+        {
+            let mut tables = self.tables.write();
+            tables.clear();
+            for (key, value) in &received.tables {
+                tables.restore(key, value).map_err(io::Error::other)?;
+            }
+        }
+        self.core = Core::restored(self.shared.clone(), received.core, Some(image.boundary), |id| at_bound[&id]);
+        for queue in self.shared.queues.read().values() {
+            queue.wake();
+        }
+        Ok(image)
     }
 
     /// Makes the state durable up to what is applied now.
     pub async fn derived_sync(&self) -> io::Result<()> {
-        Ok(())
+        self.materializer.sync().await
     }
 
     /// A last derived sync, so that the next start replays nothing; then stops the materializer.
     pub async fn close(self) -> io::Result<()> {
-        Ok(())
+        self.materializer.close().await
     }
+}
+
+/// The place behind a frame.
+fn end_of(frame: &Frame) -> Cursor {
+    let end = frame.physical_offset.0 + FRAME_HEAD_BYTES + frame.body.len() as u64;
+    Cursor { physical_offset: PhysicalOffset(end.next_multiple_of(FRAME_HEAD_BYTES)), chain: frame.chain }
 }

@@ -1,15 +1,16 @@
 //! Reading the folded state, from any thread, without entering apply.
 
 use std::io;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::RwLockReadGuard;
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
-use crate::consume_queue::{Queue, Unit};
-use crate::fold::Tables;
+use super::Tables;
+use super::shared::Shared;
+use crate::consume_queue::{Queue, Unit, UnitsError};
+use crate::materializer::DerivedStats;
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 
 /// How much waits to become visible.
@@ -24,76 +25,115 @@ pub struct PendingCounts {
 }
 
 /// A view of the folded state. Cheap to clone.
-pub struct Reader<T>(PhantomData<fn() -> T>);
+#[derive(Debug)]
+pub struct Reader<T> {
+    shared: Arc<Shared>,
+    tables: Arc<RwLock<T>>,
+}
 
 impl<T> Clone for Reader<T> {
     fn clone(&self) -> Reader<T> {
-        Reader(PhantomData)
+        Reader { shared: self.shared.clone(), tables: self.tables.clone() }
     }
 }
 
 impl<T: Tables> Reader<T> {
+    pub(crate) fn new(shared: Arc<Shared>, tables: Arc<RwLock<T>>) -> Reader<T> {
+        Reader { shared, tables }
+    }
+
     /// Last applied entry.
     pub fn applied(&self) -> Option<LogId> {
-        None
+        *self.shared.applied.borrow()
     }
 
     /// Watches the last applied entry.
     pub fn watch_applied(&self) -> watch::Receiver<Option<LogId>> {
-        watch::channel(None).1
+        self.shared.applied.subscribe()
     }
 
-    /// Resolves when entry `index` is applied; an error if the fold is gone.
+    /// Resolves when entry `index` is applied; an error once the derived state has failed, for then it may never be.
     pub async fn wait_applied(&self, index: u64) -> io::Result<()> {
-        let _ = index;
-        Err(io::ErrorKind::Unsupported.into())
+        let (mut applied, mut failure) = (self.shared.applied.subscribe(), self.shared.failure.subscribe());
+        tokio::select! {
+            biased;
+            _ = applied.wait_for(|applied| applied.is_some_and(|applied| applied.index >= index)) => Ok(()),
+            failure = failure.wait_for(Option::is_some) => {
+                let reason = failure.ok().and_then(|failure| failure.clone()).unwrap_or_default();
+                Err(io::Error::other(reason))
+            }
+        }
     }
 
     /// Watches the last entry whose effects are durable here.
     pub fn watch_durable(&self) -> watch::Receiver<Option<LogId>> {
-        watch::channel(None).1
+        self.shared.durable.subscribe()
+    }
+
+    /// Watches why the derived state can no longer be written: `Some` once that is so, and the replica must stop.
+    pub fn watch_failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// Whether a derived file was found damaged: the replica should restart, which rebuilds them.
+    pub fn is_damaged(&self) -> bool {
+        self.shared.files.damage.is_noted()
+    }
+
+    /// What the derived syncs did, for metrics.
+    pub fn derived_stats(&self) -> DerivedStats {
+        let waiting_bytes = self.shared.handoff.lock().weight_bytes() as u64;
+        DerivedStats { waiting_bytes, ..*self.shared.stats.lock() }
     }
 
     /// Group time at the last applied entry.
     pub fn now(&self) -> Timestamp {
-        Timestamp(0)
+        self.shared.published().now
     }
 
     /// The replicated cluster version.
     pub fn cluster_version(&self) -> u32 {
-        0
+        self.shared.published().cluster_version
     }
 
     /// The tables. Hold the guard briefly and never across an await: apply waits for it.
     pub fn tables(&self) -> RwLockReadGuard<'_, T> {
-        unreachable!("signatures only")
+        self.tables.read()
     }
 
     /// A queue, if it was ever written or made.
     pub fn queue(&self, id: QueueId) -> Option<Arc<Queue>> {
-        let _ = id;
-        None
+        self.shared.queues.read().get(&id).cloned()
     }
 
     /// When the first scheduled row falls due.
     pub fn next_due(&self) -> Option<Timestamp> {
-        None
+        self.shared.published().next_due
     }
 
     /// Pending rows.
     pub fn pending(&self) -> PendingCounts {
-        PendingCounts::default()
+        self.shared.published().pending
     }
 
     /// Everything below is trimmed.
     pub fn min_physical(&self) -> PhysicalOffset {
-        PhysicalOffset(0)
+        self.shared.published().min_physical
+    }
+
+    /// Whether [`Reader::record`] at this place touches no disk.
+    pub fn record_in_memory(&self, at: PhysicalOffset) -> bool {
+        self.shared.log.in_memory(at)
     }
 
     /// A record's bytes, verified; off this runtime if they are not in memory.
     pub async fn record(&self, at: PhysicalOffset, size: u32) -> io::Result<Bytes> {
-        let _ = (at, size);
-        Err(io::ErrorKind::Unsupported.into())
+        let log = &self.shared.log;
+        if log.in_memory(at) {
+            return log.record(at, size);
+        }
+        let log = log.clone();
+        self.shared.env.executor.blocking(move || log.record(at, size)).await
     }
 
     /// The unit that shows the record at `at` in `queue`; `stamp` is its store time. `None` if it is not (yet) visible.
@@ -103,7 +143,25 @@ impl<T: Tables> Reader<T> {
         queue: QueueId,
         stamp: Timestamp,
     ) -> io::Result<Option<(QueueOffset, Unit)>> {
-        let _ = (at, queue, stamp);
+        let Some(queue) = self.queue(queue) else { return Ok(None) };
+        if let Some(found) = queue.find_at_time(stamp, at).await? {
+            return Ok(Some(found));
+        }
+        for row in self.shared.index.find(at).await? {
+            if row.queue != queue.id() {
+                continue;
+            }
+            match queue.read_units(row.queue_offset, 1).await?.first() {
+                Some(unit) if unit.physical_offset == at => return Ok(Some((row.queue_offset, *unit))),
+                // Below what exists here.
+                None => {}
+                Some(_) => {
+                    let error = UnitsError::Damaged { queue: queue.id(), queue_offset: row.queue_offset };
+                    self.shared.files.damage.note("an index row points at another record's unit").await;
+                    return Err(error.into());
+                }
+            }
+        }
         Ok(None)
     }
 }

@@ -1,0 +1,100 @@
+//! What apply, the materializer and readers share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use env::Env;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use super::changes::Handoff;
+use super::reader::PendingCounts;
+use crate::consume_queue::{Queue, UnitFiles};
+use crate::index::Index;
+use crate::log::Log;
+use crate::materializer::{DerivedOptions, DerivedStats};
+use crate::position::{LogId, PhysicalOffset, QueueId, Timestamp};
+
+/// Shared by the owner of the state and everybody else.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub env: Env,
+    pub log: Log,
+    pub options: DerivedOptions,
+    /// Last applied entry; never decreases.
+    pub applied: watch::Sender<Option<LogId>>,
+    /// Last entry whose effects are durable; never decreases. durable <= min(applied, synced).
+    pub durable: watch::Sender<Option<LogId>>,
+    /// Why nothing is written any more, once that is so.
+    pub failure: watch::Sender<Option<String>>,
+    published: RwLock<Published>,
+    pub queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
+    pub files: Arc<UnitFiles>,
+    pub index: Arc<Index>,
+    pub handoff: Mutex<Handoff>,
+    /// The materializer should look at the handoff.
+    pub wake: Notify,
+    /// The materializer has taken a set, or has failed.
+    pub taken: Notify,
+    pub stats: Mutex<DerivedStats>,
+}
+
+/// What readers see of the state after each entry, all of the same entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Published {
+    pub applied: Option<LogId>,
+    pub now: Timestamp,
+    pub cluster_version: u32,
+    pub min_physical: PhysicalOffset,
+    pub next_due: Option<Timestamp>,
+    pub pending: PendingCounts,
+}
+
+impl Shared {
+    pub fn new(
+        env: Env,
+        log: Log,
+        options: DerivedOptions,
+        files: Arc<UnitFiles>,
+        index: Arc<Index>,
+        durable: Option<LogId>,
+        stats: DerivedStats,
+    ) -> Shared {
+        Shared {
+            env,
+            log,
+            options,
+            applied: watch::Sender::new(None),
+            durable: watch::Sender::new(durable),
+            failure: watch::Sender::new(None),
+            published: RwLock::default(),
+            queues: RwLock::default(),
+            files,
+            index,
+            handoff: Mutex::default(),
+            wake: Notify::new(),
+            taken: Notify::new(),
+            stats: Mutex::new(stats),
+        }
+    }
+
+    pub fn publish(&self, published: Published) {
+        *self.published.write() = published;
+        self.applied.send_replace(published.applied);
+    }
+
+    pub fn published(&self) -> Published {
+        *self.published.read()
+    }
+
+    /// Nothing is written any more; apply and everybody who waits for it are told.
+    pub fn fail(&self, reason: &str) {
+        self.handoff.lock().failure.get_or_insert_with(|| reason.to_owned());
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| reason.to_owned());
+            first
+        });
+        self.taken.notify_waiters();
+    }
+}
