@@ -1,0 +1,21 @@
+//! One replicated log and the files derived from it. openraft lives here and nowhere else.
+//!
+//! The CommitLog *is* the Raft log: a message is written once. ConsumeQueue, index and every table are a fold of it,
+//! the same on every replica, and may be deleted and rebuilt.
+
+pub mod codec;
+pub mod consume_queue;
+pub mod entry;
+pub mod fields;
+pub mod fold;
+pub mod founding;
+pub mod group;
+pub mod identity;
+pub mod image;
+pub mod index;
+pub mod keyed;
+pub mod log;
+pub mod materializer;
+pub mod position;
+pub mod proposer;
+pub mod raft;

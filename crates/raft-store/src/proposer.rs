@@ -1,0 +1,543 @@
+//! The proposer: one task that turns what waits into entries, in order, and the waiters that apply answers.
+//!
+//! - Natural batching, no timer: while entries are in flight, what arrives waits, and then goes together. A submission
+//!   is never split over two entries.
+//! - Group time is stamped here, in log order. Bodies are encoded once, with their CRC.
+//! - Every proposal is fenced with the leader's term. A leader serves only once its own `Lead` is applied; until then
+//!   submissions wait, they do not fail.
+//! - Three outcomes: placed (with what apply made of it), not leader (certainly not appended), unknown.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use env::Clock;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use openraft::Raft;
+use openraft::error::ClientWriteError;
+use openraft::impls::OneshotResponder;
+use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::entry::{CoreCommand, Operation, encode_entry, encoded_bytes};
+use crate::fold::{Outcome, Reader, Refusal, Tables};
+use crate::group::{Office, Peer};
+use crate::position::Timestamp;
+use crate::raft::machine::Machine;
+use crate::raft::tickets::{Ended, Tickets};
+use crate::raft::types::{Body, Ticket, Types, leader_of};
+
+/// An entry is filled up to this, unless one submission alone is longer.
+const ENTRY_BYTES: usize = 256 << 10;
+
+/// Entries proposed and not yet applied.
+const IN_FLIGHT_MAX: usize = 8;
+
+/// A new leader's lease, or its first entry, needs a round trip: asked again after this.
+const NOT_YET_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Why operations have no outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Certainly not appended: safe to send again, to `leader` if it is known.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<Peer>,
+    },
+    /// It may or may not happen.
+    #[error("leadership was lost, or time ran out, before the outcome was known")]
+    Unknown,
+    /// Certainly not appended: this stage is full. Send again later.
+    #[error("busy: {stage}")]
+    Busy {
+        /// Which queue.
+        stage: &'static str,
+    },
+    /// Certainly not appended: longer than an entry may be.
+    #[error("{bytes} bytes in one submission, {limit} are allowed")]
+    TooLarge {
+        /// Encoded length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Certainly not appended: this node is stopping, or has stopped.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// What a submission gets.
+pub type Answer<R> = Result<Vec<Outcome<R>>, ProposeError>;
+
+const QUEUED: u8 = 0;
+const TAKEN: u8 = 1;
+const CANCELLED: u8 = 2;
+
+/// Whether a submission can still be withdrawn: taken by the proposer or cancelled by its caller, never both.
+#[derive(Debug, Default)]
+pub struct Claim(AtomicU8);
+
+impl Claim {
+    fn take(&self) -> bool {
+        self.0.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn put_back(&self) {
+        self.0.store(QUEUED, Ordering::Release);
+    }
+
+    /// True if it was still queued: then it is certainly not appended, and never will be.
+    pub fn cancel(&self) -> bool {
+        self.0.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// Operations that belong together, and who waits for them.
+pub struct Submission<R> {
+    /// Each has one outcome.
+    pub operations: Vec<Operation>,
+    /// Sum of [`encoded_bytes`].
+    pub bytes: usize,
+    /// Withdrawn when the caller has stopped waiting.
+    pub claim: Arc<Claim>,
+    /// Where the outcomes go.
+    pub answer: oneshot::Sender<Answer<R>>,
+    /// Position among all submissions, given by the proposer when it arrives: what was refused goes back to its place.
+    pub arrival: u64,
+}
+
+/// Submissions in flight, by the ticket of their entry.
+pub struct Waiters<R> {
+    by_ticket: Mutex<BTreeMap<Ticket, Vec<Submission<R>>>>,
+    next: AtomicU64,
+}
+
+impl<R> Default for Waiters<R> {
+    fn default() -> Waiters<R> {
+        Waiters { by_ticket: Mutex::default(), next: AtomicU64::new(1) }
+    }
+}
+
+impl<R> Waiters<R> {
+    fn add(&self, submissions: Vec<Submission<R>>) -> Ticket {
+        let ticket = Ticket(self.next.fetch_add(1, Ordering::Relaxed));
+        self.by_ticket.lock().insert(ticket, submissions);
+        ticket
+    }
+
+    fn take(&self, ticket: Ticket) -> Vec<Submission<R>> {
+        self.by_ticket.lock().remove(&ticket).unwrap_or_default()
+    }
+
+    /// Entries in flight, or of unknown fate until something is applied in their place.
+    pub fn len(&self) -> usize {
+        self.by_ticket.lock().len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Apply says how the proposal of `ticket` ended; `outcomes` are asked for if it was applied.
+    pub fn ended(&self, ticket: Ticket, ended: Ended, outcomes: impl FnOnce() -> Vec<Outcome<R>>) {
+        let submissions = self.take(ticket);
+        match ended {
+            Ended::Superseded => answer_all(submissions, || ProposeError::NotLeader { leader: None }),
+            Ended::Covered => answer_all(submissions, || ProposeError::Unknown),
+            Ended::Applied => {
+                let outcomes = outcomes();
+                let expected: usize = submissions.iter().map(|submission| submission.operations.len()).sum();
+                if outcomes.len() != expected {
+                    // Refused as a whole: our own encoding was wrong. One refusal stands for all.
+                    for submission in submissions {
+                        let _ = submission.answer.send(Ok(vec![Outcome::Refused(Refusal::Malformed)]));
+                    }
+                    return;
+                }
+                let mut outcomes = outcomes.into_iter();
+                for submission in submissions {
+                    let own = outcomes.by_ref().take(submission.operations.len()).collect();
+                    // The caller may have stopped waiting.
+                    let _ = submission.answer.send(Ok(own));
+                }
+            }
+        }
+    }
+
+    /// The group has ended: whatever is still here is unknown.
+    pub fn end(&self) {
+        let left = std::mem::take(&mut *self.by_ticket.lock());
+        left.into_values().for_each(|submissions| answer_all(submissions, || ProposeError::Unknown));
+    }
+}
+
+fn answer_all<R>(submissions: impl IntoIterator<Item = Submission<R>>, error: impl Fn() -> ProposeError) {
+    for submission in submissions {
+        let _ = submission.answer.send(Err(error()));
+    }
+}
+
+/// Group time as its proposer counts it: never back, and 1 ms an entry while the wall clock is behind.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupTime {
+    last: Timestamp,
+}
+
+impl GroupTime {
+    /// Continues after `last`, the newest stamp in the log.
+    pub fn after(last: Timestamp) -> GroupTime {
+        GroupTime { last }
+    }
+
+    /// The next entry's stamp.
+    pub fn stamp(&mut self, wall: Timestamp) -> Timestamp {
+        self.last = if wall >= self.last { wall } else { Timestamp(self.last.0 + 1) };
+        self.last
+    }
+}
+
+/// The proposer's task.
+pub struct Proposer<T: Tables> {
+    /// Stamps.
+    pub clock: Clock,
+    /// Where entries go.
+    pub raft: Raft<Types, Machine<T>>,
+    /// What is applied.
+    pub reader: Reader<T>,
+    /// Which proposal stands where.
+    pub tickets: Arc<Tickets>,
+    /// Who waits.
+    pub waiters: Arc<Waiters<T::Reply>>,
+    /// What arrives.
+    pub queue: mpsc::UnboundedReceiver<Submission<T::Reply>>,
+    /// Who leads.
+    pub office: watch::Receiver<Office>,
+    /// The term in which this node serves, once its `Lead` is applied.
+    pub ready: watch::Sender<Option<u64>>,
+    /// Set while leadership is handed over: submissions wait.
+    pub paused: watch::Receiver<bool>,
+    /// Submissions seen so far.
+    pub arrivals: u64,
+}
+
+type InFlight = (Ticket, Option<ClientWriteResult<Types>>);
+
+impl<T: Tables> Proposer<T> {
+    /// Runs until every sender of the queue is gone.
+    pub async fn run(mut self) {
+        let mut waiting = VecDeque::new();
+        loop {
+            let office = self.office.borrow_and_update().clone();
+            let goes_on = match office {
+                Office::Leading { term } => self.lead(term, &mut waiting).await,
+                Office::Following { leader: Some(leader), .. } => {
+                    let leader = Some(leader);
+                    answer_all(waiting.drain(..), || ProposeError::NotLeader { leader: leader.clone() });
+                    self.wait(&mut waiting).await
+                }
+                // Somebody will lead soon: wait, the callers have deadlines.
+                Office::Following { leader: None, .. } => self.wait(&mut waiting).await,
+                Office::Stopped => false,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        self.ready.send_replace(None);
+        self.queue.close();
+        while let Some(submission) = self.queue.recv().await {
+            waiting.push_back(submission);
+        }
+        answer_all(waiting, || ProposeError::Stopped);
+    }
+
+    fn arrived(&mut self, mut submission: Submission<T::Reply>, waiting: &mut VecDeque<Submission<T::Reply>>) {
+        self.arrivals += 1;
+        submission.arrival = self.arrivals;
+        waiting.push_back(submission);
+    }
+
+    /// Until the office changes or something arrives. False at the end.
+    async fn wait(&mut self, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        tokio::select! { biased;
+            changed = self.office.changed() => changed.is_ok(),
+            submission = self.queue.recv() => match submission {
+                Some(submission) => {
+                    self.arrived(submission, waiting);
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    /// Holds the office of `term` until it is lost. False at the end.
+    async fn lead(&mut self, term: u64, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        let mut office = self.office.clone();
+        let lost = async move {
+            loop {
+                if office.changed().await.is_err() {
+                    return false;
+                }
+                if !matches!(&*office.borrow_and_update(), Office::Leading { term: now } if *now == term) {
+                    return true;
+                }
+            }
+        };
+        let mut lost = std::pin::pin!(lost);
+        let took_office = tokio::select! { biased;
+            goes_on = &mut lost => return goes_on,
+            took_office = self.take_office(term) => took_office,
+        };
+        let Some(mut time) = took_office else { return false };
+        self.ready.send_replace(Some(term));
+        let goes_on = self.serve(term, &mut time, waiting, lost).await;
+        self.ready.send_replace(None);
+        goes_on
+    }
+
+    /// Proposes this term's `Lead` and waits until it is applied. `None` at the end.
+    ///
+    /// It is stamped only when everything before this term is applied: group time goes on from there.
+    async fn take_office(&mut self, term: u64) -> Option<GroupTime> {
+        let mut applied = self.reader.watch_applied();
+        applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
+        let mut time = GroupTime::after(self.reader.now());
+        loop {
+            let stamp = time.stamp(Timestamp(self.clock.wall_ms()));
+            let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
+            match self.propose(term, body).await.await {
+                Some(Ok(_)) => return Some(time),
+                // A fresh leader has no lease yet; one that is none any more is told so by its office.
+                Some(Err(_)) => self.clock.sleep(NOT_YET_INTERVAL).await,
+                None => return None,
+            }
+        }
+    }
+
+    /// Sends one entry into openraft, in order; the future it gives ends with openraft's answer, `None` if Raft has
+    /// stopped.
+    async fn propose(
+        &self,
+        term: u64,
+        body: Body,
+    ) -> impl Future<Output = Option<ClientWriteResult<Types>>> + Send + 'static {
+        let (responder, answer) = OneshotResponder::new_pair();
+        let sent = self.raft.write(body).responder(responder).with_leader(leader_of(term)).await;
+        async move {
+            sent.ok()?;
+            answer.await.ok()
+        }
+    }
+
+    /// Proposes what arrives until the office is lost. False at the end.
+    async fn serve(
+        &mut self,
+        term: u64,
+        time: &mut GroupTime,
+        waiting: &mut VecDeque<Submission<T::Reply>>,
+        mut lost: std::pin::Pin<&mut impl Future<Output = bool>>,
+    ) -> bool {
+        let mut in_flight: FuturesUnordered<futures::future::BoxFuture<'static, InFlight>> = FuturesUnordered::new();
+        // Not before then: openraft has just said that it takes nothing.
+        let mut not_yet = false;
+        loop {
+            let paused = *self.paused.borrow_and_update();
+            if !paused && !not_yet {
+                self.send_waiting(term, time, waiting, &mut in_flight).await;
+            }
+            tokio::select! { biased;
+                goes_on = &mut lost => {
+                    self.abandon(in_flight);
+                    return goes_on;
+                }
+                Some((ticket, answer)) = in_flight.next() => {
+                    not_yet |= self.answered(ticket, answer, waiting);
+                }
+                submission = self.queue.recv() => match submission {
+                    Some(submission) => self.arrived(submission, waiting),
+                    None => {
+                        self.abandon(in_flight);
+                        return false;
+                    }
+                },
+                _ = self.paused.changed() => {}
+                () = self.clock.sleep(NOT_YET_INTERVAL), if not_yet => not_yet = false,
+            }
+        }
+    }
+
+    /// Fills entries from what waits, as many as may be in flight.
+    async fn send_waiting(
+        &mut self,
+        term: u64,
+        time: &mut GroupTime,
+        waiting: &mut VecDeque<Submission<T::Reply>>,
+        in_flight: &mut FuturesUnordered<futures::future::BoxFuture<'static, InFlight>>,
+    ) {
+        while in_flight.len() < IN_FLIGHT_MAX {
+            while let Ok(submission) = self.queue.try_recv() {
+                self.arrived(submission, waiting);
+            }
+            let mut submissions = fill(waiting);
+            if submissions.is_empty() {
+                return;
+            }
+            let stamp = time.stamp(Timestamp(self.clock.wall_ms()));
+            let operations = match submissions.as_mut_slice() {
+                [only] => encode_entry(stamp, &only.operations),
+                several => {
+                    let all: Vec<Operation> =
+                        several.iter().flat_map(|submission| submission.operations.iter().cloned()).collect();
+                    encode_entry(stamp, &all)
+                }
+            };
+            let ticket = self.waiters.add(submissions);
+            let answer = self.propose(term, body_of(operations, Some(ticket))).await;
+            in_flight.push(Box::pin(async move { (ticket, answer.await) }));
+        }
+    }
+
+    /// openraft's answer. Gives true if the submissions wait again because openraft takes nothing at the moment.
+    fn answered(
+        &self,
+        ticket: Ticket,
+        answer: Option<ClientWriteResult<Types>>,
+        waiting: &mut VecDeque<Submission<T::Reply>>,
+    ) -> bool {
+        match answer {
+            // Apply has answered the waiters.
+            Some(Ok(_)) => false,
+            // Certainly not appended. If nobody else leads, this node may again in a moment.
+            Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                let submissions = self.waiters.take(ticket);
+                match (forward.leader_id, forward.leader_node) {
+                    (Some(id), Some(node)) if id != *self.raft.node_id() => {
+                        let leader = Peer::new(id, &node);
+                        answer_all(submissions, || ProposeError::NotLeader { leader: Some(leader.clone()) });
+                        false
+                    }
+                    _ => {
+                        for submission in submissions {
+                            submission.claim.put_back();
+                            waiting.push_front(submission);
+                        }
+                        waiting.make_contiguous().sort_by_key(|submission| submission.arrival);
+                        true
+                    }
+                }
+            }
+            // Truncated here, which decides nothing: apply will.
+            Some(Err(_)) => false,
+            // Raft has stopped. Appended or not, nobody here can say any more.
+            None => {
+                answer_all(self.waiters.take(ticket), || ProposeError::Unknown);
+                false
+            }
+        }
+    }
+
+    /// The office is lost. What was appended is decided by apply; openraft's answers are awaited beside, for those
+    /// that were not.
+    fn abandon(&self, in_flight: FuturesUnordered<futures::future::BoxFuture<'static, InFlight>>) {
+        if in_flight.is_empty() {
+            return;
+        }
+        let waiters = self.waiters.clone();
+        use openraft::type_config::TypeConfigExt;
+        drop(Types::spawn(async move {
+            let mut in_flight = in_flight;
+            while let Some((ticket, answer)) = in_flight.next().await {
+                match answer {
+                    Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                        let leader = forward.leader_id.zip(forward.leader_node.as_ref());
+                        let leader = leader.map(|(id, node)| Peer::new(id, node));
+                        answer_all(waiters.take(ticket), || ProposeError::NotLeader { leader: leader.clone() });
+                    }
+                    Some(_) => {}
+                    None => answer_all(waiters.take(ticket), || ProposeError::Unknown),
+                }
+            }
+        }));
+    }
+}
+
+/// Takes submissions for one entry from the front, leaving out the withdrawn.
+fn fill<R>(waiting: &mut VecDeque<Submission<R>>) -> Vec<Submission<R>> {
+    let mut taken: Vec<Submission<R>> = Vec::new();
+    let mut bytes = 0;
+    while let Some(next) = waiting.front() {
+        if !taken.is_empty() && bytes + next.bytes > ENTRY_BYTES {
+            break;
+        }
+        let next = waiting.pop_front().expect("there is a front");
+        if next.answer.is_closed() || !next.claim.take() {
+            continue;
+        }
+        bytes += next.bytes;
+        taken.push(next);
+    }
+    taken
+}
+
+fn body_of(bytes: Bytes, ticket: Option<Ticket>) -> Body {
+    let crc = crc32c::crc32c(&bytes);
+    Body { bytes, crc, ticket }
+}
+
+/// Bytes that `operations` take in an entry, its head included.
+pub fn submission_bytes(operations: &[Operation]) -> usize {
+    operations.iter().map(encoded_bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submission(bytes: usize) -> (Submission<()>, oneshot::Receiver<Answer<()>>) {
+        let (answer, answered) = oneshot::channel();
+        let operations = vec![Operation::Core(CoreCommand::Checkpoint)];
+        (Submission { operations, bytes, claim: Arc::default(), answer, arrival: 0 }, answered)
+    }
+
+    #[test]
+    fn an_entry_is_filled_up_to_its_size_and_a_submission_is_never_split() {
+        let mut kept = Vec::new();
+        let mut waiting = VecDeque::new();
+        for bytes in [100 << 10, 100 << 10, 100 << 10, 2 << 20, 1] {
+            let (submission, answered) = submission(bytes);
+            kept.push(answered);
+            waiting.push_back(submission);
+        }
+        let sizes: Vec<Vec<usize>> = std::iter::from_fn(|| {
+            let taken = fill(&mut waiting);
+            (!taken.is_empty()).then(|| taken.iter().map(|submission| submission.bytes).collect())
+        })
+        .collect();
+        assert_eq!(sizes, [vec![100 << 10, 100 << 10], vec![100 << 10], vec![2 << 20], vec![1]]);
+    }
+
+    #[test]
+    fn a_withdrawn_submission_is_not_proposed_and_a_taken_one_is_not_withdrawn() {
+        let (first, _kept) = submission(1);
+        let (second, _also_kept) = submission(1);
+        let (withdrawn, taken) = (first.claim.clone(), second.claim.clone());
+        assert!(withdrawn.cancel());
+        let mut waiting = VecDeque::from([first, second]);
+        assert_eq!(fill(&mut waiting).len(), 1);
+        assert!(!taken.cancel());
+    }
+
+    #[test]
+    fn group_time_never_goes_back_and_creeps_while_the_clock_is_behind() {
+        let mut time = GroupTime::after(Timestamp(100));
+        let stamps: Vec<i64> = [90, 95, 101, 102, 250, 250, 10].map(|wall| time.stamp(Timestamp(wall)).0).to_vec();
+        assert_eq!(stamps, [101, 102, 103, 104, 250, 250, 251]);
+    }
+}

@@ -1,0 +1,215 @@
+//! The state machine as openraft asks for it, over [`Fold`]: applies, answers the proposer's waiters, and shows the
+//! image at the retention boundary as *the* snapshot.
+//!
+//! The snapshot is never newer than what retention has cut: a follower that needs one gets every retained message
+//! behind it by ordinary replication.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use env::Env;
+use env::disk::Open;
+use futures::{Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
+use tokio::sync::Mutex;
+
+use crate::fold::{Fold, Tables};
+use crate::image::Image;
+use crate::log::{Frame, Log};
+use crate::position::{LogId, NodeId, PhysicalOffset};
+use crate::proposer::Waiters;
+use crate::raft::storage::NextBeginning;
+use crate::raft::tickets::Tickets;
+use crate::raft::types::{
+    CommittedLeaderId, Entry, Node, RaftLogId, StoredMembership, Types, decode_membership, to_raft,
+};
+
+/// What openraft says of a snapshot.
+pub type Meta = SnapshotMeta<CommittedLeaderId, NodeId, Node>;
+
+/// openraft's snapshot with our content.
+pub type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, NodeId, Node, SnapshotImage>;
+
+/// The content of a snapshot.
+#[derive(Clone, Debug)]
+pub enum SnapshotImage {
+    /// One of this replica's images.
+    Stored(Image),
+    /// Received from the leader, not yet verified.
+    Received(Bytes),
+}
+
+impl SnapshotImage {
+    /// All of it.
+    pub async fn read(self, env: &Env) -> io::Result<Bytes> {
+        match self {
+            SnapshotImage::Received(bytes) => Ok(bytes),
+            SnapshotImage::Stored(image) => {
+                let file = env.disk.open(&image.path, Open::Existing).await?;
+                file.read_at(0, image.len as usize).await
+            }
+        }
+    }
+}
+
+/// The fold, shared between openraft's apply task, which owns it while the group runs, and the group, which closes it.
+pub type SharedFold<T> = Arc<Mutex<Option<Fold<T>>>>;
+
+/// The state machine.
+pub struct Machine<T: Tables> {
+    /// Everything shared.
+    pub env: Env,
+    /// The log applied from.
+    pub log: Log,
+    /// Gone once the group has closed it.
+    pub fold: SharedFold<T>,
+    /// Which proposal stands where.
+    pub tickets: Arc<Tickets>,
+    /// Who waits for it.
+    pub waiters: Arc<Waiters<T::Reply>>,
+    /// Told when an image was installed.
+    pub beginning: NextBeginning,
+}
+
+fn closed() -> io::Error {
+    io::Error::other("the state is closed: the group is stopping")
+}
+
+impl<T: Tables> Machine<T> {
+    async fn apply_one(&mut self, fold: &mut Fold<T>, entry: Entry) -> io::Result<()> {
+        let id = entry.id();
+        let mut outcomes = Vec::new();
+        fold.apply(&frame_of(entry), &mut outcomes).await?;
+        self.log.set_applied(id.index);
+        let mut outcomes = Some(outcomes);
+        for (ticket, ended) in self.tickets.applied(id) {
+            // At most one proposal has this very id, so its outcomes are taken once.
+            self.waiters.ended(ticket, ended, || outcomes.take().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// The newest image at or below the retention boundary.
+    async fn boundary_image(&self) -> io::Result<Option<Image>> {
+        let fold = self.fold.lock().await;
+        let fold = fold.as_ref().ok_or_else(closed)?;
+        let least = fold.reader().min_physical();
+        let images = fold.images().await?;
+        Ok(images.into_iter().rfind(|image| at_or_below(image, least)))
+    }
+
+    async fn boundary_snapshot(&self) -> io::Result<Option<Snapshot>> {
+        self.boundary_image().await?.map(snapshot_of).transpose()
+    }
+}
+
+fn at_or_below(image: &Image, least: PhysicalOffset) -> bool {
+    image.boundary.end.physical_offset <= least
+}
+
+fn snapshot_of(image: Image) -> io::Result<Snapshot> {
+    let last_membership = stored_membership(image.membership.clone())?;
+    let meta = SnapshotMeta { last_log_id: Some(to_raft(image.boundary.id)), last_membership };
+    Ok(Snapshot { meta, snapshot: SnapshotImage::Stored(image) })
+}
+
+fn stored_membership(encoded: Option<(LogId, Bytes)>) -> io::Result<StoredMembership> {
+    let Some((at, bytes)) = encoded else { return Ok(StoredMembership::default()) };
+    let membership =
+        decode_membership(bytes).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, format!("{at}: {bad}")))?;
+    Ok(StoredMembership::new(Some(to_raft(at)), membership))
+}
+
+/// An entry as the log holds it.
+///
+/// Panics if it was not read from the log: apply gets its entries from there.
+fn frame_of(entry: Entry) -> Frame {
+    let placed = entry.placed.expect("entries are applied as they were read from the log");
+    let id = entry.id();
+    let (kind, body, body_crc, _) = entry.into_frame_parts();
+    Frame { id, kind, physical_offset: placed.physical_offset, body, body_crc, chain: placed.chain }
+}
+
+impl<T: Tables> RaftStateMachine<Types> for Machine<T> {
+    type SnapshotData = SnapshotImage;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, StoredMembership)> {
+        let fold = self.fold.lock().await;
+        let fold = fold.as_ref().ok_or_else(closed)?;
+        let (at, bytes) = fold.membership();
+        let membership = stored_membership(at.map(|at| (at, bytes)))?;
+        Ok((fold.applied().map(to_raft), membership))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        let shared = self.fold.clone();
+        let mut fold = shared.lock().await;
+        let fold = fold.as_mut().ok_or_else(closed)?;
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            self.apply_one(fold, entry).await?;
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+        match self.boundary_snapshot().await {
+            Ok(Some(snapshot)) => Some(Builder(Ok(snapshot))),
+            // Nothing was purged either, so nobody needs one.
+            Ok(None) => None,
+            Err(error) => Some(Builder(Err(error.to_string()))),
+        }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let none = || Builder(Err("there is no image at the retention boundary yet".to_owned()));
+        self.try_create_snapshot_builder(true).await.unwrap_or_else(none)
+    }
+
+    async fn install_snapshot(&mut self, meta: &Meta, snapshot: SnapshotImage) -> io::Result<()> {
+        let bytes = snapshot.read(&self.env).await?;
+        let mut fold = self.fold.lock().await;
+        let fold = fold.as_mut().ok_or_else(closed)?;
+        let image = fold.install_image(bytes).await?;
+        let installed = Some(to_raft(image.boundary.id));
+        if installed != meta.last_log_id {
+            let reason = format!("the image ends at {installed:?}, the leader said {:?}", meta.last_log_id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        for (ticket, ended) in self.tickets.covered(image.boundary.id) {
+            self.waiters.ended(ticket, ended, Vec::new);
+        }
+        *self.beginning.lock() = Some(image.boundary);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.boundary_snapshot().await
+    }
+}
+
+/// Gives the snapshot that is there: images are cut by apply, at replicated positions.
+pub struct Builder(Result<Snapshot, String>);
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotImage;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        self.0.clone().map_err(io::Error::other)
+    }
+}
+
+/// Ids of everybody in the membership that `fold` holds.
+pub fn member_ids<T: Tables>(fold: &Fold<T>) -> Vec<NodeId> {
+    let (_, bytes) = fold.membership();
+    decode_membership(bytes).map(|membership| membership.nodes().map(|(id, _)| *id).collect()).unwrap_or_default()
+}

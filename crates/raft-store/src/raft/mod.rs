@@ -1,0 +1,13 @@
+//! openraft's side of the store: the only place where its traits are implemented.
+//!
+//! - [`types`]: entries, votes and memberships as openraft sees them.
+//! - [`storage`]: the Raft log over [`crate::log::Log`].
+//! - [`machine`]: the state machine over [`crate::fold::Fold`].
+//! - [`tickets`]: whose proposal stands at which log id.
+//! - [`peer`]: the protocol between members.
+
+pub mod machine;
+pub mod peer;
+pub mod storage;
+pub mod tickets;
+pub mod types;

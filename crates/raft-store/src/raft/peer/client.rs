@@ -1,0 +1,511 @@
+//! What openraft sends to one peer: appends as a pipelined stream on a connection of their own, heartbeats, votes and
+//! transfers on a second one, a snapshot on a third. Connections are made when they are needed.
+//!
+//! - The reply stream of an append session ends when its request stream has: openraft re-plans by ending a session and
+//!   waits for that. The connection serves the next session.
+//! - A peer that waits for its disk says so (`Working`); one that says nothing for [`SILENCE_LIMIT`] while it owes an
+//!   answer is given up.
+//! - A heartbeat whose caller has gone is forgotten, its connection is not: under disk stalls answers are late, not lost.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use env::Env;
+use env::disk::Open;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::TypeConfigExt;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::log::Log;
+use crate::position::NodeId;
+use crate::raft::machine::{Snapshot, SnapshotImage};
+use crate::raft::peer::PeerCounters;
+use crate::raft::peer::connection::{self, ConnectError, HELLO_LIMIT, MessageReader, MessageWriter};
+use crate::raft::peer::wire::{
+    Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Voted,
+};
+use crate::raft::types::{Node, Types, Vote};
+
+/// A peer that owes an answer says at least `Working` every [`WORKING_INTERVAL`]; after this long without a byte it, or
+/// the link, is gone.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often a receiver says that it is still waiting for its disk.
+pub const WORKING_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Part of an image in one message.
+const SNAPSHOT_PART_BYTES: usize = 1 << 20;
+
+/// Wait between attempts to reach a peer that is not there.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What all clients of this node share.
+#[derive(Debug)]
+pub struct Links {
+    env: Env,
+    log: Log,
+    hello: Hello,
+    /// One unary connection per peer, whoever asks.
+    unary: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Asked>>>,
+    counters: Arc<PeerCounters>,
+    /// Newest cluster version each peer said it can apply.
+    cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
+}
+
+type Asked = (Request, oneshot::Sender<Reply>);
+type RpcError = RPCError<Types>;
+
+impl Links {
+    /// `hello` says who this node is; peer and channel are filled in.
+    pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
+        let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
+        Arc::new(Links { env, log, hello, unary, counters, cluster_versions })
+    }
+
+    /// Newest cluster version that each peer reached so far can apply.
+    pub fn cluster_versions(&self) -> BTreeMap<NodeId, u32> {
+        self.cluster_versions.lock().clone()
+    }
+
+    async fn connect(
+        &self,
+        peer: NodeId,
+        address: &str,
+        channel: Channel,
+    ) -> Result<(MessageReader, MessageWriter), ConnectError> {
+        let hello = Hello { expects: peer, channel, wall_ms: self.env.clock.wall_ms(), ..self.hello.clone() };
+        let connected = connection::connect(&self.env, address, &hello, HELLO_LIMIT).await;
+        if let Err(ConnectError::Refused { .. }) = &connected {
+            PeerCounters::count(&self.counters.refused_hellos);
+        }
+        let (reader, writer, theirs) = connected?;
+        self.cluster_versions.lock().insert(peer, theirs.cluster_version);
+        Ok((reader, writer))
+    }
+}
+
+/// Makes clients for openraft.
+#[derive(Clone, Debug)]
+pub struct Factory(pub Arc<Links>);
+
+impl RaftNetworkFactory<Types> for Factory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: NodeId, node: &Node) -> Client {
+        Client { links: self.0.clone(), peer: target, address: node.peer_address.clone(), use_unary: false, idle: None }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Node) -> Client {
+        Client { use_unary: true, ..self.new_client(target, node).await }
+    }
+}
+
+/// Sends to one peer.
+#[derive(Debug)]
+pub struct Client {
+    links: Arc<Links>,
+    peer: NodeId,
+    address: String,
+    /// Appends without entries go over the unary connection.
+    use_unary: bool,
+    /// The append connection between two sessions.
+    idle: Option<(MessageReader, MessageWriter)>,
+}
+
+fn unreachable(error: impl ToString) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+fn broken(error: impl ToString) -> RpcError {
+    RPCError::Network(NetworkError::from_string(error))
+}
+
+impl Client {
+    async fn ask(&self, request: Request) -> Result<Reply, RpcError> {
+        let (answer, answered) = oneshot::channel();
+        let mut asked = (request, answer);
+        // At most twice: a connection that ended since the last request is noticed by its closed queue.
+        let existing = self.links.unary.lock().get(&self.peer).cloned();
+        if let Some(connection) = existing {
+            match connection.send(asked) {
+                Ok(()) => return answered.await.map_err(|_| broken("the connection ended before the answer")),
+                Err(closed) => asked = closed.0,
+            }
+        }
+        let (reader, writer) =
+            self.links.connect(self.peer, &self.address, Channel::Unary).await.map_err(unreachable)?;
+        let (queue, requests) = mpsc::unbounded_channel();
+        queue.send(asked).expect("the receiver is in this function");
+        self.links.unary.lock().insert(self.peer, queue);
+        let env = self.links.env.clone();
+        drop(Types::spawn(async move {
+            if let Err(error) = run_unary(&env, reader, writer, requests).await {
+                tracing::debug!(%error, "a peer connection ended");
+            }
+        }));
+        answered.await.map_err(|_| broken("the connection ended before the answer"))
+    }
+
+    async fn ask_vote(&self, request: Request, limit: Duration) -> Result<VoteResponse<Types>, RpcError> {
+        match self.links.env.clock.timeout(limit, self.ask(request)).await {
+            None => Err(broken(format!("no vote from {} within {limit:?}", self.address))),
+            Some(Ok(Reply::Voted(voted))) => {
+                Ok(VoteResponse { vote: voted.vote, vote_granted: voted.granted, last_log_id: voted.last })
+            }
+            Some(Ok(_)) => Err(unreachable(format!("{} is not ready", self.address))),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    async fn heartbeat(&self, request: AppendEntriesRequest<Types>) -> Result<StreamAppendResult<Types>, RpcError> {
+        let append = append_of(&self.links.log, request).await.map_err(broken)?;
+        let forgotten = Forgotten(Some(self.links.counters.clone()));
+        let reply = self.ask(Request::Heartbeat(append)).await;
+        forgotten.answered();
+        match reply? {
+            Reply::Heartbeat(appended) => Ok(appended.into()),
+            _ => Err(unreachable(format!("{} is not ready", self.address))),
+        }
+    }
+
+    async fn append_connection(&mut self) -> Result<(MessageReader, MessageWriter), RpcError> {
+        match self.idle.take() {
+            Some(connection) => Ok(connection),
+            None => self.links.connect(self.peer, &self.address, Channel::Append).await.map_err(unreachable),
+        }
+    }
+
+    async fn send_snapshot(&mut self, vote: Vote, snapshot: Snapshot) -> io::Result<Vote> {
+        let (mut reader, mut writer) =
+            self.links.connect(self.peer, &self.address, Channel::Snapshot).await.map_err(io::Error::other)?;
+        let SnapshotImage::Stored(image) = snapshot.snapshot else {
+            return Err(io::Error::other("only stored images are sent"));
+        };
+        let head = SnapshotHead {
+            vote,
+            last: snapshot.meta.last_log_id,
+            membership_at: *snapshot.meta.last_membership.log_id(),
+            membership: snapshot.meta.last_membership.membership().clone(),
+            image_bytes: image.len,
+        };
+        writer.write(&Message::SnapshotHead(head)).await?;
+        let file = self.links.env.disk.open(&image.path, Open::Existing).await?;
+        let mut sent = 0;
+        while sent < image.len {
+            let part = file.read_at(sent, SNAPSHOT_PART_BYTES.min((image.len - sent) as usize)).await?;
+            if part.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            sent += part.len() as u64;
+            writer.write(&Message::SnapshotPart(part)).await?;
+        }
+        loop {
+            match self.links.env.clock.timeout(SILENCE_LIMIT, reader.next()).await {
+                None => return Err(io::ErrorKind::TimedOut.into()),
+                Some(Ok(Some(Message::Working))) => {}
+                Some(Ok(Some(Message::SnapshotDone(vote)))) => return Ok(vote),
+                Some(Ok(Some(Message::Refused(reason)))) => return Err(io::Error::other(reason)),
+                Some(Ok(_)) => return Err(io::ErrorKind::InvalidData.into()),
+                Some(Err(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Counts a heartbeat that was dropped before its answer came.
+struct Forgotten(Option<Arc<PeerCounters>>);
+
+impl Forgotten {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        if let Some(counters) = &self.0 {
+            PeerCounters::count(&counters.heartbeat_timeouts);
+        }
+    }
+}
+
+/// openraft's request with the place its first frame continues.
+async fn append_of(log: &Log, request: AppendEntriesRequest<Types>) -> io::Result<Append> {
+    let start = match request.entries.first() {
+        None => Default::default(),
+        Some(first) => log.chain_before(first.index).await?,
+    };
+    Ok(Append {
+        vote: request.vote,
+        previous: request.prev_log_id,
+        committed: request.leader_commit,
+        start,
+        entries: request.entries,
+    })
+}
+
+/// One unary connection: requests go out as they come, answers find their askers in any order.
+async fn run_unary(
+    env: &Env,
+    mut reader: MessageReader,
+    mut writer: MessageWriter,
+    mut requests: mpsc::UnboundedReceiver<Asked>,
+) -> io::Result<()> {
+    let mut waiting: BTreeMap<u64, oneshot::Sender<Reply>> = BTreeMap::new();
+    let mut number = 0;
+    let mut heard = env.clock.monotonic();
+    // The queue closes when another connection has taken this one's place; what is owed is still waited for.
+    let mut open = true;
+    while open || !waiting.is_empty() {
+        tokio::select! { biased;
+            message = reader.next() => match message? {
+                Some(Message::Reply(number, reply)) => {
+                    heard = env.clock.monotonic();
+                    if let Some(asker) = waiting.remove(&number) {
+                        // The asker may have stopped waiting.
+                        let _ = asker.send(reply);
+                    }
+                }
+                Some(Message::Working) => heard = env.clock.monotonic(),
+                Some(Message::Refused(reason)) => return Err(io::Error::other(reason)),
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Ok(()),
+            },
+            asked = requests.recv(), if open => {
+                let Some((request, asker)) = asked else {
+                    open = false;
+                    continue;
+                };
+                if waiting.is_empty() {
+                    heard = env.clock.monotonic();
+                }
+                number += 1;
+                waiting.insert(number, asker);
+                writer.write(&Message::Request(number, request)).await?;
+            }
+            () = env.clock.sleep(WORKING_INTERVAL), if !waiting.is_empty() => {
+                if env.clock.monotonic() - heard > SILENCE_LIMIT {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The writing side of an append session. Shared with the reading side: how many requests are out.
+async fn write_session(
+    log: Log,
+    mut input: impl Stream<Item = AppendEntriesRequest<Types>> + Unpin,
+    mut writer: MessageWriter,
+    sent: Arc<AtomicU64>,
+) -> io::Result<MessageWriter> {
+    while let Some(request) = input.next().await {
+        let append = append_of(&log, request).await?;
+        sent.fetch_add(1, Ordering::Release);
+        writer.write(&Message::Append(append)).await?;
+    }
+    writer.write(&Message::StreamEnd).await?;
+    Ok(writer)
+}
+
+/// The reading side of an append session.
+struct Session<'s> {
+    client: &'s mut Client,
+    reader: MessageReader,
+    writing: AbortOnDrop<io::Result<MessageWriter>>,
+    /// The writing half, once the request stream has ended.
+    writer: Option<MessageWriter>,
+    sent: Arc<AtomicU64>,
+    answered: u64,
+    heard: Duration,
+}
+
+/// A task that ends with its handle.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<'s> Session<'s> {
+    /// The next answer; `None` when the session has ended as it should, and the connection is idle again.
+    async fn next(mut self) -> Option<(Result<StreamAppendResult<Types>, RpcError>, Option<Session<'s>>)> {
+        match self.next_answer().await {
+            Ok(Some(appended)) => {
+                self.answered += 1;
+                // openraft ends the session at the first answer that is not a success.
+                let goes_on = matches!(appended, Appended::Upto(_));
+                Some((Ok(appended.into()), goes_on.then_some(self)))
+            }
+            Ok(None) => {
+                let Session { client, reader, writer, .. } = self;
+                client.idle = writer.map(|writer| (reader, writer));
+                None
+            }
+            Err(error) => {
+                PeerCounters::count(&self.client.links.counters.broken_streams);
+                Some((Err(broken(error)), None))
+            }
+        }
+    }
+
+    /// `None` when both directions have ended.
+    async fn next_answer(&mut self) -> io::Result<Option<Appended>> {
+        let clock = self.client.links.env.clock.clone();
+        let mut peer_ended = false;
+        while !peer_ended || self.writer.is_none() {
+            tokio::select! { biased;
+                message = self.reader.next(), if !peer_ended => {
+                    self.heard = clock.monotonic();
+                    match message? {
+                        Some(Message::Appended(appended)) => return Ok(Some(appended)),
+                        Some(Message::Working) => {}
+                        Some(Message::StreamEnd) => peer_ended = true,
+                        Some(Message::Refused(reason)) => return Err(io::Error::other(format!("refused: {reason}"))),
+                        Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer that is none")),
+                        None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    }
+                }
+                written = &mut self.writing.0, if self.writer.is_none() => {
+                    self.writer = Some(written.map_err(io::Error::other)??);
+                    // From here on the peer owes the end of its stream, at least.
+                    self.heard = clock.monotonic();
+                }
+                () = clock.sleep(WORKING_INTERVAL) => {
+                    let owes = self.writer.is_some() || self.sent.load(Ordering::Acquire) > self.answered;
+                    if !owes {
+                        self.heard = clock.monotonic();
+                    } else if clock.monotonic() - self.heard > SILENCE_LIMIT {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl RaftNetworkV2<Types> for Client {
+    type SnapshotData = SnapshotImage;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RpcError> {
+        let input = futures::stream::iter([rpc]);
+        let mut answers = RaftNetworkV2::stream_append(self, input, option).await?;
+        let answer = answers.next().await.unwrap_or_else(|| Err(broken("no answer")))?;
+        while answers.next().await.is_some() {}
+        Ok(AppendEntriesResponse::from(answer))
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            if self.use_unary {
+                let client: &'s Client = self;
+                let answers = futures::stream::unfold((client, input), |(client, mut input)| async move {
+                    let request = input.next().await?;
+                    Some((client.heartbeat(request).await, (client, input)))
+                });
+                return Ok(answers.boxed());
+            }
+            // The first request before the connection: a session that has nothing to say costs nothing.
+            let Some(first) = input.next().await else { return Ok(futures::stream::empty().boxed()) };
+            let (reader, writer) = self.append_connection().await?;
+            let sent = Arc::new(AtomicU64::new(0));
+            let input = futures::stream::iter([first]).chain(input);
+            let writing = AbortOnDrop(Types::spawn(write_session(self.links.log.clone(), input, writer, sent.clone())));
+            let heard = self.links.env.clock.monotonic();
+            let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard };
+            let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
+            Ok(answers.boxed())
+        })
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RpcError> {
+        self.ask_vote(Request::Vote(ask_of(rpc)), option.soft_ttl()).await
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RpcError> {
+        self.ask_vote(Request::PreVote(ask_of(rpc)), option.soft_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        tokio::select! { biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot) => match sent {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(error) => Err(StreamingError::Unreachable(Unreachable::from_string(error))),
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RpcError> {
+        let transfer =
+            Transfer { from: *request.from_leader(), to: *request.to_node_id(), last: request.last_log_id().copied() };
+        let limit = option.soft_ttl();
+        match self.links.env.clock.timeout(limit, self.ask(Request::Transfer(transfer))).await {
+            None => Err(broken(format!("no answer from {} within {limit:?}", self.address))),
+            Some(Err(error)) => Err(error),
+            Some(Ok(Reply::Transferred(transferred))) => Ok(match transferred {
+                Transferred::Done => Ok(()),
+                Transferred::VoteChanged(actual) => {
+                    Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual })
+                }
+                Transferred::NotFlushed(actual) => {
+                    let expected = request.last_log_id().copied();
+                    Err(TransferLeaderError::LogNotFlushed { expected, actual })
+                }
+            }),
+            Some(Ok(_)) => Err(unreachable(format!("{} is not ready", self.address))),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(RETRY_INTERVAL)))
+    }
+}
+
+fn ask_of(rpc: VoteRequest<Types>) -> AskVote {
+    AskVote { vote: rpc.vote, last: rpc.last_log_id, leadership_transfer: rpc.leadership_transfer }
+}
+
+/// A vote as it is answered.
+pub fn voted(response: VoteResponse<Types>) -> Voted {
+    Voted { vote: response.vote, granted: response.vote_granted, last: response.last_log_id }
+}

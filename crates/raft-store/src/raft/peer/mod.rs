@@ -1,0 +1,34 @@
+//! The protocol between members of a group: bytes, connections, and the two ends of them.
+//!
+//! - [`wire`]: bytes of every message.
+//! - [`connection`]: whole messages in and out of a socket.
+//! - [`chain`]: whether a request's frames are what the leader's log holds.
+//! - [`client`]: what openraft sends.
+//! - [`server`]: what it receives.
+
+pub mod chain;
+pub mod client;
+pub mod connection;
+pub mod server;
+pub mod wire;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What went wrong between members, counted.
+#[derive(Debug, Default)]
+pub struct PeerCounters {
+    /// Heartbeats whose answer did not come in time. Under disk stalls this is normal and harms nothing.
+    pub heartbeat_timeouts: AtomicU64,
+    /// Requests refused because frames, CRCs or chain did not fit: the sender or the link is broken.
+    pub inconsistent_requests: AtomicU64,
+    /// Connections refused at hello.
+    pub refused_hellos: AtomicU64,
+    /// Append streams that broke.
+    pub broken_streams: AtomicU64,
+}
+
+impl PeerCounters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
