@@ -118,10 +118,15 @@ impl ExtFields {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        // By bytes: slicing a str would look for character boundaries that are known to be there.
+        // By bytes, because slicing a str looks for character boundaries that are known to be there; and the first byte
+        // first, because it tells most names of equal length apart (all of a send's have length 1).
         let text = self.text.as_bytes();
+        let first = name.as_bytes().first();
         let is_named = |entry: &Entry| {
-            entry.name_bytes as usize == name.len() && text[entry.start as usize..].starts_with(name.as_bytes())
+            entry.name_bytes as usize == name.len() && {
+                let found = &text[entry.start as usize..][..name.len()];
+                found.first() == first && (name.len() == 1 || found == name.as_bytes())
+            }
         };
         self.entries.iter().position(is_named)
     }

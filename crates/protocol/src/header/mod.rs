@@ -28,6 +28,9 @@ use crate::ext_fields::ExtFields;
 
 /// The fields of one request or response.
 pub trait CommandHeader: Sized {
+    /// The names of its fields on the wire.
+    const FIELDS: &'static [&'static str];
+
     /// Reads the header out of the fields of a command.
     fn read_from(ext: &ExtFields) -> Result<Self, FieldError>;
 
@@ -150,6 +153,8 @@ macro_rules! command_header {
         }
 
         impl $crate::header::CommandHeader for $name {
+            const FIELDS: &'static [&'static str] = &[$($wire,)*];
+
             #[allow(unused_variables)]
             fn read_from(ext: &$crate::ext_fields::ExtFields) -> Result<Self, $crate::header::FieldError> {
                 Ok(Self { $($field: $crate::header::read_field(ext, $wire)?,)* })
@@ -163,3 +168,48 @@ macro_rules! command_header {
     )*};
 }
 pub(crate) use command_header;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn check<H: CommandHeader + PartialEq + std::fmt::Debug>(header: &str) {
+        let unique: BTreeSet<_> = H::FIELDS.iter().collect();
+        assert_eq!(unique.len(), H::FIELDS.len(), "{header} names a field twice");
+        // "1" is a text, a number and a boolean.
+        let full: ExtFields = H::FIELDS.iter().map(|field| (*field, "1")).collect();
+        let read = H::read_from(&full).unwrap_or_else(|error| panic!("{header}: {error}"));
+        let mut written = ExtFields::new();
+        read.write_to(&mut written);
+        assert_eq!(written.len(), full.len(), "{header} does not write all it reads");
+        assert_eq!(H::read_from(&written), Ok(read), "{header} reads back differently");
+        for &field in H::FIELDS {
+            let mut without = full.clone();
+            without.remove(field);
+            match H::read_from(&without) {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error, FieldError::Missing(field), "{header} blames another field"),
+            }
+            let mut empty = full.clone();
+            empty.set_text(field, "");
+            assert_eq!(H::read_from(&empty), H::read_from(&without), "{header}: an empty <{field}> is an absent one");
+            let mut garbled = full.clone();
+            garbled.set_text(field, "x");
+            match H::read_from(&garbled) {
+                Ok(_) => {}
+                Err(FieldError::Invalid { field: blamed, .. }) => assert_eq!(blamed, field, "{header}"),
+                Err(error) => panic!("{header}: a garbled <{field}> is not missing: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_header_reads_what_it_writes_and_blames_the_right_field() {
+        macro_rules! check_all {
+            ($($name:ident)*) => { $(check::<$name>(stringify!($name));)* };
+        }
+        check_all! { GetBrokerConfigResponse ViewBrokerStatsRequest UserRequest ListUserRequest AclRequest ListAclRequest CheckTransactionStateRequest ResetConsumerClientOffsetRequest GetConsumerRunningInfoRequest ConsumeMessageDirectlyRequest PushReplyRequest PullMessageRequest PullMessageResponse QueryConsumerOffsetRequest UpdateConsumerOffsetRequest OffsetResponse SearchOffsetRequest QueueRequest EarliestStoreTimeResponse ConsumerSendMessageBackRequest ConsumerGroupRequest HeartbeatResponse UnregisterClientRequest ProducerGroupRequest GetAllGroupsRequest GetAllGroupsResponse DeleteGroupRequest GroupRequest GroupTopicRequest GroupForbiddenRequest GetConsumeStatsRequest GetBrokerConsumeStatsRequest ResetOffsetRequest GetConsumerStatusRequest CloneGroupOffsetRequest QueryCorrectionOffsetRequest ViewMessageRequest QueryMessageRequest QueryMessageResponse QueryConsumeQueueRequest ResumeCheckHalfMessageRequest GetRouteInfoRequest RegisterBrokerRequest RegisterBrokerResponse BrokerRequest QueryDataVersionResponse BrokerHeartbeatRequest GetBrokerMemberGroupRequest NamesrvTopicRequest PutKvConfigRequest KvConfigRequest GetKvConfigResponse NamespaceRequest BrokerNameRequest WipeWritePermResponse AddWritePermResponse ClusterRequest PopMessageRequest PopMessageResponse AckMessageRequest ChangeInvisibleTimeRequest ChangeInvisibleTimeResponse PeekMessageRequest PollingInfoResponse NotificationRequest NotificationResponse SendMessageRequest SendMessageResponse EndTransactionRequest RecallMessageRequest RecallMessageResponse CreateTopicRequest TopicRequest GetAllTopicsRequest GetAllTopicsResponse SendMessageRequestV2 }
+    }
+}

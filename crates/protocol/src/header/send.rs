@@ -105,6 +105,8 @@ command_header! {
 pub struct SendMessageRequestV2(pub SendMessageRequest);
 
 impl CommandHeader for SendMessageRequestV2 {
+    const FIELDS: &'static [&'static str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n"];
+
     fn read_from(ext: &ExtFields) -> Result<Self, FieldError> {
         Ok(Self(SendMessageRequest {
             producer_group: read_field(ext, "a")?,
