@@ -124,8 +124,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn batches_survive(messages in proptest::collection::vec((any::<i32>(), proptest::collection::vec(any::<u8>(), 0..50), ".{0,20}"), 1..6)) {
-            let messages: Vec<_> = messages.iter().map(|(flag, body, properties)| InnerMessage { flag: *flag, body, properties }).collect();
+        fn batches_survive(
+            parts in proptest::collection::vec((any::<i32>(), any::<Vec<u8>>(), ".{0,20}"), 1..6),
+        ) {
+            let messages: Vec<_> = parts
+                .iter()
+                .map(|(flag, body, properties)| InnerMessage { flag: *flag, body, properties })
+                .collect();
             let mut bytes = BytesMut::new();
             for message in &messages {
                 encode(message, &mut bytes).unwrap();

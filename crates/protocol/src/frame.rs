@@ -487,7 +487,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn commands_survive_the_wire_in_any_pieces(commands in proptest::collection::vec(arbitrary_command(), 1..4), piece in 1..300_usize) {
+        fn commands_survive_the_wire_in_any_pieces(
+            commands in proptest::collection::vec(arbitrary_command(), 1..4),
+            piece in 1..300_usize,
+        ) {
             let mut wire = BytesMut::new();
             for command in &commands {
                 encode(command, &LIMITS, &mut wire).unwrap();

@@ -297,9 +297,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_map_survives_and_no_text_panics(map in proptest::collection::btree_map("[a-zé中]{1,4}", "[^\u{1}\u{2}]{1,9}", 0..9), text in "[a-c\u{1}\u{2}]{0,40}") {
+        fn a_map_survives_and_no_text_panics(
+            map in proptest::collection::btree_map("[a-zé中]{1,4}", "[^\u{1}\u{2}]{1,9}", 0..9),
+            text in "[a-c\u{1}\u{2}]{0,40}",
+        ) {
             let properties: Properties = map.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-            let read: BTreeMap<String, String> = iter(properties.encoded()).map(|(name, value)| (name.into(), value.into())).collect();
+            let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let read: BTreeMap<String, String> = iter(properties.encoded()).map(owned).collect();
             prop_assert_eq!(read, map);
             let parsed = Properties::parse(&text);
             for (name, value) in parsed.iter() {

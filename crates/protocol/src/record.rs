@@ -628,7 +628,8 @@ mod tests {
             }
             for bytes in [&bytes[..], &flipped[..]] {
                 if let Ok(view) = RecordView::parse(bytes) {
-                    let _ = (view.born_host(), view.store_host(), view.prepared_transaction_offset(), view.is_body_intact());
+                    let _ = (view.born_host(), view.store_host(), view.is_body_intact());
+                    let _ = (view.reconsume_times(), view.prepared_transaction_offset());
                     let _ = view.to_new();
                 }
                 let _ = split(&Bytes::copy_from_slice(bytes)).count();

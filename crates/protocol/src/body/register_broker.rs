@@ -161,7 +161,8 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), count: u8) {
             let _ = RegisterBrokerBody::decode(&bytes, true, 1 << 16);
             let _ = RegisterBrokerBody::decode_inflated(&bytes);
-            let _ = RegisterBrokerBody::decode_inflated(&[&[0, 0, 0, 2][..], b"{}", &[0, 0, 0, count, 0, 0, 0, count], &bytes].concat());
+            let lengths = [0, 0, 0, count, 0, 0, 0, count];
+            let _ = RegisterBrokerBody::decode_inflated(&[&[0, 0, 0, 2][..], b"{}", &lengths, &bytes].concat());
         }
     }
 }
