@@ -629,6 +629,15 @@ impl Log {
         Stats { queued_bytes, ..self.shared().stats.lock().clone() }
     }
 
+    /// Ends as a killed process would, writing nothing more: queued appends fail. Resolves when nothing of it runs.
+    pub async fn kill(&self) {
+        self.shared().poison("the log was killed");
+        let running = std::mem::take(&mut *self.0.running.lock());
+        for future in running {
+            future.ended().await;
+        }
+    }
+
     /// Writes and syncs what is queued and the mark, then stops. Later calls fail; reading goes on. An error if the log
     /// was poisoned.
     pub async fn close(&self) -> io::Result<()> {

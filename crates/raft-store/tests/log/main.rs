@@ -1,4 +1,9 @@
-//! The CommitLog on disks that crash, tear and fail: what was acknowledged is there, what was cut stays away.
+//! The CommitLog on disks that crash, tear, fail and lie: what was acknowledged is there, what was cut stays away.
 
+mod anywhere;
+mod crash;
+mod liar;
+mod model;
 mod story;
+mod work;
 mod world;

@@ -27,7 +27,7 @@ fn what_was_appended_is_read_before_and_after_a_restart() {
         let vote = Vote { term: 1, node_id: Some(7), committed: false };
         log.save_vote(vote).await.expect("saved");
         let offsets = fill(&log, 1, 0..60).await;
-        let before = bodies(&log, 1000).await;
+        let before = bodies(&log, 1000).await.expect("read");
         assert_eq!(before.len(), 60);
         let tip = log.tip();
         assert_eq!(tip.last, Some(id(1, 59)));
@@ -35,7 +35,7 @@ fn what_was_appended_is_read_before_and_after_a_restart() {
 
         let log = open(&disk, small()).await.expect("opens again");
         assert_eq!((log.tip(), log.vote()), (tip, Some(vote)));
-        assert_eq!(bodies(&log, 1000).await, before);
+        assert_eq!(bodies(&log, 1000).await.expect("read"), before);
         for (offset, (_, body)) in offsets.iter().zip(&before) {
             let record = PhysicalOffset(offset.0 + 64 + 10);
             assert_eq!(log.record(record, 50).expect("read"), body.slice(10..60));
@@ -64,7 +64,7 @@ fn a_cut_log_forgets_and_goes_on() {
 
         let log = open(&disk, small()).await.expect("opens again");
         assert_eq!(log.last(), Some(id(2, 13)));
-        assert_eq!(bodies(&log, 1).await.len(), 14);
+        assert_eq!(bodies(&log, 1).await.expect("read").len(), 14);
         log.truncate_after(None).await.expect("cut to nothing");
         assert_eq!(log.tip().end, Cursor::default());
         fill(&log, 3, 0..3).await;
@@ -89,11 +89,11 @@ fn a_purged_log_begins_later_and_gives_back_files() {
         assert_eq!(log.id_at(38), None);
         assert!(log.record(PhysicalOffset(offsets[5].0 + 64), 10).is_err());
         log.release_idle_memory();
-        assert_eq!(bodies(&log, 500).await.len(), 20);
+        assert_eq!(bodies(&log, 500).await.expect("read").len(), 20);
         log.close().await.expect("closes");
 
         let log = open(&disk, small()).await.expect("opens again");
-        assert_eq!(bodies(&log, 500).await.len(), 20);
+        assert_eq!(bodies(&log, 500).await.expect("read").len(), 20);
         log.purge(id(1, 59)).await.expect("purged to the end");
         assert_eq!((log.last(), log.last_purged()), (Some(id(1, 59)), Some(id(1, 59))));
         log.close().await.expect("closes");
@@ -101,7 +101,7 @@ fn a_purged_log_begins_later_and_gives_back_files() {
         let log = open(&disk, small()).await.expect("opens empty");
         assert_eq!(log.last(), Some(id(1, 59)));
         fill(&log, 2, 60..65).await;
-        assert_eq!(bodies(&log, 500).await.len(), 5);
+        assert_eq!(bodies(&log, 500).await.expect("read").len(), 5);
     });
 }
 
@@ -121,10 +121,10 @@ fn a_log_begins_anew_behind_an_image() {
 
         let log = open(&disk, small()).await.expect("opens again");
         assert_eq!(log.purged_boundary(), Some(boundary));
-        assert_eq!(bodies(&log, 500).await.len(), 19);
+        assert_eq!(bodies(&log, 500).await.expect("read").len(), 19);
         // The log holds this boundary: nothing is dropped but what lies before it.
         let end = log.chain_before(511).await.expect("known");
         log.restart_at(Boundary { id: id(4, 510), end }).await.expect("purged");
-        assert_eq!(bodies(&log, 500).await.len(), 9);
+        assert_eq!(bodies(&log, 500).await.expect("read").len(), 9);
     });
 }

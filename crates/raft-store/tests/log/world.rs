@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use env::disk::simulated::SimDisk;
-use env::{Env, Rng};
+use env::{Disk, Env, Rng};
+use futures::FutureExt;
 use raft_store::log::{AppendEntry, Done, Kind, Log, LogOptions, OpenError};
 use raft_store::position::{LogId, PhysicalOffset};
 use tokio::sync::oneshot;
@@ -14,7 +15,8 @@ use tokio::sync::oneshot;
 /// Where the log lies on a simulated disk.
 pub const DIR: &str = "/node";
 
-/// Runs `test` with tokio's clock paused: waiting takes no time.
+/// Runs `test` with tokio's clock paused: waiting takes no time. At its end all tasks are gone, as when a process is
+/// killed.
 pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -22,6 +24,11 @@ pub fn simulate<T>(test: impl Future<Output = T>) -> T {
         .build()
         .expect("a runtime can be built")
         .block_on(test)
+}
+
+/// Runs `test` in real time.
+pub fn real<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime can be built").block_on(test)
 }
 
 /// Segments so small that a few entries fill one.
@@ -35,9 +42,15 @@ pub fn small() -> LogOptions {
     }
 }
 
-/// An empty simulated disk.
+/// A simulated disk with nothing on it but the log's directory, which is durable: making it so is not the log's task.
 pub fn disk(seed: u64) -> SimDisk {
-    SimDisk::new(Rng::seeded(seed))
+    let disk = SimDisk::new(Rng::seeded(seed));
+    let made = async {
+        disk.create_dir_all(DIR.as_ref()).await?;
+        disk.sync_dir("/".as_ref()).await
+    };
+    made.now_or_never().expect("a disk without latency does not wait").expect("made");
+    disk
 }
 
 /// Opens the log on a simulated disk.
@@ -82,12 +95,12 @@ pub async fn append(log: &Log, entries: Vec<AppendEntry>) -> io::Result<Vec<Phys
 }
 
 /// The bodies of the whole log, read in steps of about `max_bytes`.
-pub async fn bodies(log: &Log, max_bytes: usize) -> Vec<(LogId, Bytes)> {
+pub async fn bodies(log: &Log, max_bytes: usize) -> io::Result<Vec<(LogId, Bytes)>> {
     let mut index = log.last_purged().map_or(0, |purged| purged.index + 1);
     let end = log.last().map_or(0, |last| last.index + 1);
     let mut bodies = Vec::new();
     while index < end {
-        let frames = log.read(index..end, max_bytes).await.expect("the log can be read");
+        let frames = log.read(index..end, max_bytes).await?;
         assert!(!frames.is_empty(), "entry {index} of {end} is there");
         for frame in frames {
             assert_eq!(frame.id.index, index);
@@ -95,5 +108,5 @@ pub async fn bodies(log: &Log, max_bytes: usize) -> Vec<(LogId, Bytes)> {
             bodies.push((frame.id, frame.body));
         }
     }
-    bodies
+    Ok(bodies)
 }

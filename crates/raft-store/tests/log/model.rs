@@ -1,0 +1,192 @@
+//! What a log must hold: a model that is told what was asked and what was answered, and judges what is found.
+//!
+//! Between question and answer several states are right; the model keeps them all, and a log found after a crash must be
+//! one of them. Nothing answered is lost, nothing is there that was not asked for, nothing cut comes back, no vote is
+//! taken back.
+
+use std::io;
+
+use bytes::Bytes;
+use raft_store::log::{Boundary, Kind, Log, Vote};
+use raft_store::position::LogId;
+
+use super::world::{bodies, body};
+
+/// An entry as submitted; its bytes follow from this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub id: LogId,
+    pub kind: Kind,
+    pub nonce: u64,
+    pub bytes: usize,
+}
+
+impl Entry {
+    pub fn body(&self) -> Bytes {
+        body(self.id, self.nonce, self.bytes)
+    }
+}
+
+/// Something asked of the log, or answered by it.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Append(Vec<Entry>),
+    /// Everything below this index is durable.
+    Durable(u64),
+    Cut(u64),
+    CutDone(u64),
+    Vote(Vote),
+    VoteDone(Vote),
+    Purge(LogId),
+    PurgeDone(LogId),
+    Restart(Boundary),
+    RestartDone(Boundary),
+    /// The log was opened and looked like this: now that is what is durable.
+    Opened(Found),
+}
+
+/// What a log shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub purged: Option<LogId>,
+    pub end_index: u64,
+    pub vote: Option<Vote>,
+    pub entries: Vec<(LogId, Bytes)>,
+}
+
+impl Found {
+    /// Everything that can be seen of `log`, read from memory and disk.
+    pub async fn in_log(log: &Log, max_bytes: usize) -> io::Result<Found> {
+        let entries = bodies(log, max_bytes).await?;
+        Ok(Found {
+            purged: log.last_purged(),
+            end_index: log.last().map_or(0, |last| last.index + 1),
+            vote: log.vote(),
+            entries,
+        })
+    }
+}
+
+/// One state the log may be in.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// Index of the first of `entries`.
+    pub begin: u64,
+    /// Everything submitted and not cut.
+    pub entries: Vec<Entry>,
+    /// Everything below this index must be there.
+    pub durable: u64,
+    /// A cut to this index was asked for and not answered.
+    cutting: Option<u64>,
+    /// The last answered vote, and those asked for since.
+    votes: Vec<Option<Vote>>,
+    /// The last answered purge, and those asked for since.
+    purges: Vec<Option<LogId>>,
+    /// The log may have begun anew behind this.
+    restarting: Option<Boundary>,
+}
+
+impl Model {
+    pub fn new() -> Model {
+        Model { votes: vec![None], purges: vec![None], ..Model::default() }
+    }
+
+    pub fn end(&self) -> u64 {
+        self.begin + self.entries.len() as u64
+    }
+
+    pub fn entry(&self, index: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(index.checked_sub(self.begin)?).ok()?)
+    }
+
+    pub fn last_id(&self) -> Option<LogId> {
+        self.entries.last().map(|entry| entry.id).or(self.purged())
+    }
+
+    pub fn purged(&self) -> Option<LogId> {
+        *self.purges.last().expect("there is always one")
+    }
+
+    fn truncate(&mut self, end: u64) {
+        self.entries.truncate(end.saturating_sub(self.begin) as usize);
+    }
+
+    pub fn note(&mut self, event: &Event) {
+        match event {
+            Event::Append(entries) => self.entries.extend(entries),
+            Event::Durable(end) => self.durable = self.durable.max((*end).min(self.cutting.unwrap_or(u64::MAX))),
+            Event::Cut(end) => {
+                self.durable = self.durable.min(*end);
+                self.cutting = Some(*end);
+            }
+            Event::CutDone(end) => {
+                self.truncate(*end);
+                self.durable = *end;
+                self.cutting = None;
+            }
+            Event::Vote(vote) => self.votes.push(Some(*vote)),
+            Event::VoteDone(vote) => {
+                let at = self.votes.iter().position(|other| *other == Some(*vote)).expect("it was asked for");
+                self.votes.drain(..at);
+            }
+            Event::Purge(upto) => self.purges.push(Some(*upto)),
+            // What was durable before a purge was asked for is durable anyway: a purge waits for it.
+            Event::PurgeDone(upto) => self.purges = vec![Some(*upto)],
+            Event::Restart(boundary) => self.restarting = Some(*boundary),
+            Event::RestartDone(boundary) => self.begin_anew(boundary),
+            Event::Opened(found) => {
+                if self.restarting.is_some_and(|boundary| found.purged == Some(boundary.id)) {
+                    self.begin_anew(&self.restarting.expect("just seen"));
+                }
+                self.truncate(found.end_index);
+                self.durable = found.end_index;
+                self.votes = vec![found.vote];
+                self.purges = vec![found.purged];
+                (self.cutting, self.restarting) = (None, None);
+            }
+        }
+    }
+
+    fn begin_anew(&mut self, boundary: &Boundary) {
+        self.begin = boundary.id.index + 1;
+        self.entries.clear();
+        self.durable = self.begin;
+        self.purges = vec![Some(boundary.id)];
+        self.restarting = None;
+    }
+
+    /// Whether a log may look like this now.
+    pub fn judge(&self, found: &Found) -> Result<(), String> {
+        if let Some(boundary) = self.restarting {
+            let mut anew = self.clone();
+            anew.begin_anew(&boundary);
+            if anew.judge(found).is_ok() {
+                return Ok(());
+            }
+        }
+        if !self.votes.contains(&found.vote) {
+            return Err(format!("the vote is {:?}, not one of {:?}", found.vote, self.votes));
+        }
+        if !self.purges.contains(&found.purged) {
+            return Err(format!("purged up to {:?}, not one of {:?}", found.purged, self.purges));
+        }
+        if found.end_index < self.durable {
+            return Err(format!("LOST: the log ends at {}, but {} was acknowledged", found.end_index, self.durable));
+        }
+        if found.end_index > self.end() {
+            return Err(format!("the log ends at {}, but only {} was submitted", found.end_index, self.end()));
+        }
+        let mut index = found.purged.map_or(0, |purged| purged.index + 1);
+        for (id, body) in &found.entries {
+            let entry = self.entry(index).ok_or_else(|| format!("no entry {index} was submitted"))?;
+            if entry.id != *id || entry.body() != *body {
+                return Err(format!("entry {index} is {id} with {} bytes, not {entry:?}", body.len()));
+            }
+            index += 1;
+        }
+        if index != found.end_index {
+            return Err(format!("the entries end at {index}, the log at {}", found.end_index));
+        }
+        Ok(())
+    }
+}
