@@ -91,7 +91,8 @@ pub enum CoreCommand {
 
 /// Encodes an entry body. Each record is copied once, into a buffer of exactly the right size.
 ///
-/// Panics if the body would exceed `u32` positions or an operation has over 65535 key hashes: the proposer bounds both.
+/// Panics if the body would exceed `u32` positions, a record has over 65535 key hashes or is empty: the proposer sees to
+/// that.
 pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
     let core: Vec<Vec<u8>> = operations
         .iter()
@@ -131,6 +132,7 @@ pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
         match operation {
             Operation::Record(record) => {
                 let keys = u16::try_from(record.key_hashes.len()).expect("at most 65535 key hashes");
+                assert!(!record.record.is_empty(), "an empty record has no place");
                 let (visibility, due) = match record.visibility {
                     Visibility::Visible => (0, 0),
                     Visibility::Scheduled { due } => (1, due.0),
@@ -272,6 +274,8 @@ pub fn decode_entry(body: &Bytes) -> Result<EntryView, EntryError> {
         (position as usize).checked_add(size).is_some_and(|end| end <= body.len()) && position as usize >= HEAD_BYTES
     };
     let mut core = Vec::new();
+    // Records lie back to back to the end and none is empty: no two of the log have the same place.
+    let mut next_record = u32_at(head, 16);
     // Kinds first: an entry of a newer program is unknown as a whole, however its rows may look to this one.
     if let Some(row) = table.chunks_exact(ROW_BYTES).find(|row| !(KIND_RECORD..=KIND_TABLES).contains(&row[0])) {
         return Err(EntryError::Unknown(format!("operation kind {}", row[0])));
@@ -286,6 +290,10 @@ pub fn decode_entry(body: &Bytes) -> Result<EntryView, EntryError> {
                 if row[1] > 2 {
                     return Err(EntryError::Unknown(format!("visibility {}", row[1])));
                 }
+                if position != next_record || size == 0 {
+                    return Err(EntryError::Malformed("records not back to back"));
+                }
+                next_record = position + size;
                 let keys = u16_at(row, 2) as usize;
                 if keys > 0 && !within(u32_at(row, 32), keys * 8) {
                     return Err(EntryError::Malformed("key hashes beyond the body"));
@@ -298,6 +306,9 @@ pub fn decode_entry(body: &Bytes) -> Result<EntryView, EntryError> {
             },
             _ => {}
         }
+    }
+    if next_record as usize != body.len() {
+        return Err(EntryError::Malformed("records do not end with the body"));
     }
     Ok(EntryView { body: body.clone(), stamp, count, core })
 }
@@ -381,7 +392,8 @@ mod tests {
             Just(Visibility::Half),
         ];
         let keys = proptest::collection::vec(any::<u64>(), 0..4);
-        let record = (any::<u32>(), any::<u32>(), bytes(), any::<i32>(), visibility, keys).prop_map(
+        let record_bytes = proptest::collection::vec(any::<u8>(), 1..60).prop_map(Bytes::from);
+        let record = (any::<u32>(), any::<u32>(), record_bytes, any::<i32>(), visibility, keys).prop_map(
             |(topic, queue, record, tag_hash, visibility, key_hashes)| {
                 let queue = QueueId { topic: TopicId(topic), queue };
                 Operation::Record(RecordOperation { queue, record, tag_hash, visibility, key_hashes })
@@ -482,6 +494,27 @@ mod tests {
         golden.extend([0xB2, 1, 1, 4]);
         golden.extend(b"REC");
         assert_eq!(body, golden);
+    }
+
+    /// Two records in one place would be one message in two queues, or a pending row lost.
+    #[test]
+    fn records_that_overlap_are_malformed() {
+        let record = |byte| {
+            Operation::Record(RecordOperation {
+                queue: QueueId::default(),
+                record: Bytes::from(vec![byte; 4]),
+                tag_hash: 0,
+                visibility: Visibility::Half,
+                key_hashes: vec![],
+            })
+        };
+        let body = encode_entry(Timestamp(1), &[record(1), record(2)]).to_vec();
+        let second = HEAD_BYTES + ROW_BYTES;
+        for (at, value) in [(second + 4, body[HEAD_BYTES + 4]), (second + 8, 3), (second + 8, 0), (HEAD_BYTES + 8, 5)] {
+            let mut body = body.clone();
+            body[at] = value;
+            assert!(matches!(decode_entry(&Bytes::from(body)), Err(EntryError::Malformed(_))));
+        }
     }
 
     #[test]

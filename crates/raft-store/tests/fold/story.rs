@@ -1,0 +1,193 @@
+//! What apply does, without any misfortune.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use env::disk::simulated::Latency;
+use raft_store::consume_queue::UnitKind;
+use raft_store::entry::{CoreCommand, Operation, Visibility};
+use raft_store::fold::{ApplyError, CoreReply, Outcome, Refusal};
+use raft_store::materializer::DerivedOptions;
+use raft_store::position::{QueueOffset, Timestamp};
+
+use crate::world::*;
+
+/// Entries applied in any chunks, synced at any time, with any merging in between: equal state and equal images.
+#[tokio::test(start_paused = true)]
+async fn chunks_and_syncs_do_not_matter() {
+    let rng = seeded();
+    let entries = random_entries(&rng, 300, 4);
+    let mut images: Option<BTreeMap<_, (u64, Bytes)>> = None;
+    for round in 0..4 {
+        let (env, _) = simulated(&rng);
+        let options = DerivedOptions {
+            sync_changed_bytes: [16 << 20, 2_000, 10_000, 16 << 20][round],
+            sync_log_bytes: [256 << 20, 256 << 20, 20_000, 256 << 20][round],
+            images_kept: 100,
+            ..derived_options()
+        };
+        let mut replica = Replica::start(&env, options.clone()).await.unwrap();
+        for some in entries.chunks(1 + rng.below(40) as usize) {
+            replica.append(some).await;
+            replica.apply_all().await.unwrap();
+            if round == 3 && rng.chance(1, 3) {
+                replica.fold.derived_sync().await.unwrap();
+            }
+            if round == 3 && rng.chance(1, 6) {
+                replica.fold.close().await.unwrap();
+                replica.log.close().await.unwrap();
+                replica = Replica::start(&env, options.clone()).await.unwrap();
+                assert_eq!(replica.found, replica.log.last(), "a clean stop leaves nothing to replay");
+            }
+            if rng.chance(1, 4) {
+                env.clock.sleep(Duration::from_secs(rng.below(30))).await;
+            }
+        }
+        let model = Model::of(&replica.frames().await);
+        replica.check(&model).await;
+        replica.check_index(&model).await;
+        replica.fold.derived_sync().await.unwrap();
+        let mut found = BTreeMap::new();
+        for image in replica.fold.images().await.unwrap() {
+            let file = env.disk.open(&image.path, env::disk::Open::Existing).await.unwrap();
+            let bytes = file.read_at(0, image.len as usize).await.unwrap();
+            found.insert(image.boundary.id, (image.hash, bytes));
+        }
+        assert!(found.len() > 2, "{} images", found.len());
+        assert_eq!(images.get_or_insert_with(|| found.clone()), &found, "round {round}");
+    }
+}
+
+/// A timer fires once, when group time has reached it, in order of due time then place.
+#[tokio::test(start_paused = true)]
+async fn timers_fire_once_in_order_and_never_early() {
+    let (env, _) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    let scheduled = |due| record(queue_id(1), vec![due as u8; 10], Visibility::Scheduled { due: Timestamp(due) });
+    replica.append(&[entry(100, vec![scheduled(130), scheduled(120), scheduled(120), scheduled(90)])]).await;
+    let outcomes = replica.apply_all().await.unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Pending { stamp: Timestamp(100), .. })));
+    let places: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Pending { physical_offset, .. } => *physical_offset,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let reader = replica.fold.reader();
+    assert_eq!((reader.next_due(), reader.pending().scheduled), (Some(Timestamp(90)), 4));
+    assert!(reader.queue(queue_id(1)).is_none(), "nothing is visible");
+    let fire = |limit| core(CoreCommand::FireTimers { limit });
+    let fired = |fired, more| Outcome::Core(CoreReply::Fired { fired, more });
+    replica.append(&[entry(119, vec![fire(9)])]).await;
+    assert_eq!(replica.apply_all().await.unwrap(), [fired(1, false)]);
+    replica.append(&[entry(125, vec![fire(1), fire(9)]), entry(129, vec![fire(9)]), entry(130, vec![fire(9)])]).await;
+    assert_eq!(replica.apply_all().await.unwrap(), [fired(1, true), fired(1, false), fired(0, false), fired(1, false)]);
+    let units = reader.queue(queue_id(1)).unwrap().units(QueueOffset(0), 10).unwrap();
+    let seen: Vec<_> = units.iter().map(|unit| (unit.physical_offset, unit.visible_at.0, unit.kind)).collect();
+    let kind = UnitKind::Fired;
+    assert_eq!(seen, [(places[3], 119, kind), (places[1], 125, kind), (places[2], 125, kind), (places[0], 130, kind)]);
+    assert_eq!((reader.next_due(), reader.pending().scheduled, reader.pending().bytes), (None, 0, 0));
+    for (place, offset) in [(places[3], 0), (places[0], 3)] {
+        let found = reader.unit_of(place, queue_id(1), Timestamp(100)).await.unwrap();
+        assert_eq!(found.map(|(offset, _)| offset), Some(QueueOffset(offset)));
+        assert_eq!(reader.record(place, 10).await.unwrap().len(), 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_change_nothing_and_are_told() {
+    let (env, _) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    let send = || record(queue_id(2), vec![1], Visibility::Visible);
+    replica
+        .append(&[
+            entry(1, vec![send(), Operation::Tables(Bytes::from_static(b"c\x02")), send()]),
+            Entry::Nonsense,
+            entry(1, vec![core(CoreCommand::RaiseClusterVersion { version: 0 })]),
+            entry(1, vec![core(CoreCommand::RaiseClusterVersion { version: 1 })]),
+            entry(2, vec![Operation::Tables(Bytes::from_static(b"o\x02")), send()]),
+        ])
+        .await;
+    let outcomes = replica.apply_all().await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Placed { queue_offset: QueueOffset(0), .. }));
+    assert_eq!(outcomes[2], Outcome::Refused(Refusal::QueueClosed(queue_id(2))));
+    assert_eq!(outcomes[3], Outcome::Refused(Refusal::Malformed));
+    assert_eq!(outcomes[4], Outcome::Refused(Refusal::ClusterVersion(1)));
+    assert_eq!(outcomes[5], Outcome::Core(CoreReply::ClusterVersion(1)));
+    assert!(matches!(outcomes[7], Outcome::Placed { queue_offset: QueueOffset(1), .. }), "offsets go on");
+}
+
+/// An entry of a newer version stops the replica before anything of it is applied, and again after a restart.
+#[tokio::test(start_paused = true)]
+async fn the_unknown_is_not_applied() {
+    let known = || record(queue_id(0), vec![1], Visibility::Visible);
+    let unknown = [
+        vec![known(), Operation::Tables(Bytes::from_static(b"x\x00"))],
+        vec![known(), core(CoreCommand::RaiseClusterVersion { version: 99 })],
+    ];
+    for operations in unknown {
+        let (env, _) = simulated(&seeded());
+        let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+        replica.append(&[entry(1, vec![known()]), entry(2, operations)]).await;
+        for _ in 0..2 {
+            replica.apply_to(0).await.unwrap();
+            let frame = replica.frames().await.pop().unwrap();
+            let mut outcomes = Vec::new();
+            let error = replica.fold.apply(&frame, &mut outcomes).await.unwrap_err();
+            assert!(matches!(error, ApplyError::Unknown { .. }), "{error}");
+            assert!(outcomes.is_empty());
+            let reader = replica.fold.reader();
+            assert_eq!(reader.queue(queue_id(0)).unwrap().bounds().end, QueueOffset(1));
+            assert_eq!((reader.now(), reader.applied().unwrap().index), (Timestamp(1), 0));
+            replica.fold.close().await.unwrap();
+            replica.log.close().await.unwrap();
+            replica = Replica::start(&env, derived_options()).await.unwrap();
+        }
+    }
+}
+
+/// The set of changes that waits for a slow disk is bounded: apply waits, and everybody else goes on.
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_holds_apply_back_but_not_readers() {
+    let rng = seeded();
+    let (env, disk) = simulated(&rng);
+    let options = DerivedOptions { sync_changed_bytes: 5_000, ..derived_options() };
+    let mut replica = Replica::start(&env, options).await.unwrap();
+    let entries = random_entries(&rng, 1_000, 0);
+    replica.append(&entries).await;
+    let slow = Duration::from_secs(3);
+    disk.set_latency(Latency { sync: slow, write: slow, ..Latency::default() });
+    let reader = replica.fold.reader();
+    let applying = tokio::spawn(async move {
+        replica.apply_all().await.unwrap();
+        replica
+    });
+    let mut highest = 0;
+    while !applying.is_finished() {
+        highest = highest.max(reader.derived_stats().waiting_bytes);
+        env.clock.sleep(Duration::from_millis(500)).await;
+    }
+    let replica = applying.await.unwrap();
+    assert!(highest > 5_000, "the disk was slow enough to matter: {highest}");
+    assert!(highest < 12_000, "{highest} bytes waited");
+    replica.check(&Model::of(&replica.frames().await)).await;
+}
+
+/// Without any pressure a derived sync comes after its interval; durable never passes applied.
+#[tokio::test(start_paused = true)]
+async fn a_derived_sync_comes_by_itself() {
+    let (env, _) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    replica.append(&[entry(1, vec![record(queue_id(0), vec![1], Visibility::Visible)])]).await;
+    replica.apply_all().await.unwrap();
+    let reader = replica.fold.reader();
+    let mut durable = reader.watch_durable();
+    assert_eq!(*durable.borrow(), None);
+    let began = env.clock.monotonic();
+    durable.changed().await.unwrap();
+    assert_eq!(*durable.borrow(), reader.applied());
+    let waited = env.clock.monotonic() - began;
+    assert!((Duration::from_secs(8)..Duration::from_secs(11)).contains(&waited), "{waited:?}");
+}
