@@ -1,1 +1,16 @@
-//! Real processes, real faults: workloads, history, checkers, report.
+//! Real processes, real faults: what a simulation cannot show.
+//!
+//! - [`power`]: file systems of our own on loop devices, and how their power is cut.
+//! - [`store`]: one store under kills and power losses.
+//! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`].
+//!
+//! A fault that the machine cannot produce is an error, never a pass.
+
+// The world outside is this package's business: processes, mounts and files that are not a broker's.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod append;
+pub mod cluster;
+pub mod faults;
+pub mod power;
+pub mod store;
