@@ -63,7 +63,12 @@ fn run_workload(seed: u64, options: &LogOptions, lying: bool) -> (SimDisk, Vec<O
 
 /// Crashes the disk, and checks all that follows.
 fn check_crash(mut model: Model, stopped: SimDisk, options: &LogOptions, rng: &Rng) -> Result<(), String> {
-    stopped.crash(rng);
+    // Or only the process is killed: all that was written is still to be seen, but no more durable than before.
+    if rng.chance(1, 4) {
+        stopped.process_kill();
+    } else {
+        stopped.crash(rng);
+    }
     // A crash of the recovery, or several: each time after some prefix of what it did.
     for _ in 0..rng.below(3) {
         let attempt = stopped.fork();
@@ -82,16 +87,21 @@ fn check_crash(mut model: Model, stopped: SimDisk, options: &LogOptions, rng: &R
     if again != found {
         return Err(format!("recovered to {found:?}, then to {again:?}"));
     }
+    let lost: Vec<Entry> = model.entries.iter().filter(|entry| entry.id.index >= found.end_index).copied().collect();
     model.note(&Event::Opened(found));
     stopped.process_kill();
 
-    // Appending goes on, with other entries than those that were lost, and they are not lost.
+    // Appending goes on, with some of the entries that were lost or with others, and they are not lost.
     let mut term = model.last_id().map_or(1, |last| last.term);
     let mut entries = Vec::new();
-    for nonce in 0..1 + rng.below(8) {
+    let lost_again = !model.continued_by(&lost).is_empty() && rng.chance(1, 2);
+    if lost_again {
+        entries.extend(lost.iter().take(1 + rng.below(lost.len() as u64) as usize));
+    }
+    for nonce in 0..if lost_again { 0 } else { 1 + rng.below(8) } {
         term += rng.below(2) * 50;
         let id = LogId { term, index: model.end() + nonce };
-        entries.push(Entry { id, kind: Kind::Entry, nonce: u64::MAX - nonce, bytes: rng.below(2000) as usize });
+        entries.push(Entry::new(id, Kind::Entry, u64::MAX - nonce, rng.below(2000) as usize));
     }
     model.note(&Event::Append(entries.clone()));
     simulate(async {
@@ -118,7 +128,7 @@ fn check_seed(seed: u64, states: u64, lying: bool) -> Result<u64, String> {
     for stop in stops {
         operations[done..stop].iter().for_each(|operation| shadow.repeat(operation));
         done = stop;
-        check_crash(timeline.model_after(stop), shadow.fork(), &options, &rng)
+        check_crash(timeline.model_after(stop, &options), shadow.fork(), &options, &rng)
             .map_err(|error| format!("RAFTMQ_SEED={seed}, crash after operation {stop}: {error}"))?;
     }
     Ok(states)

@@ -7,7 +7,9 @@
 use std::io;
 
 use bytes::Bytes;
-use raft_store::log::{Boundary, Kind, Log, Vote};
+use raft_store::log::frame::{compose, follows};
+use raft_store::log::segment::Layout;
+use raft_store::log::{Boundary, Cursor, Kind, Log, Vote};
 use raft_store::position::LogId;
 
 use super::world::{bodies, body};
@@ -19,9 +21,15 @@ pub struct Entry {
     pub kind: Kind,
     pub nonce: u64,
     pub bytes: usize,
+    crc: u32,
 }
 
 impl Entry {
+    pub fn new(id: LogId, kind: Kind, nonce: u64, bytes: usize) -> Entry {
+        let crc = crc32c::crc32c(&body(id, nonce, bytes));
+        Entry { id, kind, nonce, bytes, crc }
+    }
+
     pub fn body(&self) -> Bytes {
         body(self.id, self.nonce, self.bytes)
     }
@@ -52,6 +60,8 @@ pub struct Found {
     pub end_index: u64,
     pub vote: Option<Vote>,
     pub entries: Vec<(LogId, Bytes)>,
+    /// Where the log ends, and its chain there.
+    pub end: Cursor,
 }
 
 impl Found {
@@ -63,15 +73,18 @@ impl Found {
             end_index: log.last().map_or(0, |last| last.index + 1),
             vote: log.vote(),
             entries,
+            end: log.tip().end,
         })
     }
 }
 
 /// One state the log may be in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Model {
-    /// Index of the first of `entries`.
-    pub begin: u64,
+    layout: Layout,
+    /// Index of the first of `entries`, and the place where it starts.
+    begin: u64,
+    begin_at: Cursor,
     /// Everything submitted and not cut.
     pub entries: Vec<Entry>,
     /// Everything below this index must be there.
@@ -87,8 +100,26 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new() -> Model {
-        Model { votes: vec![None], purges: vec![None], ..Model::default() }
+    pub fn new(segment_bytes: u64) -> Model {
+        Model {
+            layout: Layout { segment_bytes },
+            begin: 0,
+            begin_at: Cursor::default(),
+            entries: Vec::new(),
+            durable: 0,
+            cutting: None,
+            votes: vec![None],
+            purges: vec![None],
+            restarting: None,
+        }
+    }
+
+    /// Where a log with these entries ends before index `end`: on every replica, whatever happened to it.
+    fn end_at(&self, end: u64) -> Cursor {
+        let entries = self.entries.iter().take_while(|entry| entry.id.index < end);
+        entries.fold(self.begin_at, |at, entry| {
+            compose(at, self.layout, entry.kind, entry.id, entry.bytes as u32, entry.crc).header.cursor()
+        })
     }
 
     pub fn end(&self) -> u64 {
@@ -105,6 +136,12 @@ impl Model {
 
     pub fn purged(&self) -> Option<LogId> {
         *self.purges.last().expect("there is always one")
+    }
+
+    /// What of `lost` a leader may send again: all or nothing.
+    pub fn continued_by<'a>(&self, lost: &'a [Entry]) -> &'a [Entry] {
+        let follows = |first: &Entry| follows(first.id, self.last_id());
+        if lost.first().is_some_and(follows) { lost } else { &[] }
     }
 
     fn truncate(&mut self, end: u64) {
@@ -148,7 +185,7 @@ impl Model {
     }
 
     fn begin_anew(&mut self, boundary: &Boundary) {
-        self.begin = boundary.id.index + 1;
+        (self.begin, self.begin_at) = (boundary.id.index + 1, boundary.end);
         self.entries.clear();
         self.durable = self.begin;
         self.purges = vec![Some(boundary.id)];
@@ -186,6 +223,10 @@ impl Model {
         }
         if index != found.end_index {
             return Err(format!("the entries end at {index}, the log at {}", found.end_index));
+        }
+        let end = self.end_at(index);
+        if found.end != end {
+            return Err(format!("the log ends at {:?}, on another replica it would end at {end:?}", found.end));
         }
         Ok(())
     }

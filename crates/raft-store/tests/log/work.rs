@@ -27,8 +27,8 @@ impl Timeline {
     }
 
     /// What was asked and answered when `operations` disk operations had happened.
-    pub fn model_after(&self, operations: usize) -> Model {
-        let mut model = Model::new();
+    pub fn model_after(&self, operations: usize, options: &LogOptions) -> Model {
+        let mut model = Model::new(options.segment_bytes);
         for (at, event) in self.0.lock().iter() {
             if *at <= operations {
                 model.note(event);
@@ -76,6 +76,8 @@ pub struct Work {
     pub timeline: Timeline,
     term: u64,
     nonce: u64,
+    /// What the last crash has lost. A leader would send it again.
+    lost: Vec<Entry>,
 }
 
 /// Small segments, small pieces, a small tail: all edges are near.
@@ -92,7 +94,7 @@ pub fn random_options(rng: &Rng) -> LogOptions {
 
 impl Work {
     pub fn new(place: Place, options: LogOptions, rng: Rng) -> Work {
-        Work { place, options, rng, timeline: Timeline::default(), term: 1, nonce: 0 }
+        Work { place, options, rng, timeline: Timeline::default(), term: 1, nonce: 0, lost: Vec::new() }
     }
 
     fn note(&self, event: Event) {
@@ -100,7 +102,7 @@ impl Work {
     }
 
     fn model(&self) -> Model {
-        self.timeline.model_after(usize::MAX)
+        self.timeline.model_after(usize::MAX, &self.options)
     }
 
     /// Opens the log and checks that it is what it may be.
@@ -115,7 +117,9 @@ impl Work {
         let log = Log::open(env.clone(), dir, self.options.clone(), None).await;
         let log = log.unwrap_or_else(|error| panic!("the log does not open: {error}"));
         let found = Found::in_log(&log, 1 + self.rng.below(5000) as usize).await.expect("read");
-        self.model().judge(&found).unwrap_or_else(|error| panic!("{error}"));
+        let model = self.model();
+        model.judge(&found).unwrap_or_else(|error| panic!("{error}"));
+        self.lost = model.entries.iter().filter(|entry| entry.id.index >= found.end_index).copied().collect();
         self.note(Event::Opened(found));
         (env, log)
     }
@@ -173,7 +177,13 @@ impl Work {
         let model = self.model();
         let (mut index, mut term) = (model.end(), model.last_id().map_or(1, |last| last.term));
         let mut entries = Vec::new();
-        for _ in 0..self.rng.below(6) {
+        let lost_again = !model.continued_by(&self.lost).is_empty() && self.rng.chance(1, 2);
+        if lost_again {
+            let again = 1 + self.rng.below(self.lost.len() as u64) as usize;
+            entries.extend(self.lost.drain(..again));
+            index += again as u64;
+        }
+        for _ in 0..if lost_again { 0 } else { self.rng.below(6) } {
             // Not only newer terms: a new leader may bring entries of an old term that this log did not have.
             term += self.rng.below(8) / 7;
             self.term = self.term.max(term);
@@ -185,7 +195,7 @@ impl Work {
             };
             let kind = [Kind::Entry, Kind::Membership, Kind::Blank][self.rng.below(3) as usize];
             let bytes = if kind == Kind::Blank { 0 } else { bytes as usize };
-            entries.push(Entry { id: LogId { term, index }, kind, nonce: self.nonce, bytes });
+            entries.push(Entry::new(LogId { term, index }, kind, self.nonce, bytes));
             index += 1;
         }
         let appended = entries.iter().map(|entry| entry_with(entry.id, entry.kind, entry.body())).collect();
@@ -241,8 +251,14 @@ impl Work {
     }
 
     async fn restart(&mut self, log: &Log) {
-        let index = self.model().end() + self.rng.below(100);
-        let physical_offset = PhysicalOffset((log.tip().end.physical_offset.0 + self.rng.below(1 << 20)) & !63);
+        // Mostly an image is ahead of the log; but the log may also be longer, and of another history.
+        let model = self.model();
+        let begin = log.purged_boundary();
+        let least = begin.map_or(0, |begin| begin.id.index + 1);
+        let index = least + self.rng.below(model.end() - least + 100);
+        let least = begin.map_or(0, |begin| begin.end.physical_offset.0);
+        let most = log.tip().end.physical_offset.0 + (1 << 16);
+        let physical_offset = PhysicalOffset((least + self.rng.below(most - least)) & !63);
         let end = Cursor { physical_offset, chain: self.rng.u64() };
         let boundary = Boundary { id: LogId { term: self.term, index }, end };
         self.note(Event::Restart(boundary));
