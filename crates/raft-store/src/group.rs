@@ -33,7 +33,7 @@ use crate::proposer::{Answer, Claim, ProposeError, Proposer, Submission, Waiters
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links};
-use crate::raft::peer::server::{Lifetime, Server};
+use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
@@ -546,19 +546,23 @@ struct Running<T: Tables> {
     waiters: Arc<Waiters<T::Reply>>,
     paused: watch::Sender<bool>,
     reads: mpsc::UnboundedSender<oneshot::Sender<Result<(), ReadError>>>,
-    /// Ends all tasks when dropped.
-    _end: watch::Sender<bool>,
+    end: LifetimeEnd,
+}
+
+/// What runs, before it is given its surroundings.
+struct Started<T: Tables> {
+    raft: RaftOf<T>,
+    waiters: Arc<Waiters<T::Reply>>,
+    paused: watch::Sender<bool>,
+    reads: mpsc::UnboundedSender<oneshot::Sender<Result<(), ReadError>>>,
+    handle: Opened<T>,
 }
 
 type OpenResult<T> = Result<Opened<T>, OpenError>;
 
 impl<T: Tables> Member<T> {
     async fn run(mut self, tables: T, mut opened: oneshot::Sender<OpenResult<T>>) {
-        let started = tokio::select! { biased;
-            () = opened.closed() => return,
-            started = self.start(tables) => started,
-        };
-        let (running, handle) = match started {
+        let (running, handle) = match self.start(tables, opened.closed()).await {
             Ok(started) => started,
             Err(error) => {
                 let _ = opened.send(Err(error));
@@ -592,11 +596,39 @@ impl<T: Tables> Member<T> {
         running.kill().await;
     }
 
-    async fn start(&mut self, tables: T) -> Result<(Running<T>, Opened<T>), OpenError> {
-        let (env, options) = (self.env.clone(), self.options.clone());
-        let config = options.raft_config().map_err(|error| OpenError::Configuration(error.to_string()))?;
+    /// Recovers and runs; what was recovered is closed again if `interrupted` resolves, or anything fails, before.
+    async fn start(
+        &mut self,
+        tables: T,
+        interrupted: impl Future<Output = ()>,
+    ) -> Result<(Running<T>, Opened<T>), OpenError> {
+        let config = self.options.raft_config().map_err(|error| OpenError::Configuration(error.to_string()))?;
         let recovered = self.recover(tables).await?;
-        let Recovered { directory, log, .. } = &recovered;
+        let (end, lifetime) = Lifetime::new();
+        let started = tokio::select! { biased;
+            () = interrupted => Err(OpenError::Interrupted),
+            started = self.run_recovered(&recovered, config, lifetime) => started,
+        };
+        match started {
+            Ok(Started { raft, waiters, paused, reads, handle }) => {
+                Ok((Running { recovered, raft, waiters, paused, reads, end }, handle))
+            }
+            Err(error) => {
+                end.end().await;
+                recovered.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_recovered(
+        &mut self,
+        recovered: &Recovered<T>,
+        config: openraft::Config,
+        lifetime: Lifetime,
+    ) -> Result<Started<T>, OpenError> {
+        let (env, options) = (self.env.clone(), self.options.clone());
+        let Recovered { directory, log, .. } = recovered;
         let was_clean = directory.was_clean;
         let own = directory.founder();
         let hello = Hello {
@@ -613,7 +645,6 @@ impl<T: Tables> Member<T> {
             channel: Channel::Founding,
         };
 
-        let (end, lifetime) = Lifetime::new();
         let counters = Arc::new(PeerCounters::default());
         let (raft_runs, raft_running) = watch::channel(None);
         let server = Arc::new(Server {
@@ -698,7 +729,7 @@ impl<T: Tables> Member<T> {
             links,
             elections,
         };
-        Ok((Running { recovered, raft, waiters, paused, reads, _end: end }, handle))
+        Ok(Started { raft, waiters, paused, reads, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -715,14 +746,29 @@ impl<T: Tables> Member<T> {
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
         let derived = Derived::probe(env, options.dir.clone(), derived).await?;
         let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
-        let floor = derived.newest().map(|newest| newest.id);
-        let log = Log::open(env.clone(), options.dir.clone(), log_options, floor).await?;
-        let fold = Fold::open(derived, log.clone(), tables).await?;
+        let log = Log::open(env.clone(), options.dir.clone(), log_options, derived.log_floor()).await?;
+        let fold = match Fold::open(derived, log.clone(), tables).await {
+            Ok(fold) => fold,
+            Err(error) => {
+                log.kill().await;
+                return Err(error.into());
+            }
+        };
         if let Some(applied) = fold.applied() {
             log.set_applied(applied.index);
         }
         let (reader, members) = (fold.reader(), member_ids(&fold));
         Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members })
+    }
+}
+
+impl<T: Tables> Recovered<T> {
+    /// Ends what was recovered without writing anything more.
+    async fn end(self) {
+        self.log.kill().await;
+        if let Some(fold) = self.fold.lock().await.take() {
+            fold.kill().await;
+        }
     }
 }
 
@@ -908,7 +954,7 @@ impl<T: Tables> Running<T> {
 
     async fn stop(self) -> io::Result<()> {
         let shutdown = self.raft.shutdown().await.map_err(io::Error::other);
-        drop(self._end);
+        self.end.end().await;
         self.waiters.end();
         let fold = self.recovered.fold.lock().await.take();
         if let Some(fold) = fold {
@@ -919,12 +965,14 @@ impl<T: Tables> Running<T> {
         self.recovered.directory.stopped_cleanly().await
     }
 
-    /// Ends everything without writing anything more.
+    /// Ends everything without writing anything more. The lock is released last.
     async fn kill(self) {
-        drop(self._end);
+        // The log first: whoever waits for it, waits for nothing.
+        self.recovered.log.kill().await;
         let _ = self.raft.shutdown().await;
+        self.end.end().await;
         self.waiters.end();
-        drop(self.recovered.fold.lock().await.take());
+        self.recovered.end().await;
     }
 }
 

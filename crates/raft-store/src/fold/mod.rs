@@ -431,6 +431,11 @@ impl<T: Tables> Fold<T> {
     pub async fn close(self) -> io::Result<()> {
         self.materializer.close().await
     }
+
+    /// Ends as a killed process would. Resolves when nothing of it runs.
+    pub async fn kill(self) {
+        self.materializer.kill().await;
+    }
 }
 
 /// The place behind a frame.

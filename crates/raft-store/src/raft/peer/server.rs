@@ -6,6 +6,7 @@
 //!   lease when it is received; only its answer waits for the disk.
 //! - A connection's end ends its task; a node's end ends all of them.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -44,19 +45,37 @@ const UNARY_WAITING_MAX: usize = 1024;
 
 /// Ends the tasks that were spawned under it.
 #[derive(Clone, Debug)]
-pub struct Lifetime(watch::Receiver<bool>);
+pub struct Lifetime {
+    ended: watch::Receiver<()>,
+    /// Each task holds one; none is ever sent on.
+    _alive: mpsc::Sender<Infallible>,
+}
+
+/// The end of a [`Lifetime`], which comes when this is dropped.
+#[derive(Debug)]
+pub struct LifetimeEnd {
+    end: watch::Sender<()>,
+    alive: mpsc::Receiver<Infallible>,
+}
+
+impl LifetimeEnd {
+    /// Ends the tasks, and resolves when they are gone with all that they held.
+    pub async fn end(mut self) {
+        drop(self.end);
+        while self.alive.recv().await.is_some() {}
+    }
+}
 
 impl Lifetime {
-    /// A lifetime that ends when `true` is sent, or the sender is gone.
-    pub fn new() -> (watch::Sender<bool>, Lifetime) {
-        let (end, ended) = watch::channel(false);
-        (end, Lifetime(ended))
+    /// A lifetime and its end.
+    pub fn new() -> (LifetimeEnd, Lifetime) {
+        let (end, ended) = watch::channel(());
+        let (hold, alive) = mpsc::channel(1);
+        (LifetimeEnd { end, alive }, Lifetime { ended, _alive: hold })
     }
 
-    /// Resolves when the lifetime has ended.
-    pub async fn ended(&self) {
-        // An error means that the sender is gone, which is an end too.
-        let _ = self.0.clone().wait_for(|ended| *ended).await;
+    async fn ended(mut self) {
+        while self.ended.changed().await.is_ok() {}
     }
 
     /// Runs `task` until it or this lifetime ends.
@@ -64,7 +83,7 @@ impl Lifetime {
         let lifetime = self.clone();
         drop(Types::spawn(async move {
             tokio::select! { biased;
-                () = lifetime.ended() => {}
+                () = lifetime.clone().ended() => {}
                 () = task => {}
             }
         }));

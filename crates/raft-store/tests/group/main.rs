@@ -1,0 +1,6 @@
+//! Groups of one and three members in one process, over loopback TCP: founding, leadership, proposals, kills, power
+//! loss. Each scenario says in its first lines what could go wrong.
+
+mod alone;
+mod three;
+mod world;
