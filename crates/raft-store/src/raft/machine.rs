@@ -91,11 +91,14 @@ impl<T: Tables> Machine<T> {
         Ok(())
     }
 
-    /// The newest image at or below the retention boundary.
+    /// The newest image at or below the retention boundary: what `Trim` has cut, or where the log already begins. (An
+    /// image that was installed is older than the `Trim` that made it the boundary, which is still to be replayed.)
     async fn boundary_image(&self) -> io::Result<Option<Image>> {
         let fold = self.fold.lock().await;
         let fold = fold.as_ref().ok_or_else(closed)?;
-        let least = fold.reader().min_physical();
+        let begins = [*self.beginning.lock(), self.log.purged_boundary()];
+        let begins = begins.into_iter().flatten().map(|begin| begin.end.physical_offset).max();
+        let least = fold.reader().min_physical().max(begins.unwrap_or_default());
         let images = fold.images().await?;
         Ok(images.into_iter().rfind(|image| at_or_below(image, least)))
     }

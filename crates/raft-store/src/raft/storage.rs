@@ -18,6 +18,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 
 use crate::log::{self, AppendEntry, Boundary, Frame, Log};
+use crate::position::LogId;
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Entry, LeaderId, Placed, RaftLogId, Types, Vote, from_raft, to_raft};
 
@@ -115,14 +116,12 @@ impl RaftLogReader<Types> for Reader {
         Box::pin(stream)
     }
 
+    /// The *last* id of each term: so openraft reads them, whatever the documentation of this method says.
     async fn get_key_log_ids(&mut self, range: RangeInclusive<RaftLogId>) -> io::Result<Vec<RaftLogId>> {
         let last = *range.end();
-        let mut keys: Vec<RaftLogId> =
-            self.0.first_of_terms(range.start().index..last.index + 1).into_iter().map(to_raft).collect();
-        if keys.last() != Some(&last) {
-            keys.push(last);
-        }
-        Ok(keys)
+        let firsts = self.0.first_of_terms(range.start().index..last.index + 1);
+        let ends = firsts.windows(2).map(|pair| to_raft(LogId { term: pair[0].term, index: pair[1].index - 1 }));
+        Ok(ends.chain([last]).collect())
     }
 }
 
