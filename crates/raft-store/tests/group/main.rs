@@ -2,5 +2,6 @@
 //! loss. Each scenario says in its first lines what could go wrong.
 
 mod alone;
+mod suite;
 mod three;
 mod world;

@@ -25,6 +25,7 @@ impl Three {
     }
 
     pub async fn open(places: Vec<Place>) -> Three {
+        crate::world::log_if_asked();
         let env = places[0].env.clone();
         let groups = within(&env, 20, "founding", join_all(places.iter().map(Place::open))).await;
         Three { places, groups: groups.into_iter().map(Some).collect() }

@@ -160,3 +160,9 @@ pub async fn within<F: Future>(env: &Env, seconds: u64, what: &str, future: F) -
         None => panic!("not within {seconds} s: {what}"),
     }
 }
+
+/// `RUST_LOG=raft_store=debug,openraft=info` shows what the members say.
+pub fn log_if_asked() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
