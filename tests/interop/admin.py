@@ -1,0 +1,218 @@
+"""The real mqadmin of both release lines: what it prints of the cluster, compared by column with what is so.
+
+Each command sees the same small world, made once a line: a topic whose queue q holds q + 1 messages, all consumed by a
+group of that line's own Java client. Only columns that state facts are compared, not rates and times.
+"""
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import clients
+import remoting
+from drivers import Driver, Failed
+from servers import CLUSTER_NAME, GROUP_NAME
+from table import PASS
+
+QUEUES = 4
+COMMAND_S = 60
+TAG = "A"
+BODIES = Path("/tmp/rocketmq/msgbodys")  # where mqadmin puts the body of a message that it shows
+
+
+class World:
+    def __init__(self, servers, line, home):
+        self.servers, self.line, self.home = servers, line, home
+        name = line.replace(".", "_")
+        self.topic, self.group = f"admin-{name}", f"admin-group-{name}"
+        self.placed = []  # response fields of each message sent, and its body
+        remoting.create_topic(servers.namesrv, self.topic, QUEUES)
+        for queue in range(QUEUES):
+            for n in range(queue + 1):
+                body = f"admin-{queue}-{n}"
+                self.placed.append({**remoting.send(servers.leader(), self.topic, queue, body, TAG), "body": body})
+        self.consume()
+
+    def consume(self):
+        command = clients.java(clients.HOME / f"java-{self.line}", "interop.Main", self.home)
+        words = [*map(str, command), "consume", "--namesrv", self.servers.namesrv, "--topic", self.topic, "--group", self.group]
+        consumer = Driver(f"admin-consumer-{self.line}", words, self.environment(), self.home)
+        try:
+            remoting.await_condition(lambda: len(consumer.seen("message")) >= len(self.placed), COMMAND_S, "the world consumed")
+        finally:
+            consumer.close()
+
+    def environment(self):
+        return {**os.environ, "HOME": str(self.home)}
+
+    def mqadmin(self, *words):
+        command = [str(clients.HERE / "mqadmin"), self.line, *map(str, words), "-n", self.servers.namesrv]
+        done = subprocess.run(command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              timeout=COMMAND_S)
+        if done.returncode != 0 or "Exception" in done.stderr:
+            raise Failed(f"{' '.join(command[2:])} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[:400]}")
+        return done.stdout
+
+
+def rows(text):
+    """The table that mqadmin prints: header line of `#Name`s, then values separated by blanks."""
+    lines = text.splitlines()
+    headers = [number for number, line in enumerate(lines) if line.startswith("#")]
+    if not headers:
+        raise Failed(f"no table in: {text.strip()[:400]}")
+    names = [name.strip() for name in lines[headers[0]].split("#")[1:]]
+    found = []
+    for line in lines[headers[0] + 1:]:
+        if not line.strip():
+            break
+        found.append(dict(zip(names, line.split())))
+    return found
+
+
+def fields(text):
+    """`Name:   value` lines."""
+    return {name: value.strip() for name, value in re.findall(r"^([A-Z][\w ]+):[ \t]+(.*)$", text, re.M)}
+
+
+def equal(what, found, expected):
+    if found != expected:
+        raise Failed(f"{what}: {found} instead of {expected}")
+
+
+def columns(text, *names):
+    """Those columns of the printed table, as a sorted list of rows."""
+    found = rows(text)
+    missing = [name for name in names if found and name not in found[0]]
+    if missing:
+        raise Failed(f"no column {missing} in {text.strip()[:400]}")
+    return sorted(tuple(row.get(name) for name in names) for row in found)
+
+
+def cluster_list(world):
+    expected = sorted((CLUSTER_NAME, name, broker_id, address)
+                      for name, ids in remoting.brokers(world.servers.namesrv).items() for broker_id, address in ids.items())
+    equal("brokers", columns(world.mqadmin("clusterList"), "Cluster Name", "Broker Name", "BID", "Addr"), expected)
+
+
+def topic_route(world):
+    printed = remoting.from_fastjson(world.mqadmin("topicRoute", "-t", world.topic).encode())
+    served = remoting.route(world.servers.namesrv, world.topic)
+    for name in ("brokerAddrs", "brokerName", "cluster"):
+        equal(name, [data[name] for data in printed["brokerDatas"]], [data[name] for data in served["brokerDatas"]])
+    for queue in printed["queueDatas"]:
+        equal("queues", (queue["brokerName"], queue["perm"], queue["readQueueNums"], queue["writeQueueNums"]),
+              (GROUP_NAME, 6, QUEUES, QUEUES))
+
+
+def topic_list(world):
+    printed = world.mqadmin("topicList").split()
+    equal("topics listed once", printed.count(world.topic), 1)
+    rows_of = [row for row in rows(world.mqadmin("topicList", "-c")) if row.get("Topic") == world.topic]
+    equal("topic with cluster and group", [(row["Cluster Name"], row.get("Consumer Group")) for row in rows_of],
+          [(CLUSTER_NAME, world.group)])
+
+
+def update_topic(world):
+    topic = f"{world.topic}-made"
+    text = world.mqadmin("updateTopic", "-c", CLUSTER_NAME, "-t", topic, "-r", 6, "-w", 6)
+    for address in remoting.masters(world.servers.namesrv):
+        equal("answer", f"create topic to {address} success." in text, True)
+    for fact in (f"topicName={topic}", "readQueueNums=6", "writeQueueNums=6", "perm=RW-"):
+        equal(fact, fact in text, True)
+    remoting.await_condition(lambda: remoting.route(world.servers.namesrv, topic), COMMAND_S, f"the route of {topic}")
+    served = remoting.route(world.servers.namesrv, topic)["queueDatas"]
+    equal("queues", [(queue["readQueueNums"], queue["writeQueueNums"]) for queue in served], [(6, 6)])
+
+
+def topic_status(world):
+    equal("queues", columns(world.mqadmin("topicStatus", "-t", world.topic), "Broker Name", "QID", "Min Offset", "Max Offset"),
+          [(GROUP_NAME, str(queue), "0", str(queue + 1)) for queue in range(QUEUES)])
+
+
+def consumer_progress(world):
+    names = ("Topic", "Broker Name", "QID", "Broker Offset", "Consumer Offset", "Diff")
+    equal("progress", columns(world.mqadmin("consumerProgress", "-g", world.group), *names),
+          [(world.topic, GROUP_NAME, str(queue), str(queue + 1), str(queue + 1), "0") for queue in range(QUEUES)])
+
+
+def update_sub_group(world):
+    text = world.mqadmin("updateSubGroup", "-c", CLUSTER_NAME, "-g", f"{world.group}-made", "-r", 5)
+    for address in remoting.masters(world.servers.namesrv):
+        equal("answer", f"create subscription group to {address} success." in text, True)
+    for fact in (f"groupName={world.group}-made", "retryMaxTimes=5", "consumeEnable=true", "retryQueueNums=1"):
+        equal(fact, fact in text, True)
+
+
+def shown(world, text, message):
+    printed = fields(text)
+    expected = {"OffsetID": message["msgId"], "Topic": world.topic, "Tags": f"[{TAG}]", "Queue ID": message["queueId"],
+                "Queue Offset": message["queueOffset"], "Reconsume Times": "0", "Store Host": world.servers.leader()}
+    equal("message", {name: printed.get(name) for name in expected}, expected)
+    path = Path(printed["Message Body Path"])
+    equal("body file", path.parent, BODIES)
+    equal("body", path.read_text(), message["body"])
+    path.unlink()
+
+
+def query_by_id(world):
+    """The 5.x line wants the topic, the 4.9 line refuses it."""
+    message = world.placed[-1]
+    topic = [] if world.line.startswith("4.") else ["-t", world.topic]
+    shown(world, world.mqadmin("queryMsgById", "-i", message["msgId"], *topic), message)
+
+
+def query_by_offset(world):
+    message = world.placed[-1]
+    shown(world, world.mqadmin("queryMsgByOffset", "-t", world.topic, "-b", GROUP_NAME, "-i", message["queueId"],
+                               "-o", message["queueOffset"]), message)
+
+
+def send_message(world):
+    """Into a topic of its own: the other commands count on theirs."""
+    topic = f"{world.topic}-sent"
+    remoting.create_topic(world.servers.namesrv, topic, 1)
+    sent = columns(world.mqadmin("sendMessage", "-t", topic, "-p", "hello", "-k", "K", "-c", TAG),
+                   "Broker Name", "QID", "Send Result", "MsgId")
+    equal("sends", [row[:3] for row in sent], [(GROUP_NAME, "0", "SEND_OK")])
+    text = world.mqadmin("consumeMessage", "-t", topic, "-b", GROUP_NAME, "-i", 0, "-o", 0, "-c", 1)
+    equal("sent and read back", re.findall(r"^MSGID: (\w+)", text, re.M), [sent[0][3]])
+
+
+def consume_message(world):
+    queue = QUEUES - 1
+    text = world.mqadmin("consumeMessage", "-t", world.topic, "-b", GROUP_NAME, "-i", queue, "-o", 0, "-c", 10)
+    expected = [(message["queueOffset"], TAG, message["body"]) for message in world.placed if int(message["queueId"]) == queue]
+    found = re.findall(r"^MSGID: .*queueOffset=(\d+),.*TAGS=(\w+).*?BODY: (.*)$", text, re.M)
+    equal("messages", found, expected)
+
+
+COMMANDS = {
+    "clusterList": cluster_list,
+    "topicRoute": topic_route,
+    "topicList": topic_list,
+    "updateTopic": update_topic,
+    "topicStatus": topic_status,
+    "consumerProgress": consumer_progress,
+    "updateSubGroup": update_sub_group,
+    "queryMsgById": query_by_id,
+    "queryMsgByOffset": query_by_offset,
+    "sendMessage": send_message,
+    "consumeMessage": consume_message,
+}
+
+COLUMNS = [f"mqadmin-{line}" for line in clients.JAVA_LINES]
+
+
+def run(servers, column, chosen, home):
+    """Command -> cell for one release line."""
+    cells, world = {}, None
+    for name in chosen:
+        try:
+            world = world or World(servers, column.removeprefix("mqadmin-"), home)
+            COMMANDS[name](world)
+            cells[name] = PASS
+        except (Failed, TimeoutError, OSError, KeyError, json.JSONDecodeError, remoting.Refused, subprocess.TimeoutExpired) as failure:
+            cells[name] = " ".join(f"FAIL: {type(failure).__name__} {failure}".split())
+        print(f"  {column:14} {name:16} {cells[name]}", flush=True)
+    return cells

@@ -1,0 +1,268 @@
+"""The cases. Each drives one client through one use and raises `Failed` with every difference it found.
+
+Consumers start first and are proved live on every queue by probes; only then the counted messages are sent, so that
+nothing depends on how long a client takes to find its queues.
+"""
+import itertools
+import time
+
+import compare
+import remoting
+from drivers import Driver, Failed
+
+QUEUES = 4
+STALL_S = 60         # a case is given up when nothing at all happens for so long
+QUIET_S = 2          # how long a finished consumer is watched for messages too many
+PROBE = "probe-"
+TAGS = ["A", "B", "C"]
+DELAY_LEVEL, DELAY_MS, DELAY_SLACK_MS = 2, 5_000, 15_000
+RETRIES = 2
+DEAD_LETTER_S = 180  # where the broker sets the delays: 10 s, 30 s, and the client's own rebalancing before each
+SHARDS = 8
+
+
+class Bench:
+    """One client in one case: names of its own, the driver processes, and the questions asked of them."""
+
+    def __init__(self, servers, client, case, count, directory, environment):
+        self.servers, self.client, self.count = servers, client, count
+        self.directory, self.environment = directory, environment
+        name = f"{case}-{client.name}".replace(".", "_")
+        self.topic, self.group, self.prefix = f"t-{name}", f"g-{name}", name
+        self.drivers = []
+        remoting.create_topic(servers.namesrv, self.topic, QUEUES)
+
+    def driver(self, role, verb, options):
+        name = f"{role}-{len(self.drivers)}"
+        words = [str(word) for word in [*self.client.command, verb, "--namesrv", self.servers.namesrv, *options]]
+        driver = Driver(name, words, self.environment, self.directory)
+        self.drivers.append(driver)
+        return driver
+
+    def producer(self, *options, first=0, count=None, topic=None):
+        count = self.count if count is None else count
+        return self.driver("producer", "produce", [
+            "--topic", topic or self.topic, "--prefix", self.prefix, "--first", first, "--count", count, *options])
+
+    def consumer(self, *options, topic=None, group=None):
+        consumer = self.driver("consumer", "consume", ["--topic", topic or self.topic, "--group", group or self.group, *options])
+        consumer.await_event("ready", STALL_S)
+        return consumer
+
+    def sent(self, producer):
+        """Waits for the producer's end; a refused send fails the case."""
+        producer.await_event("done", STALL_S)
+        failures = producer.seen("fail")
+        if failures:
+            raise Failed(f"{len(failures)} sends failed, first: {failures[0]}")
+        sent = producer.seen("ack", "sent")
+        if len(sent) != len({line["body"] for line in sent}):
+            raise Failed("a message was acknowledged twice")
+        return sent
+
+    @staticmethod
+    def received(*consumers):
+        """The counted messages, in the order in which each consumer printed them."""
+        return [line for consumer in consumers for line in consumer.seen("message") if not line["body"].startswith(PROBE)]
+
+    def probe(self, consumers, everyone=False, tag=None):
+        """Sends one probe to each queue, again and again, until one round is received exactly as the model wants it."""
+        deadline = time.monotonic() + STALL_S
+        for attempt in itertools.count():
+            address = self.servers.leader()
+            bodies = [f"{PROBE}{attempt}-{queue}" for queue in range(QUEUES)]
+            for queue, body in enumerate(bodies):
+                remoting.send(address, self.topic, queue, body, tag)
+            round_end = time.monotonic() + 2
+            while time.monotonic() < round_end:
+                takers = [[line["body"] for line in consumer.seen("message") if line["body"] in bodies and not line.get("retry")]
+                          for consumer in consumers]
+                if everyone:
+                    complete = all(sorted(taken) == bodies for taken in takers)
+                else:
+                    complete = sorted(sum(takers, [])) == bodies and all(len(taken) == QUEUES // len(consumers) for taken in takers)
+                if complete:
+                    return
+                time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise Failed(f"consumers never shared {QUEUES} queues as they should: last probes went {takers}")
+
+    def await_deliveries(self, wanted, *consumers):
+        """Until so many deliveries are there, then a little longer for those too many. Fewer is for the comparison to judge."""
+        progress, deadline = -1, 0
+        while (found := len(self.received(*consumers))) < wanted:
+            if found != progress:
+                progress, deadline = found, time.monotonic() + STALL_S
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+        quiet_since = time.monotonic()
+        while time.monotonic() < quiet_since + QUIET_S:
+            if (now := len(self.received(*consumers))) != found:
+                found, quiet_since = now, time.monotonic()
+            time.sleep(0.05)
+
+    def close(self):
+        for driver in self.drivers:
+            driver.close()
+
+    def kill(self):
+        for driver in self.drivers:
+            driver.kill()
+
+
+def demand(problems):
+    if problems:
+        raise Failed("; ".join(problems))
+
+
+def one_consumer(bench, produce=(), consume=(), tag=None):
+    """The common course: a live consumer, the sends, the deliveries."""
+    consumer = bench.consumer(*consume)
+    bench.probe([consumer], tag=tag)
+    sent = bench.sent(bench.producer(*produce))
+    bench.await_deliveries(len(sent), consumer)
+    return sent, bench.received(consumer)
+
+
+def sync(bench):
+    sent, received = one_consumer(bench, ["--mode", "sync"])
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received) + compare.sends_in_order(sent))
+
+
+def async_(bench):
+    sent, received = one_consumer(bench, ["--mode", "async"])
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
+
+
+def oneway(bench):
+    sent, received = one_consumer(bench, ["--mode", "oneway"])
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
+
+
+def batch(bench):
+    sent, received = one_consumer(bench, ["--mode", "batch"])
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
+
+
+def tags_keys(bench):
+    """Two of three tags are asked for; exactly those come, each with its tag and its key."""
+    consumer = bench.consumer("--tag", "A || B")
+    bench.probe([consumer], tag="A")
+    sent = bench.sent(bench.producer("--tags", ",".join(TAGS), "--keys"))
+    wanted = [line for line in sent if TAGS[line["n"] % len(TAGS)] in ("A", "B")]
+    bench.await_deliveries(len(wanted), consumer)
+    received = bench.received(consumer)
+    demand(compare.exactly_once(wanted, received)
+           + compare.as_labelled(received, lambda n: (TAGS[n % len(TAGS)], f"key-{bench.prefix}-{n}")))
+
+
+def clustering(bench):
+    consumers = [bench.consumer(), bench.consumer()]
+    bench.probe(consumers)
+    sent = bench.sent(bench.producer())
+    bench.await_deliveries(len(sent), *consumers)
+    demand(compare.exactly_once(sent, bench.received(*consumers)))
+    queues = [{line["queue"] for line in bench.received(consumer)} for consumer in consumers]
+    if queues[0] & queues[1] or len(queues[0]) != QUEUES // 2 or len(queues[1]) != QUEUES // 2:
+        raise Failed(f"the two consumers served the queues {queues}")
+
+
+def broadcasting(bench):
+    consumers = [bench.consumer("--model", "broadcasting", "--instance", f"{bench.group}-{i}") for i in range(2)]
+    bench.probe(consumers, everyone=True)
+    sent = bench.sent(bench.producer())
+    for consumer in consumers:
+        bench.await_deliveries(len(sent), consumer)
+    demand([problem for consumer in consumers for problem in compare.exactly_once(sent, bench.received(consumer))])
+
+
+def orderly(bench):
+    sent, received = one_consumer(bench, ["--shards", SHARDS], ["--orderly"])
+    demand(compare.exactly_once(sent, received) + compare.deliveries_in_order(received)
+           + compare.shards_in_order(received, SHARDS))
+
+
+def delay(bench):
+    sent, received = one_consumer(bench, ["--delay-level", DELAY_LEVEL])
+    demand(compare.exactly_once(sent, received, same=["id"])
+           + compare.delays(sent, received, DELAY_MS, DELAY_MS + DELAY_SLACK_MS))
+
+
+def retry_dlq(bench):
+    """Every attempt fails: the first delivery, the retries, then the dead-letter topic, each once."""
+    remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
+    consumer = bench.consumer("--fail-times", 99, "--max-reconsume", RETRIES, "--retry-level", 1)
+    bench.probe([consumer])
+    sent = bench.sent(bench.producer())
+    dead_letters = f"%DLQ%{bench.group}"
+    remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, dead_letters), DEAD_LETTER_S,
+                             f"a route of {dead_letters}")
+    reader = bench.consumer(topic=dead_letters, group=f"{bench.group}-dlq")
+    bench.await_deliveries(len(sent), reader)
+    received = bench.received(consumer)
+    demand(compare.exactly_once(sent, bench.received(reader), same=["id"])
+           + compare.at_least_once(sent, received, same=["id"])
+           + compare.retried(received, RETRIES, every=bench.client.sees_every_attempt))
+
+
+def restart(bench):
+    """A consumer that comes back goes on where the stored offsets say: nothing again, nothing left out."""
+    half = bench.count // 2
+    consumer = bench.consumer()
+    bench.probe([consumer])
+    sent = bench.sent(bench.producer(count=half))
+    bench.await_deliveries(len(sent), consumer)
+    before = bench.received(consumer)
+    everything = len(consumer.seen("message"))
+    consumer.close()
+    remoting.await_condition(lambda: stored(bench) == everything, STALL_S, f"stored offsets that add up to {everything}")
+    sent += bench.sent(bench.producer(first=half, count=bench.count - half))
+    again = bench.consumer()
+    bench.await_deliveries(bench.count - half, again)
+    demand(compare.exactly_once(sent, before + bench.received(again)))
+
+
+def stored(bench):
+    offsets = [remoting.stored_offset(bench.servers.leader(), bench.group, bench.topic, queue) for queue in range(QUEUES)]
+    return sum(offset or 0 for offset in offsets)
+
+
+def leader_kill(bench):
+    """The leader is killed in the middle of sends and consumption. Nothing acknowledged may be lost; repeats may be."""
+    consumer = bench.consumer()
+    bench.probe([consumer])
+    producer = bench.producer("--retry-failed")
+    remoting.await_condition(lambda: len(producer.seen("ack")) >= bench.count // 3, STALL_S, "a third of the sends")
+    bench.servers.kill_leader()
+    try:
+        producer.await_event("done", 2 * STALL_S)
+        acknowledged = producer.seen("ack")
+        bodies = {line["body"] for line in acknowledged}
+        deadline = time.monotonic() + 2 * STALL_S
+        while bodies - {line["body"] for line in bench.received(consumer)} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        received = bench.received(consumer)
+        # Not the offset id: it names the replica that serves the message, and that has changed.
+        lost = compare.at_least_once(acknowledged, received, same=["id", "queue", "offset"])
+        demand(lost + compare.one_value_per_place(received) + compare.sends_in_order(acknowledged))
+    finally:
+        bench.servers.revive()
+
+
+CASES = {
+    "sync": sync,
+    "async": async_,
+    "oneway": oneway,
+    "tags-keys": tags_keys,
+    "batch": batch,
+    "clustering": clustering,
+    "broadcasting": broadcasting,
+    "orderly": orderly,
+    "delay": delay,
+    "retry-dlq": retry_dlq,
+    "restart": restart,
+    "leader-kill": leader_kill,
+}
+
+JAVA_ONLY = {"leader-kill"}

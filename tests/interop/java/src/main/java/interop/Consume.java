@@ -1,0 +1,83 @@
+package interop;
+
+import java.lang.reflect.Method;
+import java.nio.charset.StandardCharsets;
+import java.util.List;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
+import org.apache.rocketmq.common.message.MessageClientExt;
+import org.apache.rocketmq.common.message.MessageExt;
+
+/** Prints every delivery, the failed ones too, until standard input ends. */
+final class Consume {
+    private Consume() {
+    }
+
+    static void run(Options options) throws Exception {
+        int failTimes = options.number("fail-times", 0);
+        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(options.text("group"));
+        consumer.setNamesrvAddr(options.text("namesrv"));
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.setMaxReconsumeTimes(options.number("max-reconsume", -1));
+        consumer.subscribe(options.text("topic"), options.text("tag", "*"));
+        if (options.text("model", "clustering").equals("broadcasting")) {
+            setBroadcasting(consumer);
+            // A broadcasting client keeps its name over restarts: two in one host need two names.
+            consumer.setInstanceName(options.text("instance"));
+        }
+        if (options.flag("orderly")) {
+            consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
+                return failed(messages, failTimes) ? ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT : ConsumeOrderlyStatus.SUCCESS;
+            });
+        } else {
+            consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+                context.setDelayLevelWhenNextConsume(options.number("retry-level", 0));
+                return failed(messages, failTimes) ? ConsumeConcurrentlyStatus.RECONSUME_LATER : ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+            });
+        }
+        consumer.start();
+        new Line("ready").print();
+        Main.untilInputEnds();
+        consumer.shutdown();
+    }
+
+    /** The enum moved to another package between 4.9 and 5: the one place where the two lines differ in source. */
+    private static void setBroadcasting(DefaultMQPushConsumer consumer) throws ReflectiveOperationException {
+        for (Method method : DefaultMQPushConsumer.class.getMethods()) {
+            if (method.getName().equals("setMessageModel")) {
+                for (Object model : method.getParameterTypes()[0].getEnumConstants()) {
+                    if (model.toString().equals("BROADCASTING")) {
+                        method.invoke(consumer, model);
+                        return;
+                    }
+                }
+            }
+        }
+        throw new IllegalStateException("this client has no broadcasting");
+    }
+
+    /** Prints the deliveries; says whether this attempt is one that must fail. */
+    private static boolean failed(List<MessageExt> messages, int failTimes) {
+        boolean failed = false;
+        for (MessageExt message : messages) {
+            new Line("message")
+                .put("body", new String(message.getBody(), StandardCharsets.UTF_8))
+                .put("id", message.getProperty("UNIQ_KEY"))
+                .put("offset_id", ((MessageClientExt) message).getOffsetMsgId())
+                .put("topic", message.getTopic())
+                .put("queue", message.getQueueId())
+                .put("offset", message.getQueueOffset())
+                .put("tag", message.getTags())
+                .put("keys", message.getKeys())
+                .put("retry", message.getReconsumeTimes())
+                .put("at", System.currentTimeMillis())
+                .print();
+            failed |= message.getReconsumeTimes() < failTimes;
+        }
+        return failed;
+    }
+}
