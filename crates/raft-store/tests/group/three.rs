@@ -17,11 +17,16 @@ pub struct Three {
 }
 
 impl Three {
-    pub fn places(dir: &Path, env: impl Fn(usize) -> Env) -> Vec<Place> {
+    pub fn places(dir: &Path) -> Vec<Place> {
         let addresses = [free_address(), free_address(), free_address()];
         (0..3)
-            .map(|at| Place::new(env(at), dir.join(format!("node{at}")), addresses[at], &addresses))
+            .map(|at| Place::new(Env::real(), dir.join(format!("node{at}")), addresses[at], &addresses))
             .collect()
+    }
+
+    pub fn simulated_places(seed: u64) -> Vec<Place> {
+        let addresses = [free_address(), free_address(), free_address()];
+        (0..3).map(|at| Place::simulated(seed + at as u64, addresses[at], &addresses)).collect()
     }
 
     pub async fn open(places: Vec<Place>) -> Three {
@@ -93,7 +98,7 @@ impl Three {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_loses_nothing_and_nobody_else_notices_for_long() {
     let dir = tempfile::tempdir().unwrap();
-    let mut three = Three::open(Three::places(dir.path(), |_| Env::real())).await;
+    let mut three = Three::open(Three::places(dir.path())).await;
     let mut ledger = Ledger::default();
     let first = three.leader().await;
     for number in 0..50 {
@@ -137,7 +142,7 @@ async fn a_killed_leader_loses_nothing_and_nobody_else_notices_for_long() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_is_handed_over_and_producers_get_no_unknown_outcome() {
     let dir = tempfile::tempdir().unwrap();
-    let three = Three::open(Three::places(dir.path(), |_| Env::real())).await;
+    let three = Three::open(Three::places(dir.path())).await;
     let first = three.leader().await;
     let (group, env) = (three.group(first).clone(), three.places[0].env.clone());
     let sending = tokio::spawn(async move {

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use env::Env;
+use env::disk::simulated::SimDisk;
+use env::{Env, Rng};
 use raft_store::entry::{Operation, RecordOperation, Visibility};
 use raft_store::fold::{Apply, Outcome, RowError, Tables};
-use raft_store::group::{Group, GroupOptions, Role};
+use raft_store::group::{Group, GroupOptions, OpenError, Role};
 use raft_store::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
-use raft_store::proposer::ProposeError;
+use raft_store::proposer::{Answer, ProposeError};
 
 /// Tables that count commands.
 #[derive(Default)]
@@ -67,20 +69,41 @@ pub fn free_address() -> SocketAddr {
 pub struct Place {
     pub env: Env,
     pub options: GroupOptions,
+    /// A simulated disk, of which each opened member has its own mount.
+    pub disk: Option<SimDisk>,
 }
 
 impl Place {
     pub fn new(env: Env, dir: PathBuf, address: SocketAddr, founders: &[SocketAddr]) -> Place {
         let mut options = GroupOptions::single("cluster", "group", dir, address);
         options.founders = founders.iter().map(SocketAddr::to_string).collect();
+        // Elections are most of a scenario's time.
+        options.heartbeat_ms = 40;
+        options.election_ms = (200, 400);
         options.segment_bytes = 4 << 20;
         options.log.prepare_piece_bytes = 1 << 20;
         options.log.max_entry_bytes = 2 << 20;
-        Place { env, options }
+        Place { env, options, disk: None }
+    }
+
+    /// On a simulated disk of its own, as tasks.
+    pub fn simulated(seed: u64, address: SocketAddr, founders: &[SocketAddr]) -> Place {
+        let disk = SimDisk::new(Rng::seeded(seed));
+        let mut place = Place::new(Env::simulated(seed, disk.clone()), "/data".into(), address, founders);
+        place.disk = Some(disk);
+        place
+    }
+
+    pub async fn try_open(&self) -> Result<Group<Counter>, OpenError> {
+        let mut env = self.env.clone();
+        if let Some(disk) = &self.disk {
+            env.disk = Arc::new(disk.mount());
+        }
+        Group::open(env, self.options.clone(), Counter::default()).await
     }
 
     pub async fn open(&self) -> Group<Counter> {
-        Group::open(self.env.clone(), self.options.clone(), Counter::default()).await.unwrap()
+        self.try_open().await.unwrap()
     }
 }
 
@@ -105,7 +128,13 @@ pub struct Ledger {
 impl Ledger {
     /// Sends `text` and notes what came back.
     pub async fn send(&mut self, group: &Group<Counter>, text: &str) -> Result<QueueOffset, ProposeError> {
-        match group.propose(vec![record(text)]).await {
+        let answer = group.propose(vec![record(text)]).await;
+        self.note(answer, text)
+    }
+
+    /// Notes the answer to a send of `text`.
+    pub fn note(&mut self, answer: Answer<u64>, text: &str) -> Result<QueueOffset, ProposeError> {
+        match answer {
             Ok(outcomes) => {
                 let [Outcome::Placed { queue_offset, physical_offset, .. }] = outcomes.as_slice() else {
                     panic!("a visible record is placed: {outcomes:?}");
