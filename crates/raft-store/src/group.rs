@@ -18,7 +18,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::error::{InitializeError, LinearizableReadError, RaftError};
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::TypeConfigExt;
-use openraft::{Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Instant, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::entry::{CoreCommand, Operation};
@@ -546,6 +546,8 @@ struct Running<T: Tables> {
     waiters: Arc<Waiters<T::Reply>>,
     paused: watch::Sender<bool>,
     reads: mpsc::UnboundedSender<oneshot::Sender<Result<(), ReadError>>>,
+    /// A follower not heard of for this long is not there.
+    heard_limit: Duration,
     end: LifetimeEnd,
 }
 
@@ -611,7 +613,8 @@ impl<T: Tables> Member<T> {
         };
         match started {
             Ok(Started { raft, waiters, paused, reads, handle }) => {
-                Ok((Running { recovered, raft, waiters, paused, reads, end }, handle))
+                let heard_limit = Duration::from_millis(self.options.election_ms.1);
+                Ok((Running { recovered, raft, waiters, paused, reads, heard_limit, end }, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -931,10 +934,11 @@ impl<T: Tables> Running<T> {
         self.paused.send_replace(true);
         let handed_over = env.clock.timeout(HAND_OVER_LIMIT, async {
             let successor = loop {
-                let caught_up = most_caught_up(&metrics.borrow_watched());
-                match caught_up {
+                let successor = successor(&metrics.borrow_watched(), self.heard_limit);
+                match successor {
                     Successor::NotLeader => return Ok(()),
                     Successor::Is(id) => break id,
+                    Successor::Nobody => return Err(HandOverError::NotTaken),
                     Successor::NotYet => metrics.changed().await.map_err(|_| HandOverError::Stopped)?,
                 }
             };
@@ -977,21 +981,28 @@ impl<T: Tables> Running<T> {
 }
 
 enum Successor {
+    /// This node leads no more.
     NotLeader,
+    /// No other voter was heard of lately.
+    Nobody,
+    /// Whoever was heard of does not hold everything yet.
     NotYet,
     Is(NodeId),
 }
 
-/// A voter that holds everything; that is what a successor must have.
-fn most_caught_up(metrics: &RaftMetrics<Types>) -> Successor {
-    let Some(replication) = metrics.replication.as_ref().filter(|_| metrics.state == ServerState::Leader) else {
+/// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
+fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
+    let (ServerState::Leader, Some(replication), Some(heard)) =
+        (metrics.state, &metrics.replication, &metrics.heartbeat)
+    else {
         return Successor::NotLeader;
     };
-    let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-    let follower = |id: &NodeId| *id != metrics.id && voters.contains(id);
-    let holds_all = replication
-        .iter()
-        .filter(|(id, _)| follower(id))
-        .find(|(_, matched)| matched.as_ref().map(|matched| matched.index) >= metrics.last_log_index);
-    holds_all.map_or(Successor::NotYet, |(id, _)| Successor::Is(*id))
+    let voters = metrics.membership_config.membership().voter_ids().filter(|voter| *voter != metrics.id);
+    let is_there = |voter: &NodeId| heard.get(voter).copied().flatten().is_some_and(|at| at.elapsed() < heard_limit);
+    let mut there = voters.filter(is_there).peekable();
+    if there.peek().is_none() {
+        return Successor::Nobody;
+    }
+    let held = |voter: &NodeId| replication.get(voter).cloned().flatten().map(|matched| matched.index);
+    there.find(|voter| held(voter) >= metrics.last_log_index).map_or(Successor::NotYet, Successor::Is)
 }
