@@ -273,11 +273,10 @@ impl Queue {
                 let state = self.state.lock();
                 let bounds = state.min..state.next;
                 let tail_start = state.tail_start().max(state.min);
-                let in_tail = (tail_start.0 - state.tail_start().0) as usize;
-                if tail_start == state.min || state.tail.get(in_tail).is_some_and(&earlier) {
-                    let found =
-                        tail_start.0 + state.tail.range(in_tail..).take_while(|unit| earlier(unit)).count() as u64;
-                    return Ok((bounds, QueueOffset(found)));
+                let in_tail = state.tail.partition_point(&earlier);
+                if in_tail > 0 || tail_start == state.min {
+                    let found = QueueOffset(state.tail_start().0 + in_tail as u64);
+                    return Ok((bounds, found.max(state.min)));
                 }
                 (bounds, state.min.0, tail_start.0)
             };
@@ -522,6 +521,8 @@ type FileKey = (QueueId, u64);
 struct OpenFiles {
     files: BTreeMap<FileKey, (Arc<dyn File>, u64)>,
     uses: u64,
+    /// Moved when all files go, so that one opened before is not remembered after.
+    generation: u64,
 }
 
 impl UnitFiles {
@@ -601,7 +602,7 @@ impl UnitFiles {
 
     async fn file(&self, queue: QueueId, first: u64) -> io::Result<Arc<dyn File>> {
         let key = (queue, first);
-        {
+        let generation = {
             let mut open = self.open.lock();
             open.uses += 1;
             let uses = open.uses;
@@ -609,22 +610,28 @@ impl UnitFiles {
                 *used = uses;
                 return Ok(file.clone());
             }
-        }
+            open.generation
+        };
         let path = self.directory(queue).join(file_name(first));
         let file = self.env.disk.open(&path, Open::Existing).await?;
         let mut open = self.open.lock();
-        if open.files.len() >= OPEN_FILES {
-            let oldest = open.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
-            oldest.map(|oldest| open.files.remove(&oldest));
+        if open.generation == generation {
+            if open.files.len() >= OPEN_FILES {
+                let oldest = open.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+                oldest.map(|oldest| open.files.remove(&oldest));
+            }
+            let uses = open.uses;
+            open.files.insert(key, (file.clone(), uses));
         }
-        let uses = open.uses;
-        open.files.insert(key, (file.clone(), uses));
         Ok(file)
     }
 
-    /// Forgets open files: they are about to be removed.
+    /// Forgets open files: called before and after all files are removed.
     pub fn forget(&self) {
-        self.open.lock().files.clear();
+        let mut open = self.open.lock();
+        open.files.clear();
+        open.generation += 1;
+        drop(open);
         self.named.lock().clear();
     }
 
@@ -670,7 +677,7 @@ mod tests {
             size: number as u32 + 1,
             tag_hash: -(number as i32),
             visible_at: Timestamp(visible_at),
-            kind: if number % 3 == 0 { UnitKind::Fired } else { UnitKind::Plain },
+            kind: if number.is_multiple_of(3) { UnitKind::Fired } else { UnitKind::Plain },
         }
     }
 

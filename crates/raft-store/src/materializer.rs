@@ -209,7 +209,7 @@ impl Derived {
             env.disk.sync_dir(dir).await?;
         }
         env.disk.sync_dir(&places.dir).await?;
-        if let Some(parent) = places.dir.parent() {
+        if let Some(parent) = places.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             env.disk.sync_dir(parent).await?;
         }
         let mut rebuild = noted_rebuild(&env, &places.dir).await?;
@@ -609,10 +609,12 @@ impl Images {
         Ok(images)
     }
 
-    /// Removes all but the newest `kept`.
-    async fn prune(&self, kept: usize) -> io::Result<()> {
+    /// Removes all but the newest `kept`, and the one that goes with the beginning of the log: if derived files are ever
+    /// damaged, they are rebuilt from there, and from a later one units would be missing.
+    async fn prune(&self, kept: usize, purged: Option<LogId>) -> io::Result<()> {
         let ids = image::list(&self.env, &self.dir).await?;
-        for id in ids.iter().take(ids.len().saturating_sub(kept)) {
+        let base = purged.and_then(|purged| ids.iter().find(|id| id.index >= purged.index).copied());
+        for id in ids.iter().take(ids.len().saturating_sub(kept)).filter(|id| Some(**id) != base) {
             self.known.lock().remove(id);
             self.env.disk.remove_file(&self.dir.join(image::name(*id))).await?;
         }
@@ -659,6 +661,12 @@ impl Materializer {
         let closed = self.ask(Command::Close).await;
         self.running.ended().await;
         closed
+    }
+
+    /// Ends as a killed process would, beginning no further sync. Resolves when nothing of it runs.
+    pub async fn kill(self) {
+        drop(self.commands);
+        self.running.ended().await;
     }
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Command) -> io::Result<()> {
@@ -834,7 +842,7 @@ impl Worker {
             env::fault!("checkpoint.before_write");
             let segment_bytes = self.shared.options.segment_bytes;
             image::write(&self.shared.env, &self.places.checkpoint, segment_bytes, &mut *self.keyed).await?;
-            self.images.prune(self.shared.options.images_kept).await?;
+            self.images.prune(self.shared.options.images_kept, self.shared.log.last_purged()).await?;
             self.shared.stats.lock().images_written += 1;
         }
         Ok(())
@@ -877,8 +885,18 @@ impl Worker {
         self.shared.files.forget();
         self.shared.index.forget();
         reset(&self.shared.env, &self.places, &mut *self.keyed, Some(&image.path)).await.map_err(io::Error::other)?;
+        self.shared.files.forget();
         self.shared.durable.send_replace(Some(image.boundary.id));
         Ok(())
+    }
+}
+
+impl Drop for Worker {
+    /// Whoever waits for the materializer must not wait for a dead one.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail("the materializer panicked");
+        }
     }
 }
 

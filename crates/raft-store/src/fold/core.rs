@@ -248,7 +248,7 @@ impl Core {
         working.row.last_visible_at = Some(unit.visible_at);
         changes.queue(id, working.row);
         changes.unit_count += 1;
-        if !self.grown.last().is_some_and(|last| last.id() == id) {
+        if self.grown.last().is_none_or(|last| last.id() != id) {
             self.grown.push(working.queue.clone());
         }
         let segment = unit.physical_offset.0 / self.shared.options.segment_bytes;
