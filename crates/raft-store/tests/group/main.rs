@@ -2,6 +2,8 @@
 //! loss. Each scenario says in its first lines what could go wrong.
 
 mod alone;
+mod faults;
+mod link;
 mod power;
 mod suite;
 mod three;

@@ -1,0 +1,271 @@
+//! Links that break, disks that stall, peers that lie.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use env::disk::simulated::Latency;
+use env::{Env, Rng};
+use futures::future::join_all;
+use openraft::entry::RaftPayload;
+use raft_store::group::Role;
+use raft_store::log::Cursor;
+use raft_store::position::PhysicalOffset;
+use raft_store::proposer::ProposeError;
+use raft_store::raft::peer::connection;
+use raft_store::raft::peer::wire::{Append, Channel, FRAME_VERSION, Hello, Message};
+use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, leader_of};
+
+use crate::link::Links;
+use crate::three::Three;
+use crate::world::{Ledger, Place, free_address, record, within};
+
+/// Three members behind links.
+async fn linked(seed: u64) -> (Three, Links) {
+    let links = Links::default();
+    let (outer, inner): (Vec<_>, Vec<_>) = (0..3).map(|_| (free_address(), free_address())).unzip();
+    let mut places = Vec::new();
+    for at in 0..3 {
+        let mut place = Place::simulated(seed + at as u64, outer[at], &outer);
+        place.options.peer_listen = inner[at];
+        links.add(&place.env, outer[at], inner[at]).await;
+        places.push(place);
+    }
+    let three = Three::open(places).await;
+    for (at, group) in three.running() {
+        links.name(inner[at], group.node());
+    }
+    (three, links)
+}
+
+/// A leader that is cut off appends what will never commit. Its waiters must not hear "placed", nor hang; when it is
+/// back, its tail gives way, and only what was truly superseded is said to be certainly not appended.
+#[tokio::test]
+async fn the_tail_of_a_deposed_leader_is_cut_and_its_waiters_hear_the_truth() {
+    crate::world::log_if_asked();
+    let (mut three, links) = linked(31).await;
+    // Long enough for the whole story: what the waiters hear is decided by apply, not by the clock.
+    for place in &mut three.places {
+        place.options.propose_limit_ms = 30_000;
+    }
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+    let mut three = Three::open(three.places).await;
+    let mut ledger = Ledger::default();
+    let first = three.leader().await;
+    for number in 0..10 {
+        ledger.send(three.group(first), &format!("before-{number}")).await.unwrap();
+    }
+    links.cut(three.group(first).node());
+    let deposed = three.group(first).clone();
+    let last = deposed.status().last.unwrap();
+    let doomed: Vec<_> = (0..5)
+        .map(|number| {
+            let group = deposed.clone();
+            tokio::spawn(async move { group.propose(vec![record(&format!("doomed-{number}"))]).await })
+        })
+        .collect();
+    let env = three.places[0].env.clone();
+    within(&env, 5, "the doomed are in its log", async {
+        while deposed.log().last() == Some(last) {
+            env.clock.sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let tail = deposed.log().last().unwrap();
+
+    // The others go on, beyond where its log ends.
+    let cut_off = three.groups[first].take();
+    let second = three.leader().await;
+    for number in 0..10 {
+        ledger.send(three.group(second), &format!("after-{number}")).await.unwrap();
+    }
+    links.heal();
+    three.groups[first] = cut_off;
+    for answer in join_all(doomed).await {
+        assert_eq!(answer.unwrap(), Err(ProposeError::NotLeader { leader: None }), "superseded: certainly not appended");
+    }
+    three.converge().await;
+    assert_ne!(deposed.log().id_at(tail.index), Some(tail), "its tail was cut");
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    three.stop().await;
+}
+
+/// If the cut-off leader is killed instead, its waiters hear that nothing is known.
+#[tokio::test]
+async fn a_leader_killed_with_proposals_in_flight_says_unknown() {
+    let (mut three, links) = linked(41).await;
+    let mut ledger = Ledger::default();
+    let first = three.leader().await;
+    ledger.send(three.group(first), "before").await.unwrap();
+    links.cut(three.group(first).node());
+    let group = three.group(first).clone();
+    let last = group.log().last();
+    let (env, sender) = (three.places[0].env.clone(), group.clone());
+    let sent = tokio::spawn(async move { sender.propose(vec![record("in flight")]).await });
+    within(&env, 5, "it is in the log", async {
+        while group.log().last() == last {
+            env.clock.sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    three.kill(first).await;
+    assert_eq!(sent.await.unwrap(), Err(ProposeError::Unknown));
+    ledger.unknown.push("in flight".to_owned());
+    links.heal();
+    three.start(first).await;
+    three.converge().await;
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    three.stop().await;
+}
+
+/// Both followers' disks stall for longer than an election: requests wait, the office does not change.
+#[tokio::test]
+async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
+    crate::world::log_if_asked();
+    let three = Three::open(Three::simulated_places(51)).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    ledger.send(three.group(leader), "before").await.unwrap();
+    let before = three.group(leader).status();
+    for follower in [(leader + 1) % 3, (leader + 2) % 3] {
+        let stalled = Latency { sync: Duration::from_millis(1000), ..Latency::default() };
+        three.places[follower].disk.as_ref().unwrap().set_latency(stalled);
+    }
+    let answers = join_all((0..3).map(|number| {
+        let group = three.group(leader).clone();
+        async move { (group.propose(vec![record(&format!("slow-{number}"))]).await, number) }
+    }))
+    .await;
+    for (answer, number) in answers {
+        ledger.note(answer, &format!("slow-{number}")).expect("it takes long, and is placed");
+    }
+    let after = three.group(leader).status();
+    assert_eq!(after.role, Role::Leader { term: before.term, ready: true });
+    assert_eq!((after.term, after.elections, after.broken_streams), (before.term, before.elections, 0));
+    assert!(after.heartbeat_timeouts > before.heartbeat_timeouts, "late answers are counted");
+    for place in &three.places {
+        place.disk.as_ref().unwrap().set_latency(Latency::default());
+    }
+    three.converge().await;
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    three.stop().await;
+}
+
+/// A peer whose frames do not fit is refused, and Raft does not hear of it, whatever vote it claims.
+#[tokio::test]
+async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
+    let three = Three::open(Three::simulated_places(61)).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let victim = three.group((leader + 1) % 3);
+    let (before, options) = (victim.status(), &three.places[(leader + 1) % 3].options);
+    let hello = Hello {
+        protocol: (1, 1),
+        cluster: "cluster".into(),
+        group: "group".into(),
+        node: three.group(leader).node(),
+        expects: victim.node(),
+        segment_bytes: options.segment_bytes,
+        frame_version: FRAME_VERSION,
+        features: 0,
+        cluster_version: 1,
+        wall_ms: 0,
+        channel: Channel::Append,
+    };
+    let env = &three.places[0].env;
+    let limit = Duration::from_secs(2);
+    let connect = || connection::connect(env, &options.peer_address, &hello, limit);
+    let bytes = Bytes::from_static(b"not what the chain says");
+    let entry = |crc: u32, chain: u64| {
+        let body = Body { bytes: bytes.clone(), crc, ticket: None };
+        Entry {
+            leader: leader_of(99),
+            index: 1000,
+            payload: Payload::normal(body),
+            placed: Some(Placed { physical_offset: PhysicalOffset(1 << 16), chain }),
+        }
+    };
+    let vote = Vote { leader_id: LeaderId { term: 99, voted_for: three.group(leader).node() }, committed: true };
+    let start = Cursor { physical_offset: PhysicalOffset(1 << 16), chain: 5 };
+    let right = crc32c::crc32c(&bytes);
+    for wrong in [entry(right, 7), entry(right ^ 1, 7)] {
+        let previous = Some(raft_store::raft::types::to_raft(raft_store::position::LogId { term: 98, index: 999 }));
+        let append = Append { vote, previous, committed: None, start, entries: vec![wrong] };
+        let (mut reader, mut writer, _) = connect().await.unwrap();
+        writer.write(&Message::Append(append)).await.unwrap();
+        let mut answers = Vec::new();
+        while let Ok(Some(answer)) = reader.next().await {
+            answers.push(answer);
+        }
+        assert!(matches!(answers.last(), Some(Message::Refused(_))), "{answers:?}");
+    }
+    let after = victim.status();
+    assert_eq!((after.term, after.last, after.inconsistent_requests), (before.term, before.last, 2));
+
+    let wrong_cluster = Hello { cluster: "another".into(), ..hello.clone() };
+    let refused = connection::connect(env, &options.peer_address, &wrong_cluster, limit).await.map(|_| ());
+    assert!(refused.unwrap_err().to_string().contains("another"));
+    three.stop().await;
+}
+
+/// The queue of proposals is bounded by bytes, and says so.
+#[tokio::test]
+async fn beyond_its_bytes_the_proposer_is_busy() {
+    let (three, links) = linked(71).await;
+    let mut places = three.places.clone();
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+    places.iter_mut().for_each(|place| {
+        place.options.proposals_bytes_max = 10_000;
+        place.options.propose_limit_ms = 300;
+    });
+    let three = Three::open(places).await;
+    let leader = three.leader().await;
+    links.cut(three.group(leader).node());
+    let text = "x".repeat(1000);
+    let answers = join_all((0..30).map(|_| three.group(leader).propose(vec![record(&text)]))).await;
+    let busy = answers.iter().filter(|answer| matches!(answer, Err(ProposeError::Busy { .. }))).count();
+    assert!((20..30).contains(&busy), "{busy} of 30 were refused");
+    assert_eq!(three.group(leader).status().proposals_bytes, 0, "given back when the callers stop waiting");
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+}
+
+/// Members killed one after the other, at random, while somebody sends: nothing acknowledged is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_few_seconds_of_kills_lose_nothing() {
+    let seed = 81;
+    println!("seed {seed}");
+    let rng = Rng::seeded(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let mut three = Three::open(Three::places(dir.path())).await;
+    let mut ledger = Ledger::default();
+    let env = Env::real();
+    for round in 0..8 {
+        let leader = three.leader().await;
+        let group = three.group(leader).clone();
+        let sending = tokio::spawn(async move {
+            let send = |number: u32| {
+                let (group, text) = (group.clone(), format!("round-{round}-{number}"));
+                async move { (group.propose(vec![record(&text)]).await, text) }
+            };
+            join_all((0..100).map(send)).await
+        });
+        env.clock.sleep(Duration::from_millis(rng.below(20))).await;
+        let victim = if rng.chance(1, 2) { leader } else { rng.below(3) as usize };
+        three.kill(victim).await;
+        for (answer, text) in sending.await.unwrap() {
+            let _ = ledger.note(answer, &text);
+        }
+        three.start(victim).await;
+    }
+    three.converge().await;
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    assert!(ledger.acknowledged.len() > 100, "{} were acknowledged", ledger.acknowledged.len());
+    three.stop().await;
+}
