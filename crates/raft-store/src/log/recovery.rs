@@ -245,6 +245,17 @@ impl Recovery<'_> {
             return Err(corrupt(begin, "all segment files are missing".to_owned()));
         }
 
+        // Files are made one behind the other and removed from the end, each durably before the next: one that is missing
+        // before another one was lost.
+        let mut expected = first;
+        for segment in segments.keys() {
+            if *segment != expected {
+                let at = Cursor { physical_offset: expected, ..begin };
+                return Err(corrupt(at, format!("the segment file is missing, but {segment} is there")));
+            }
+            expected = self.layout.segment_end(expected);
+        }
+
         let (marks, slots) = self.read_marks(hard, &segments).await?;
         let known = decide_known(hard, &marks, self.layout)?;
         let mut walk = Walk { layout: self.layout, at: begin, last: begin_id };
@@ -471,12 +482,14 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Removes segment and side files that `void` names, and makes the directory durable as it is then.
+    /// Removes segment and side files that `void` names, and makes the directory durable as it is then. From the end,
+    /// one at a time: a crash in between leaves no hole.
     async fn remove_files(&self, names: &[String], void: impl Fn(&str) -> bool) -> io::Result<()> {
         for name in names.iter().rev() {
             let ours = parse_file_name(name).is_some() || parse_side_file_name(name).is_some();
             if ours && void(name) {
                 self.env.disk.remove_file(&self.commitlog.join(name)).await?;
+                self.env.disk.sync_dir(&self.commitlog).await?;
             }
         }
         self.env.disk.sync_dir(&self.commitlog).await

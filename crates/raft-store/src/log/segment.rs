@@ -42,7 +42,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 pub fn zeros(len: u64) -> Vec<Bytes> {
     let chunk = ZEROS.len() as u64;
     let mut buffers = vec![Bytes::from_static(&ZEROS); (len / chunk) as usize];
-    if len % chunk > 0 {
+    if !len.is_multiple_of(chunk) {
         buffers.push(Bytes::from_static(&ZEROS[..(len % chunk) as usize]));
     }
     buffers

@@ -412,9 +412,12 @@ impl Writer {
         env::fault!("log.purge_noted");
         let first = self.shared.layout.segment_of(begin);
         let gone = {
+            let _nobody_reads = self.shared.cut.write();
             let mut state = self.shared.state.lock();
             state.purged = Some(boundary);
             state.tail.purge(boundary.id.index + 1);
+            // A remembered place may lie before a segment's padding: in a file that goes now.
+            self.shared.recent.lock().clear();
             let newest = state.segments.last_key_value().map_or(first, |(newest, _)| *newest);
             let kept = Arc::make_mut(&mut state.segments).split_off(&first.min(newest));
             let gone = std::mem::replace(&mut state.segments, Arc::new(kept));
@@ -455,11 +458,13 @@ impl Writer {
         self.announce_synced();
         self.hard.update(|state| begin_anew(state, boundary)).await?;
         env::fault!("log.restart_noted");
+        // From the end, one at a time: a crash in between leaves no hole.
         for first in gone.keys().rev() {
-            self.env.disk.remove_file(&Segment::path(&self.commitlog, *first)).await?;
             remove_if_there(&self.env, self.commitlog.join(side_file_name(*first))).await?;
+            self.env.disk.remove_file(&Segment::path(&self.commitlog, *first)).await?;
+            self.env.disk.sync_dir(&self.commitlog).await?;
+            env::fault!("log.restart_removed_a_segment");
         }
-        self.env.disk.sync_dir(&self.commitlog).await?;
         self.slots.clear();
         (self.marked, self.side_filed) = (end.physical_offset, end.physical_offset);
         *prepared_end = end.physical_offset;

@@ -2,6 +2,7 @@
 
 mod anywhere;
 mod crash;
+mod faults;
 mod liar;
 mod model;
 mod story;

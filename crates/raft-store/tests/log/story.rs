@@ -1,12 +1,20 @@
 //! The log's everyday life: append, read, vote, cut, purge, restart, close and open again.
 
-use raft_store::log::{Boundary, Cursor, Log, Vote};
+use raft_store::log::{Boundary, Cursor, Log, LogOptions, Vote};
 use raft_store::position::{LogId, PhysicalOffset};
 
 use super::world::*;
 
 fn id(term: u64, index: u64) -> LogId {
     LogId { term, index }
+}
+
+async fn fill_with(log: &Log, indexes: std::ops::Range<u64>, bytes: usize) -> Vec<PhysicalOffset> {
+    let mut offsets = Vec::new();
+    for index in indexes {
+        offsets.extend(append(log, vec![entry(1, index, bytes)]).await.expect("appended"));
+    }
+    offsets
 }
 
 async fn fill(log: &Log, term: u64, indexes: std::ops::Range<u64>) -> Vec<PhysicalOffset> {
@@ -126,5 +134,22 @@ fn a_log_begins_anew_behind_an_image() {
         let end = log.chain_before(511).await.expect("known");
         log.restart_at(Boundary { id: id(4, 510), end }).await.expect("purged");
         assert_eq!(bodies(&log, 500).await.expect("read").len(), 9);
+    });
+}
+
+/// Reading on from where a read has ended, which was before the padding of a segment that a purge has removed since.
+#[test]
+fn reading_goes_on_behind_a_purged_segment() {
+    simulate(async {
+        let options = LogOptions { tail_bytes: 0, ..small() };
+        let log = open(&disk(5), options).await.expect("opens");
+        // Nine fill the first segment but for a rest that the tenth does not fit into.
+        fill_with(&log, 0..9, 800).await;
+        log.read(0..9, usize::MAX).await.expect("read to the end, where padding will be");
+        let behind = fill_with(&log, 9..30, 800).await[0];
+        assert_eq!(behind, PhysicalOffset(8192));
+        log.purge(id(1, 9)).await.expect("purged, and the first segment with it");
+        let frames = log.read(10..11, 1).await.expect("read on");
+        assert_eq!(frames[0].id.index, 10);
     });
 }

@@ -1,0 +1,545 @@
+//! Single faults, each with its own story: a torn frame at every length, leftovers of other histories, syncs that fail,
+//! bits that flip, files that vanish.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use env::disk::Open;
+use env::disk::simulated::SimDisk;
+use env::{Disk, Env, Rng};
+use futures::FutureExt;
+use parking_lot::Mutex;
+use raft_store::log::segment::Mark;
+use raft_store::log::{AppendEntry, AppendError, Boundary, Cursor, Log, LogOptions, OpenError, Vote};
+use raft_store::position::{LogId, PhysicalOffset};
+
+use super::world::*;
+
+const HEAD_BYTES: usize = 8192;
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId { term, index }
+}
+
+fn segment_path(first: u64) -> PathBuf {
+    Path::new(DIR).join(format!("commitlog/{first:020}"))
+}
+
+fn hard_state_path(copy: &str) -> PathBuf {
+    Path::new(DIR).join("hard-state").join(copy)
+}
+
+/// One big segment, prepared at once.
+fn one_segment() -> LogOptions {
+    LogOptions { segment_bytes: 1 << 20, prepare_piece_bytes: 1 << 20, ..small() }
+}
+
+/// A disk with these files, durable.
+fn disk_with(files: &BTreeMap<PathBuf, Bytes>) -> SimDisk {
+    let disk = SimDisk::new(Rng::seeded(0));
+    let made = async {
+        for (path, bytes) in files {
+            let directory = path.parent().expect("a file has a directory");
+            disk.create_dir_all(directory).await?;
+            let file = disk.open(path, Open::New).await?;
+            file.write_at(0, &[bytes.clone()]).await?;
+            file.sync_data().await?;
+            for directory in directory.ancestors() {
+                disk.sync_dir(directory).await?;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    made.now_or_never().expect("a disk without latency does not wait").expect("made");
+    disk
+}
+
+/// Changes bytes of a file in a dump.
+fn edit(files: &mut BTreeMap<PathBuf, Bytes>, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = files[path].to_vec();
+    change(&mut bytes);
+    files.insert(path.to_owned(), Bytes::from(bytes));
+}
+
+/// The entries of an open log. Shows itself in one line.
+#[derive(PartialEq, Eq)]
+struct Entries(Vec<(LogId, Bytes)>);
+
+impl std::fmt::Debug for Entries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} entries to {:?}", self.0.len(), self.0.last().map(|(id, _)| *id))
+    }
+}
+
+/// What an open log shows, or why it does not open.
+fn recover(disk: &SimDisk, options: &LogOptions, floor: Option<LogId>) -> Result<Entries, OpenError> {
+    simulate(async {
+        let env = Env::simulated(0, disk.clone());
+        let log = Log::open(env, PathBuf::from(DIR), options.clone(), floor).await?;
+        Ok(Entries(bodies(&log, 1000).await?))
+    })
+}
+
+/// A log whose entries were each acknowledged before the next, killed before the writer was idle: the mark speaks of all
+/// but the last. Returns the files, and where the frames start and end.
+fn killed_log(options: &LogOptions, sizes: &[usize]) -> (BTreeMap<PathBuf, Bytes>, Vec<u64>) {
+    let disk = disk(1);
+    let offsets = simulate(async {
+        let log = open(&disk, options.clone()).await.expect("opens");
+        let mut offsets = Vec::new();
+        for (index, bytes) in sizes.iter().enumerate() {
+            offsets.push(append(&log, vec![entry(1, index as u64, *bytes)]).await.expect("appended")[0].0);
+        }
+        offsets.push(log.tip().end.physical_offset.0);
+        offsets
+    });
+    disk.process_kill();
+    (disk.dump(), offsets)
+}
+
+fn expected(sizes: &[usize]) -> Entries {
+    let entries = sizes.iter().enumerate().map(|(index, bytes)| entry(1, index as u64, *bytes));
+    Entries(entries.map(|entry| (entry.id, entry.body)).collect())
+}
+
+#[test]
+fn a_last_frame_torn_at_any_byte_is_cut_off() {
+    let sizes = [100, 30, 250, 333];
+    let options = LogOptions { segment_bytes: 8192, prepare_piece_bytes: 4096, ..small() };
+    let (files, offsets) = killed_log(&options, &sizes);
+    let (start, body_end) = (offsets[3] as usize + HEAD_BYTES, offsets[3] as usize + HEAD_BYTES + 64 + sizes[3]);
+    for garbage in [0x00, 0xff] {
+        for kept in start..=body_end {
+            let mut torn = files.clone();
+            edit(&mut torn, &segment_path(0), |bytes| bytes[kept..].fill(garbage));
+            let disk = disk_with(&torn);
+            let found = recover(&disk, &options, None).expect("opens");
+            let whole = kept == body_end && garbage == 0;
+            assert_eq!(
+                found,
+                expected(&sizes[..if whole { 4 } else { 3 }]),
+                "torn after {} bytes, then {garbage}",
+                kept - start
+            );
+            // Nothing is left of it.
+            let end = if whole { offsets[4] } else { offsets[3] } as usize + HEAD_BYTES;
+            assert!(disk.dump()[&segment_path(0)][end..].iter().all(|byte| *byte == 0));
+        }
+    }
+}
+
+/// The next frames of another history lie right where the log ends: their index, term and place would fit.
+#[test]
+fn frames_of_another_history_are_not_taken_up() {
+    let sizes = [100; 10];
+    let options = one_segment();
+    let disk = disk(2);
+    let (before, after, cut) = simulate(async {
+        let log = open(&disk, options.clone()).await.expect("opens");
+        for (index, bytes) in sizes.iter().enumerate() {
+            append(&log, vec![entry(1, index as u64, *bytes)]).await.expect("appended");
+        }
+        let before = disk.dump();
+        log.truncate_after(Some(4)).await.expect("cut");
+        // The same terms, indices and lengths, but other bytes.
+        for index in 5..7 {
+            let other = entry_with(id(1, index), raft_store::log::Kind::Entry, body(id(1, index), 99, 100));
+            append(&log, vec![other]).await.expect("appended");
+        }
+        (before, disk.dump(), log.tip().end.physical_offset.0 as usize + HEAD_BYTES)
+    });
+    let mut mixed = after;
+    edit(&mut mixed, &segment_path(0), |bytes| bytes[cut..].copy_from_slice(&before[&segment_path(0)][cut..]));
+    let disk = disk_with(&mixed);
+    let found = recover(&disk, &options, None).expect("opens");
+    assert_eq!(found.0.len(), 7);
+    assert_eq!(found.0[6].1, body(id(1, 6), 99, 100));
+    assert!(disk.dump()[&segment_path(0)][cut..].iter().all(|byte| *byte == 0), "the leftovers are gone");
+}
+
+#[test]
+fn a_bit_flipped_in_what_was_durable_is_corruption_and_never_cut() {
+    let sizes = [100, 30, 250, 0, 333, 77];
+    let options = LogOptions { segment_bytes: 8192, prepare_piece_bytes: 4096, ..small() };
+    let (files, offsets) = killed_log(&options, &sizes);
+    let (mark, end) = (offsets[5], offsets[6]);
+    for at in 0..end {
+        let mut flipped = files.clone();
+        edit(&mut flipped, &segment_path(0), |bytes| bytes[at as usize + HEAD_BYTES] ^= 1 << (at % 8));
+        let disk = disk_with(&flipped);
+        let found = recover(&disk, &options, None);
+        if at < mark {
+            let Err(OpenError::Corrupt { physical_offset, .. }) = found else {
+                panic!("bit flipped at {at}, below the mark {mark}: {found:?}");
+            };
+            assert!(physical_offset.0 <= at, "blamed {physical_offset}, flipped {at}");
+            // Nothing was changed but what was there to be repaired.
+            assert_eq!(disk.dump(), flipped);
+        } else {
+            assert_eq!(found.expect("opens"), expected(&sizes[..5]), "bit flipped at {at}, beyond the mark {mark}");
+        }
+    }
+}
+
+/// Deep below the mark a start does not look; whoever reads does.
+#[test]
+fn a_bit_flipped_in_old_segments_is_found_by_reading() {
+    simulate(async {
+        let options = LogOptions { tail_bytes: 0, ..one_segment() };
+        let disk = disk(3);
+        let log = open(&disk, options.clone()).await.expect("opens");
+        let mut offsets = Vec::new();
+        for index in 0..900 {
+            offsets.push(append(&log, vec![entry(1, index, 2900)]).await.expect("appended")[0]);
+        }
+        log.close().await.expect("closes");
+        let path = segment_path(0);
+        disk.flip_bit(&path, offsets[10].0 + HEAD_BYTES as u64 + 64 + 5, 3);
+        let log = open(&disk, options.clone()).await.expect("opens");
+        let error = log.read(10..11, 1).await.expect_err("the body is damaged");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        let error = log.record(PhysicalOffset(offsets[10].0 + 64 + 100), 10).expect_err("the body is damaged");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        let ahead = log.read(0..20, 1 << 20).await;
+        assert!(ahead.is_err(), "a read across the damage: {ahead:?}");
+        assert_eq!(log.read(11..12, 1).await.expect("the next is fine").len(), 1);
+    });
+}
+
+/// Opens a log on `disk`, damages the next call with `damage`, and checks that the log is poisoned for good.
+async fn check_poison(disk: &SimDisk, damage: impl FnOnce(&SimDisk), ask: impl AsyncFnOnce(&Log) -> io::Result<()>) {
+    let log = open(disk, small()).await.expect("opens");
+    append(&log, vec![entry(1, 0, 100)]).await.expect("appended");
+    damage(disk);
+    ask(&log).await.expect_err("the disk failed");
+    assert!(log.is_poisoned());
+    // The disk works again, but nobody can know what it has kept.
+    disk.heal();
+    let (done, finished) = done();
+    assert!(matches!(log.append(vec![entry(1, 9, 100)], done), Err(AppendError::Stopped(_))));
+    finished.await.expect("the callback runs all the same").expect_err("with an error");
+    log.save_vote(Vote { term: 9, node_id: None, committed: false }).await.expect_err("no vote either");
+    log.wait_synced(500).await.expect_err("nothing more becomes durable");
+    log.close().await.expect_err("it did not end well");
+    disk.crash_keeping(|_| false);
+    let log = open(disk, small()).await.expect("opens after a restart");
+    assert!(log.last().is_some_and(|last| last.index < 500), "what was acknowledged is there: {:?}", log.last());
+}
+
+#[test]
+fn a_failed_sync_or_write_is_final() {
+    let segments = Path::new(DIR).join("commitlog");
+    let votes = Path::new(DIR).join("hard-state");
+    let vote = Vote { term: 3, node_id: Some(1), committed: false };
+    simulate(async {
+        let ask_append = async |log: &Log| append(log, vec![entry(1, 1, 100)]).await.map(|_| ());
+        check_poison(&disk(1), |disk| disk.fail_sync(segment_path(0), 1), ask_append).await;
+        check_poison(&disk(2), |disk| disk.fail_write(segment_path(0), 1), ask_append).await;
+        for nth in [1, 2] {
+            check_poison(&disk(3), |disk| disk.fail_sync(&votes, nth), async |log| log.save_vote(vote).await).await;
+            check_poison(&disk(4), |disk| disk.fail_write(&votes, nth), async |log| log.save_vote(vote).await).await;
+        }
+        check_poison(&disk(5), |disk| disk.fail_sync(&segments, 1), async |log| log.truncate_after(None).await).await;
+        check_poison(&disk(6), |disk| disk.fail_sync(&votes, 1), async |log| log.purge(id(1, 0)).await).await;
+    });
+}
+
+/// The preparer's syncs are as final as the writer's: the kernel does not say whose pages were lost.
+#[test]
+fn a_failed_sync_of_a_prepared_piece_is_final() {
+    simulate(async {
+        let disk = disk(7);
+        let log = open(&disk, small()).await.expect("opens");
+        tokio::task::yield_now().await;
+        disk.fail_sync(segment_path(8192), 1);
+        disk.fail_sync(segment_path(16384), 1);
+        for index in 0..60 {
+            if append(&log, vec![entry(1, index, 900)]).await.is_err() {
+                assert!(log.is_poisoned());
+                return;
+            }
+        }
+        panic!("nobody noticed");
+    });
+}
+
+#[test]
+fn a_full_disk_stops_the_log_when_it_must_grow_and_loses_nothing() {
+    simulate(async {
+        let disk = disk(8);
+        let log = open(&disk, small()).await.expect("opens");
+        append(&log, vec![entry(1, 0, 100)]).await.expect("appended");
+        let space = disk.space(Path::new("/")).await.expect("known");
+        disk.set_capacity(space.total_bytes - space.free_bytes);
+        let mut acknowledged = 1;
+        while append(&log, vec![entry(1, acknowledged, 900)]).await.is_ok() {
+            acknowledged += 1;
+            assert!(acknowledged < 100, "the disk is full");
+        }
+        assert!(acknowledged > 5, "what was prepared is used up first");
+        drop(log);
+        disk.heal();
+        disk.crash_keeping(|_| false);
+        let log = open(&disk, small()).await.expect("opens");
+        assert!(log.last().expect("entries").index + 1 >= acknowledged);
+    });
+}
+
+#[test]
+fn either_copy_of_the_hard_state_is_enough_and_is_repaired() {
+    let options = small();
+    let vote = Vote { term: 7, node_id: Some(3), committed: true };
+    let disk = disk(9);
+    simulate(async {
+        let log = open(&disk, options.clone()).await.expect("opens");
+        log.save_vote(vote).await.expect("saved");
+        log.close().await.expect("closes");
+    });
+    let files = disk.dump();
+    for bad in [&["a"][..], &["b"], &["a", "b"]] {
+        for damage in [0, 1, 2] {
+            let mut damaged = files.clone();
+            for copy in bad {
+                let path = hard_state_path(copy);
+                match damage {
+                    0 => edit(&mut damaged, &path, |bytes| bytes[33] ^= 1),
+                    1 => edit(&mut damaged, &path, |bytes| bytes.truncate(20)),
+                    _ => drop(damaged.remove(&path)),
+                }
+            }
+            let disk = disk_with(&damaged);
+            let result = simulate(async { open(&disk, options.clone()).await.map(|log| log.vote()) });
+            if bad.len() == 2 {
+                let Err(OpenError::HardStateLost { .. }) = result else { panic!("{bad:?}, {damage}: {result:?}") };
+            } else {
+                assert_eq!(result.expect("opens"), Some(vote));
+                let repaired = disk.dump();
+                assert_eq!(repaired[&hard_state_path("a")], repaired[&hard_state_path("b")]);
+            }
+        }
+    }
+}
+
+/// Both copies were put back to an earlier state, say from a backup: the vote is older than what this node has answered.
+#[test]
+fn a_hard_state_older_than_the_log_is_lost() {
+    let disk = disk(10);
+    let old = simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        append(&log, vec![entry(1, 0, 10), entry(1, 1, 10)]).await.expect("appended");
+        let old = disk.dump();
+        log.truncate_after(Some(0)).await.expect("cut");
+        append(&log, vec![entry(2, 1, 10)]).await.expect("appended");
+        log.close().await.expect("closes");
+        old
+    });
+    let mut files = disk.dump();
+    for copy in ["a", "b"] {
+        files.insert(hard_state_path(copy), old[&hard_state_path(copy)].clone());
+    }
+    let result = recover(&disk_with(&files), &small(), None);
+    assert!(matches!(result, Err(OpenError::HardStateLost { .. })), "{result:?}");
+}
+
+#[test]
+fn a_missing_segment_is_corruption() {
+    let sizes = [900; 40];
+    let (files, offsets) = killed_log(&small(), &sizes);
+    let last = offsets[40] / 8192 * 8192;
+    for first in (0..last).step_by(8192) {
+        let mut missing = files.clone();
+        missing.remove(&segment_path(first));
+        let result = recover(&disk_with(&missing), &small(), None);
+        assert!(matches!(result, Err(OpenError::Corrupt { .. })), "without segment {first}: {result:?}");
+    }
+    let mut none = files.clone();
+    none.retain(|path, _| path.parent() != segment_path(0).parent());
+    none.insert(Path::new(DIR).join("commitlog/keep"), Bytes::new());
+    // Nothing was ever asked of the hard state: this could be a log that was just made.
+    assert_eq!(recover(&disk_with(&none), &small(), None).expect("opens"), Entries(Vec::new()));
+    let found = recover(&disk_with(&none), &small(), Some(id(1, 3)));
+    assert!(matches!(found, Err(OpenError::Corrupt { .. })), "but somebody knows better: {found:?}");
+}
+
+#[test]
+fn a_tail_below_what_is_durable_elsewhere_is_corruption() {
+    let sizes = [100; 5];
+    let (mut files, offsets) = killed_log(&one_segment(), &sizes);
+    edit(&mut files, &segment_path(0), |bytes| bytes[offsets[4] as usize + HEAD_BYTES] ^= 1);
+    let open_with = |floor| recover(&disk_with(&files), &one_segment(), floor);
+    assert_eq!(open_with(None).expect("the last frame was torn, as far as the log knows").0.len(), 4);
+    assert_eq!(open_with(Some(id(1, 3))).expect("entry 3 is there").0.len(), 4);
+    for floor in [id(1, 4), id(2, 3), id(1, 900)] {
+        let result = open_with(Some(floor));
+        assert!(matches!(result, Err(OpenError::Corrupt { .. })), "floor {floor}: {result:?}");
+    }
+}
+
+/// The process dies after an image is complete and before the log was told: nothing is lost, the log begins behind it.
+#[test]
+fn an_interrupted_installation_of_an_image_is_completed() {
+    let disk = disk(11);
+    let end = Cursor { physical_offset: PhysicalOffset(8192 * 9 + 640), chain: 5 };
+    let image = Boundary { id: id(3, 700), end };
+    simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        append(&log, (0..9).map(|index| entry(1, index, 500)).collect()).await.expect("appended");
+        log.announce_restart(image).await.expect("announced");
+    });
+    disk.process_kill();
+    let without = disk.fork();
+    assert_eq!(recover(&without, &small(), Some(id(1, 2))).expect("the image was not complete").0.len(), 9);
+    let unannounced = recover(&disk.fork(), &small(), Some(id(3, 701)));
+    assert!(matches!(unannounced, Err(OpenError::Corrupt { .. })), "{unannounced:?}");
+    for _ in 0..2 {
+        assert_eq!(recover(&disk, &small(), Some(image.id)).expect("opens"), Entries(Vec::new()));
+        disk.process_kill();
+    }
+    simulate(async {
+        let env = Env::simulated(0, disk.clone());
+        let log = Log::open(env, PathBuf::from(DIR), small(), Some(image.id)).await.expect("opens");
+        assert_eq!((log.purged_boundary(), log.tip().end), (Some(image), end));
+        append(&log, vec![entry(3, 701, 10)]).await.expect("appended");
+    });
+}
+
+/// The two slots take turns, also across a restart: a torn mark leaves the one before.
+#[test]
+fn marks_take_turns() {
+    let disk = disk(12);
+    let slots = |disk: &SimDisk| {
+        let files = disk.dump();
+        [0, 4096].map(|at| Mark::decode(&files[&segment_path(0)][at..]).map(|mark| mark.synced.id.index))
+    };
+    for (life, expected) in [(0, [Some(1), Some(0)]), (1, [Some(3), Some(4)]), (2, [Some(7), Some(6)])] {
+        simulate(async {
+            let log = open(&disk, one_segment()).await.expect("opens");
+            for index in life * 3..life * 3 + 3 {
+                append(&log, vec![entry(1, index, 100)]).await.expect("appended");
+            }
+        });
+        disk.process_kill();
+        let found = slots(&disk);
+        let newest = found.into_iter().flatten().max();
+        assert_eq!(newest, expected.into_iter().flatten().max(), "life {life}: {found:?}");
+        let older = found.into_iter().flatten().min();
+        assert!(older < newest && older >= newest.map(|newest| newest - 1), "life {life}: {found:?}");
+    }
+}
+
+/// A start reads the side files instead of all frames; without them, or with damaged ones, it sees the same.
+#[test]
+fn side_files_are_a_shortcut_and_nothing_else() {
+    let sizes: Vec<usize> = (0..120).map(|index| 100 + index * 13 % 800).collect();
+    let disk = disk(13);
+    simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        for (index, bytes) in sizes.iter().enumerate() {
+            append(&log, vec![entry(1 + index as u64 / 50, index as u64, *bytes)]).await.expect("appended");
+        }
+        log.close().await.expect("closes");
+    });
+    let files = disk.dump();
+    let is_side_file = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "frames");
+    let side_files: Vec<PathBuf> = files.keys().filter(|path| is_side_file(path)).cloned().collect();
+    assert!(side_files.len() > 5);
+    let look = |files: &BTreeMap<PathBuf, Bytes>| {
+        let disk = disk_with(files);
+        simulate(async {
+            let log = open(&disk, small()).await.expect("opens");
+            let terms = log.first_of_terms(0..120);
+            (bodies(&log, 700).await.expect("read"), terms, log.tip())
+        })
+    };
+    let seen = look(&files);
+    assert_eq!(seen.0.len(), 120);
+    assert_eq!(seen.1, [id(1, 0), id(2, 50), id(3, 100)]);
+    let rng = Rng::seeded(1);
+    for path in &side_files {
+        let mut damaged = files.clone();
+        let at = rng.below(files[path].len() as u64) as usize;
+        edit(&mut damaged, path, |bytes| bytes[at] ^= 4);
+        assert_eq!(look(&damaged), seen);
+        damaged.remove(path);
+        assert_eq!(look(&damaged), seen);
+    }
+    let mut without = files.clone();
+    without.retain(|path, _| !is_side_file(path));
+    assert_eq!(look(&without), seen);
+}
+
+#[test]
+fn callbacks_run_in_order_and_once() {
+    simulate(async {
+        let log = open(&disk(14), small()).await.expect("opens");
+        let order = Arc::new(Mutex::new(Vec::new()));
+        for index in 0..50 {
+            let order = Arc::clone(&order);
+            let done = move |result: io::Result<()>| order.lock().push((index, result.is_ok()));
+            let entries = if index % 7 == 0 {
+                vec![]
+            } else {
+                vec![entry(1, log.tip().last.map_or(0, |last| last.index + 1), 300)]
+            };
+            log.append(entries, Box::new(done)).expect("appended");
+            if index % 11 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let vote = Vote { term: 5, node_id: None, committed: false };
+        log.save_vote(vote).await.expect("saved");
+        assert_eq!(*order.lock(), (0..50).map(|index| (index, true)).collect::<Vec<_>>());
+        let stats = log.stats();
+        assert!(stats.groups < 50 && stats.frames == 42 && stats.queued_bytes == 0, "{stats:?}");
+        assert_eq!(stats.syncs_by_power_of_two_us.iter().sum::<u64>(), stats.groups);
+    });
+}
+
+#[test]
+fn entries_that_do_not_fit_are_refused_whole() {
+    simulate(async {
+        let log = open(&disk(15), small()).await.expect("opens");
+        append(&log, vec![entry(5, 0, 100)]).await.expect("appended");
+        let tip = log.tip();
+        let refused = async |entries: Vec<AppendEntry>| {
+            let (done, finished) = done();
+            let error = log.append(entries, done).expect_err("refused");
+            finished.await.expect("the callback runs").expect_err("with an error");
+            error
+        };
+        let error = refused(vec![entry(5, 1, 10), entry(5, 3, 10)]).await;
+        assert!(matches!(error, AppendError::NotNext { .. }), "{error}");
+        let error = refused(vec![entry(5, 1, 10), entry(4, 2, 10)]).await;
+        assert!(matches!(error, AppendError::NotNext { .. }), "{error}");
+        let error = refused(vec![entry(5, 1, 10), entry(5, 2, 3001)]).await;
+        assert!(matches!(error, AppendError::TooLarge { .. }), "{error}");
+        let mut diverged = entry(5, 1, 10);
+        diverged.carried_chain = Some(1);
+        let error = refused(vec![diverged.clone()]).await;
+        let AppendError::Diverged { ours, .. } = error else { panic!("{error}") };
+        assert_eq!(log.tip(), tip);
+        diverged.carried_chain = Some(ours);
+        append(&log, vec![diverged]).await.expect("the chains agree");
+    });
+}
+
+#[test]
+#[should_panic(expected = "which is applied")]
+fn what_is_applied_is_never_cut() {
+    simulate(async {
+        let log = open(&disk(16), small()).await.expect("opens");
+        append(&log, vec![entry(1, 0, 100), entry(1, 1, 100)]).await.expect("appended");
+        log.set_applied(1);
+        let _ = log.truncate_after(Some(0)).await;
+    });
+}
+
+#[test]
+fn another_segment_size_is_refused() {
+    let (files, _) = killed_log(&small(), &[100]);
+    let result = recover(&disk_with(&files), &one_segment(), None);
+    assert!(matches!(result, Err(OpenError::Options(_))), "{result:?}");
+}
