@@ -290,6 +290,8 @@ codes! {
         AUTH_GET_ACL = 3009,
         /// `AUTH_LIST_ACL`
         AUTH_LIST_ACL = 3010,
+        /// Our own: what one replica of a broker group says of itself.
+        GET_REPLICA_STATUS = 60001,
         /// `POP_MESSAGE`
         POP_MESSAGE = 200050,
         /// `ACK_MESSAGE`

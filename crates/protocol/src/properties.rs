@@ -142,6 +142,8 @@ property_names! {
     FORWARD_QUEUE_ID = "PROPERTY_FORWARD_QUEUE_ID";
     /// Checksum of a record.
     CRC32 = "__CRC32#";
+    /// `true` on every send but the first under one UNIQ_KEY: our producers tell a retry from a message sent twice.
+    RETRIED = "RAFTMQ_RETRIED";
 }
 
 /// The value of a property in encoded text.

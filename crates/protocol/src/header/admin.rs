@@ -1,4 +1,5 @@
-//! Running a broker: GET_BROKER_CONFIG 26, VIEW_BROKER_STATS_DATA 315, users and access control 3001-3010.
+//! Running a broker: GET_BROKER_CONFIG 26, VIEW_BROKER_STATS_DATA 315, users and access control 3001-3010, and our own
+//! GET_REPLICA_STATUS 60001.
 
 use super::command_header;
 
@@ -15,6 +16,12 @@ command_header! {
         "statsName" stats_name: String,
         /// Such as `topic@group`.
         "statsKey" stats_key: String,
+    }
+
+    /// GET_REPLICA_STATUS 60001.
+    ReplicaStatusRequest {
+        /// Entry at which to give the log's chain; absent: the last one that is applied and durable.
+        "index" index: Option<i64>,
     }
 
     /// A user by name: 3001-3004.

@@ -172,7 +172,20 @@ impl<'de> Deserializer<'de> for &mut Reader<'_> {
     type Error = JsonError;
 
     integers! { deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_u8 deserialize_u16
-    deserialize_u32 deserialize_u64 }
+    deserialize_u32 }
+
+    /// Java has no number above `i64::MAX`; the ids of our own replicas are.
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {
+        let mut ahead = self.lexer.clone();
+        let number = ahead.text()?.and_then(|text| text.parse().ok());
+        match number {
+            Some(number) => {
+                self.lexer = ahead;
+                visitor.visit_u64(number)
+            }
+            None => visitor.visit_i64(self.integer()?),
+        }
+    }
 
     texts! { deserialize_char deserialize_str deserialize_string deserialize_identifier }
 

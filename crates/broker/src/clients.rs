@@ -1,0 +1,322 @@
+//! Who is connected: producers and consumers by group. Soft state, made of heartbeats; nothing here survives a restart,
+//! and nothing needs to: clients say it all again every 30 s.
+//!
+//! Pure: time is an argument, and what should be told to whom is returned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::body::{ConsumerData, HeartbeatData, SubscriptionData};
+use protocol::language::Language;
+use protocol::tag::{BadTagExpression, TagExpression};
+
+/// A client that has been silent for longer is gone.
+pub const EXPIRY: Duration = Duration::from_secs(120);
+
+/// A connection, by the number that `remoting` gave it.
+pub type ConnectionId = u64;
+
+/// A client in one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What it calls itself.
+    pub client_id: String,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// What it is written in.
+    pub language: Language,
+    /// Its version ordinal.
+    pub version: i32,
+    /// Monotonic time of its last heartbeat.
+    pub last_seen: Duration,
+}
+
+/// What a group wants of one topic, taken apart once, because every pull looks at it.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// As the members said it.
+    pub data: SubscriptionData,
+    /// Its tags; an error for an expression that names none.
+    pub filter: Result<Arc<TagExpression>, BadTagExpression>,
+}
+
+impl Subscription {
+    fn new(data: &SubscriptionData) -> Subscription {
+        Subscription { data: data.clone(), filter: data.tag_expression().map(Arc::new) }
+    }
+}
+
+/// A consumer group as its members describe it.
+#[derive(Clone, Debug)]
+pub struct ConsumerGroup {
+    /// Type, model and first offset: those of the last heartbeat. Its subscriptions are in `subscriptions`.
+    pub described: ConsumerData,
+    /// The newest subscription to each topic.
+    pub subscriptions: BTreeMap<String, Subscription>,
+    /// Members by connection.
+    pub members: BTreeMap<ConnectionId, Member>,
+}
+
+/// Everybody who is connected.
+#[derive(Debug, Default)]
+pub struct Clients {
+    /// What the client behind a connection calls itself.
+    names: BTreeMap<ConnectionId, String>,
+    producers: BTreeMap<String, BTreeMap<ConnectionId, Member>>,
+    consumers: BTreeMap<String, ConsumerGroup>,
+}
+
+/// Members to tell that their group has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changed(BTreeMap<String, BTreeSet<ConnectionId>>);
+
+impl Changed {
+    /// Groups with the connections of those members that are still there.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &BTreeSet<ConnectionId>)> {
+        self.0.iter().map(|(group, members)| (group.as_str(), members))
+    }
+
+    /// Whether nobody needs to be told anything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a heartbeat led to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Groups that gained a member or whose set of topics has changed.
+    pub changed: Changed,
+    /// The heartbeat left its subscriptions out, and they are not known here: the next one must carry them.
+    pub needs_subscriptions: bool,
+}
+
+impl Clients {
+    /// Takes in a heartbeat.
+    pub fn heartbeat(&mut self, connection: ConnectionId, member: Member, heartbeat: &HeartbeatData) -> Heard {
+        let mut heard = Heard::default();
+        self.names.insert(connection, member.client_id.clone());
+        for producer in &heartbeat.producer_data_set {
+            self.producers.entry(producer.group_name.clone()).or_default().insert(connection, member.clone());
+        }
+        for described in &heartbeat.consumer_data_set {
+            let without_subscriptions =
+                |described: &ConsumerData| ConsumerData { subscription_data_set: Vec::new(), ..described.clone() };
+            let group = self.consumers.entry(described.group_name.clone()).or_insert_with(|| ConsumerGroup {
+                described: without_subscriptions(described),
+                subscriptions: BTreeMap::new(),
+                members: BTreeMap::new(),
+            });
+            let joined = group.members.insert(connection, member.clone()).is_none();
+            let mut resubscribed = false;
+            if heartbeat.without_sub {
+                heard.needs_subscriptions |= joined;
+            } else {
+                group.described = without_subscriptions(described);
+                resubscribed = group.subscribe(&described.subscription_data_set);
+            }
+            if joined || resubscribed {
+                heard.changed.0.insert(described.group_name.clone(), group.members.keys().copied().collect());
+            }
+        }
+        heard
+    }
+
+    /// A client leaves one group, or both of its roles.
+    pub fn unregister(&mut self, connection: ConnectionId, producer: Option<&str>, consumer: Option<&str>) -> Changed {
+        self.remove(
+            |group, id| id == connection && producer == Some(group),
+            |group, id| id == connection && consumer == Some(group),
+        )
+    }
+
+    /// A connection is closed: its client leaves every group.
+    pub fn closed(&mut self, connection: ConnectionId) -> Changed {
+        self.names.remove(&connection);
+        self.remove(|_, id| id == connection, |_, id| id == connection)
+    }
+
+    /// Drops who has been silent for too long.
+    pub fn expire(&mut self, now: Duration) -> Changed {
+        let silent = |member: &Member| now.saturating_sub(member.last_seen) > EXPIRY;
+        let mut gone = BTreeSet::new();
+        for members in self.producers.values().chain(self.consumers.values().map(|group| &group.members)) {
+            gone.extend(members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| *id));
+        }
+        self.names.retain(|id, _| !gone.contains(id));
+        self.remove(|_, id| gone.contains(&id), |_, id| gone.contains(&id))
+    }
+
+    /// What the client behind a connection calls itself, if it was heard.
+    pub fn client_id(&self, connection: ConnectionId) -> Option<&str> {
+        self.names.get(&connection).map(String::as_str)
+    }
+
+    /// The consumer group, if anybody of it is connected.
+    pub fn consumer_group(&self, name: &str) -> Option<&ConsumerGroup> {
+        self.consumers.get(name)
+    }
+
+    /// All consumer groups with members.
+    pub fn consumer_groups(&self) -> impl Iterator<Item = (&str, &ConsumerGroup)> {
+        self.consumers.iter().map(|(name, group)| (name.as_str(), group))
+    }
+
+    /// The group's producers, by connection.
+    pub fn producer_group(&self, name: &str) -> Option<&BTreeMap<ConnectionId, Member>> {
+        self.producers.get(name)
+    }
+
+    /// All producer groups with members.
+    pub fn producer_groups(&self) -> impl Iterator<Item = (&str, &BTreeMap<ConnectionId, Member>)> {
+        self.producers.iter().map(|(name, members)| (name.as_str(), members))
+    }
+
+    fn remove(
+        &mut self,
+        is_producer: impl Fn(&str, ConnectionId) -> bool,
+        is_consumer: impl Fn(&str, ConnectionId) -> bool,
+    ) -> Changed {
+        self.producers.retain(|group, members| {
+            members.retain(|id, _| !is_producer(group, *id));
+            !members.is_empty()
+        });
+        let mut changed = Changed::default();
+        self.consumers.retain(|name, group| {
+            let before = group.members.len();
+            group.members.retain(|id, _| !is_consumer(name, *id));
+            if group.members.len() < before && !group.members.is_empty() {
+                changed.0.insert(name.clone(), group.members.keys().copied().collect());
+            }
+            !group.members.is_empty()
+        });
+        changed
+    }
+}
+
+impl ConsumerGroup {
+    /// Ids of the members, each once per connection, in order of the id: what clients sort by anyway.
+    pub fn client_ids(&self) -> Vec<&str> {
+        let mut ids: Vec<_> = self.members.values().map(|member| member.client_id.as_str()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Takes the subscriptions of the last heartbeat: the newer version of each topic wins, topics that it does not
+    /// name are dropped. Whether the set of topics has changed.
+    fn subscribe(&mut self, wanted: &[SubscriptionData]) -> bool {
+        let mut changed = false;
+        for subscription in wanted {
+            match self.subscriptions.get_mut(&subscription.topic) {
+                None => {
+                    self.subscriptions.insert(subscription.topic.clone(), Subscription::new(subscription));
+                    changed = true;
+                }
+                Some(known) if known.data.sub_version < subscription.sub_version => {
+                    *known = Subscription::new(subscription);
+                }
+                Some(_) => {}
+            }
+        }
+        let before = self.subscriptions.len();
+        self.subscriptions.retain(|topic, _| wanted.iter().any(|subscription| subscription.topic == *topic));
+        changed || self.subscriptions.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::body::ProducerData;
+
+    use super::*;
+
+    fn member(client_id: &str, seconds: u64) -> Member {
+        Member {
+            client_id: client_id.to_owned(),
+            address: "127.0.0.1:1".parse().expect("an address"),
+            language: Language::JAVA,
+            version: 479,
+            last_seen: Duration::from_secs(seconds),
+        }
+    }
+
+    fn heartbeat(group: &str, topics: &[(&str, &str, i64)]) -> HeartbeatData {
+        let subscription_data_set = topics
+            .iter()
+            .map(|(topic, expression, version)| SubscriptionData {
+                topic: (*topic).to_owned(),
+                sub_string: (*expression).to_owned(),
+                sub_version: *version,
+                ..SubscriptionData::default()
+            })
+            .collect();
+        HeartbeatData {
+            consumer_data_set: vec![ConsumerData {
+                group_name: group.to_owned(),
+                subscription_data_set,
+                ..ConsumerData::default()
+            }],
+            producer_data_set: vec![ProducerData { group_name: "p".to_owned() }],
+            ..HeartbeatData::default()
+        }
+    }
+
+    fn told(changed: &Changed) -> Vec<(&str, Vec<ConnectionId>)> {
+        changed.iter().map(|(group, members)| (group, members.iter().copied().collect())).collect()
+    }
+
+    #[test]
+    fn members_are_told_of_a_newcomer_and_of_a_leaver_and_of_nothing_else() {
+        let mut clients = Clients::default();
+        let wanted = heartbeat("g", &[("T", "*", 1)]);
+        assert_eq!(told(&clients.heartbeat(1, member("b", 0), &wanted).changed), [("g", vec![1])]);
+        assert!(clients.heartbeat(1, member("b", 30), &wanted).changed.is_empty());
+        assert_eq!(told(&clients.heartbeat(2, member("a", 30), &wanted).changed), [("g", vec![1, 2])]);
+        assert_eq!(clients.consumer_group("g").expect("a group").client_ids(), ["a", "b"]);
+        assert_eq!((clients.client_id(2), clients.client_id(3)), (Some("a"), None));
+        assert!(clients.unregister(2, Some("p"), None).is_empty(), "a producer leaves nobody to tell");
+        assert_eq!(told(&clients.unregister(2, None, Some("g"))), [("g", vec![1])]);
+        assert!(clients.closed(1).is_empty(), "nobody is left");
+        assert!(clients.consumer_group("g").is_none() && clients.producer_group("p").is_none());
+    }
+
+    #[test]
+    fn the_newest_subscription_wins_and_a_topic_no_longer_named_is_dropped() {
+        let mut clients = Clients::default();
+        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "A", 5), ("U", "*", 5)]));
+        let changed = clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "B", 4)])).changed;
+        assert!(!changed.is_empty(), "U is gone");
+        let filter = |clients: &Clients| {
+            let group = clients.consumer_group("g").expect("a group");
+            group.subscriptions["T"].filter.clone().expect("a filter")
+        };
+        assert!(filter(&clients).matches(Some("A")), "an older version does not win");
+        assert!(clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "B", 6)])).changed.is_empty());
+        assert!(filter(&clients).matches(Some("B")));
+        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "||", 7)]));
+        assert!(clients.consumer_group("g").expect("a group").subscriptions["T"].filter.is_err());
+    }
+
+    #[test]
+    fn the_silent_are_gone_after_two_minutes() {
+        let mut clients = Clients::default();
+        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[]));
+        clients.heartbeat(2, member("b", 100), &heartbeat("g", &[]));
+        assert!(clients.expire(Duration::from_secs(120)).is_empty());
+        assert_eq!(told(&clients.expire(Duration::from_secs(121))), [("g", vec![2])]);
+        assert_eq!(clients.producer_group("p").expect("one is left").len(), 1);
+    }
+
+    #[test]
+    fn a_short_heartbeat_keeps_what_is_known_and_asks_for_what_is_not() {
+        let mut clients = Clients::default();
+        let short = HeartbeatData { without_sub: true, ..heartbeat("g", &[]) };
+        let heard = clients.heartbeat(1, member("a", 0), &short);
+        assert!(heard.needs_subscriptions && !heard.changed.is_empty(), "a member of unknown subscriptions");
+        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "*", 1)]));
+        assert_eq!(clients.heartbeat(1, member("a", 30), &short), Heard::default());
+        assert!(clients.consumer_group("g").expect("a group").subscriptions.contains_key("T"));
+    }
+}

@@ -1,0 +1,333 @@
+//! What a broker process is told: read once, checked, and passed down by value. The file format is the binary's
+//! business; here are the values and what must hold among them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A broker process: what its groups share, and the groups.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// RocketMQ's brokerClusterName.
+    pub cluster: String,
+    /// NameServers to register with: "host:port".
+    pub name_servers: Vec<String>,
+    /// Where metrics and health are served; not at all if `None`.
+    pub http: Option<SocketAddr>,
+    /// Whether listening beyond loopback is allowed although nothing authenticates.
+    pub allow_unauthenticated: bool,
+    /// The groups that this process carries a replica of.
+    pub groups: Vec<GroupConfig>,
+}
+
+/// One replica of one broker group.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// RocketMQ's brokerName: the same on every replica of the group.
+    pub broker_name: String,
+    /// The replica's directory.
+    pub data_dir: PathBuf,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Also listen on `listen`'s port - 2, which old clients take for the fast lane.
+    pub vip: bool,
+    /// What clients are told to connect to, "ip:port": the offset message id carries it.
+    pub advertised_address: SocketAddr,
+    /// Where the other replicas connect.
+    pub peer_listen: SocketAddr,
+    /// What the other replicas are told to connect to, "host:port".
+    pub peer_address: String,
+    /// Peer addresses of all founding replicas, this one's too: the same list in the same order on each.
+    pub founders: Vec<String>,
+    /// Joins a group that exists, on a new directory.
+    pub join: bool,
+    /// Log bytes per segment file; fixed for the cluster.
+    pub segment_bytes: u64,
+    /// How topics, groups and messages are treated.
+    pub messages: MessagePolicy,
+    /// What is refused to protect the broker.
+    pub limits: Limits,
+    /// Raft's clock.
+    pub raft: RaftTiming,
+}
+
+/// How topics, groups and messages are treated; RocketMQ's names and defaults.
+#[derive(Clone, Debug)]
+pub struct MessagePolicy {
+    /// Whether a send to an unknown topic creates it after the template TBW102.
+    pub auto_create_topics: bool,
+    /// Whether an unknown consumer group is created when it appears.
+    pub auto_create_groups: bool,
+    /// Queues of the template TBW102.
+    pub default_topic_queues: u32,
+    /// Delay of each level, level 1 first.
+    pub delay_levels: Vec<Duration>,
+    /// Longest delay that a message may ask for by time instead of level.
+    pub longest_delay: Duration,
+    /// Largest message body.
+    pub body_bytes: usize,
+    /// Largest encoded properties.
+    pub properties_bytes: usize,
+    /// How long an unrenewed queue lock holds.
+    pub queue_lock: Duration,
+}
+
+/// What is refused to protect the broker.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of messages that may wait for their quorum.
+    pub sends_in_flight_bytes: usize,
+    /// Scheduled messages that wait for their time.
+    pub scheduled_messages: u64,
+    /// Client connections.
+    pub connections: usize,
+    /// Topics, retry and dead-letter topics among them; beyond it none is created on demand.
+    pub topics: usize,
+    /// How long a request waits for a leader that is not ready, before it is refused.
+    pub leader_wait: Duration,
+    /// How long a client is assumed to wait for the answer to a send: the wire does not say.
+    pub send_deadline: Duration,
+}
+
+/// Raft's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct RaftTiming {
+    /// Between two heartbeats of a leader.
+    pub heartbeat: Duration,
+    /// Shortest and longest silence after which a follower campaigns.
+    pub election: (Duration, Duration),
+}
+
+impl Default for MessagePolicy {
+    fn default() -> Self {
+        MessagePolicy {
+            auto_create_topics: true,
+            auto_create_groups: true,
+            default_topic_queues: 8,
+            delay_levels: parse_delay_levels(DEFAULT_DELAY_LEVELS).expect("the default is well-formed"),
+            longest_delay: Duration::from_secs(3 * 24 * 3600),
+            body_bytes: 4 * 1024 * 1024,
+            properties_bytes: 32_767,
+            queue_lock: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            sends_in_flight_bytes: 256 * 1024 * 1024,
+            scheduled_messages: 5_000_000,
+            connections: 10_000,
+            topics: 100_000,
+            leader_wait: Duration::from_millis(2_500),
+            send_deadline: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        RaftTiming {
+            heartbeat: Duration::from_millis(100),
+            election: (Duration::from_millis(500), Duration::from_millis(1000)),
+        }
+    }
+}
+
+/// RocketMQ's `messageDelayLevel`.
+pub const DEFAULT_DELAY_LEVELS: &str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h";
+
+/// Why a configuration is refused; says what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct ConfigError {
+    /// The key as the file has it.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl ConfigError {
+    fn new(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+        ConfigError { key: key.into(), problem: problem.into() }
+    }
+}
+
+/// Reads levels such as `1s 5s 10m 2h`.
+pub fn parse_delay_levels(text: &str) -> Result<Vec<Duration>, ConfigError> {
+    let bad =
+        |level: &str| ConfigError::new("delay_levels", format!("{level:?} is not a number and one of s, m, h, d"));
+    text.split_whitespace()
+        .map(|level| {
+            let unit = level.chars().last().ok_or_else(|| bad(level))?;
+            let seconds = match unit {
+                's' => 1,
+                'm' => 60,
+                'h' => 3_600,
+                'd' => 86_400,
+                _ => return Err(bad(level)),
+            };
+            let count: u64 = level[..level.len() - 1].parse().map_err(|_| bad(level))?;
+            count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| bad(level))
+        })
+        .collect()
+}
+
+impl BrokerConfig {
+    /// Checks what must hold among the values, before anything is opened.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let loopback = |key: &str, address: SocketAddr| {
+            if address.ip().is_loopback() || self.allow_unauthenticated {
+                return Ok(());
+            }
+            Err(ConfigError::new(
+                key,
+                format!(
+                    "{address} can be reached from other machines and nothing authenticates yet; bind 127.0.0.1, or set \
+                     allow_unauthenticated = true on a network where every machine is trusted"
+                ),
+            ))
+        };
+        if self.groups.is_empty() {
+            return Err(ConfigError::new("group", "a broker carries at least one [[group]]"));
+        }
+        if let Some(http) = self.http {
+            loopback("http", http)?;
+        }
+        for (k, group) in self.groups.iter().enumerate() {
+            loopback("listen", group.listen)?;
+            loopback("peer_listen", group.peer_listen)?;
+            group.check()?;
+            for other in &self.groups[..k] {
+                let clash = |key: &str, what: &dyn std::fmt::Debug| {
+                    ConfigError::new(key, format!("{what:?} is used by two groups of this file"))
+                };
+                if other.broker_name == group.broker_name {
+                    return Err(clash("broker_name", &group.broker_name));
+                }
+                if other.data_dir == group.data_dir {
+                    return Err(clash("data_dir", &group.data_dir));
+                }
+                if other.listen == group.listen || other.peer_listen == group.listen {
+                    return Err(clash("listen", &group.listen));
+                }
+                if other.peer_listen == group.peer_listen || other.listen == group.peer_listen {
+                    return Err(clash("peer_listen", &group.peer_listen));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GroupConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        protocol::names::validate_topic(&self.broker_name)
+            .map_err(|error| ConfigError::new("broker_name", error.to_string()))?;
+        if self.advertised_address.ip().is_unspecified() {
+            return Err(ConfigError::new(
+                "advertised_address",
+                format!("clients cannot connect to {}; name an address of this machine", self.advertised_address),
+            ));
+        }
+        if !self.join && !self.founders.contains(&self.peer_address) {
+            return Err(ConfigError::new(
+                "founders",
+                format!(
+                    "{} (peer_address) is not among them; list every founding replica, this one too",
+                    self.peer_address
+                ),
+            ));
+        }
+        if self.founders.len().is_multiple_of(2) && !self.founders.is_empty() {
+            return Err(ConfigError::new(
+                "founders",
+                format!(
+                    "{} replicas tolerate no more failures than {}; use 1, 3 or 5",
+                    self.founders.len(),
+                    self.founders.len() - 1
+                ),
+            ));
+        }
+        let mut sorted = self.founders.clone();
+        sorted.sort();
+        sorted.dedup();
+        if sorted.len() != self.founders.len() {
+            return Err(ConfigError::new("founders", "an address stands there twice"));
+        }
+        if !self.segment_bytes.is_multiple_of(1024 * 1024) || !(16 << 20..=16 << 30).contains(&self.segment_bytes) {
+            return Err(ConfigError::new("segment_mib", "a segment has 16 to 16384 MiB"));
+        }
+        if self.messages.delay_levels.is_empty() {
+            return Err(ConfigError::new("delay_levels", "retries need at least one level"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group() -> GroupConfig {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        GroupConfig {
+            broker_name: "broker-a".to_owned(),
+            data_dir: "data/broker-a".into(),
+            listen: at(10911),
+            vip: true,
+            advertised_address: at(10911),
+            peer_listen: at(10912),
+            peer_address: "127.0.0.1:10912".to_owned(),
+            founders: vec!["127.0.0.1:10912".to_owned()],
+            join: false,
+            segment_bytes: 64 << 20,
+            messages: MessagePolicy::default(),
+            limits: Limits::default(),
+            raft: RaftTiming::default(),
+        }
+    }
+
+    fn broker(groups: Vec<GroupConfig>) -> BrokerConfig {
+        BrokerConfig {
+            cluster: "DefaultCluster".to_owned(),
+            name_servers: vec!["127.0.0.1:9876".to_owned()],
+            http: None,
+            allow_unauthenticated: false,
+            groups,
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_key_to_change() {
+        assert_eq!(broker(vec![group()]).check(), Ok(()));
+        let any = SocketAddr::from(([0, 0, 0, 0], 10911));
+        let cases: Vec<(&str, BrokerConfig)> = vec![
+            ("group", broker(vec![])),
+            ("listen", broker(vec![GroupConfig { listen: any, ..group() }])),
+            ("advertised_address", broker(vec![GroupConfig { advertised_address: any, ..group() }])),
+            ("founders", broker(vec![GroupConfig { founders: vec!["127.0.0.1:1".to_owned()], ..group() }])),
+            ("founders", broker(vec![GroupConfig { founders: vec!["127.0.0.1:10912".to_owned(); 3], ..group() }])),
+            ("segment_mib", broker(vec![GroupConfig { segment_bytes: 1, ..group() }])),
+            ("broker_name", broker(vec![GroupConfig { broker_name: "a/b".to_owned(), ..group() }])),
+            ("broker_name", broker(vec![group(), group()])),
+        ];
+        for (key, config) in cases {
+            assert_eq!(config.check().expect_err("it cannot work").key, key);
+        }
+    }
+
+    #[test]
+    fn delay_levels_are_rocketmq_s() {
+        let levels = parse_delay_levels(DEFAULT_DELAY_LEVELS).expect("the default");
+        assert_eq!(levels.len(), 18);
+        assert_eq!(
+            (levels[0], levels[4], levels[17]),
+            (Duration::from_secs(1), Duration::from_secs(60), Duration::from_secs(7200))
+        );
+        for bad in ["1", "s", "1w", "-1s", "é"] {
+            assert!(parse_delay_levels(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Offsets: what a group has consumed (14, 15), and what a queue holds (29, 30, 31, 32). All at the leader.
+//!
+//! - A two-way update is answered once it is applied. A one-way update waits at most [`COALESCED`] for others to share a
+//!   command with; the last one of a client counts.
+//! - A query sees every update acknowledged before it, at any leader, and every one-way update that arrived here before
+//!   it: it makes those be applied first.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use protocol::code::ResponseCode;
+use protocol::header::{
+    BoundaryType, EarliestStoreTimeResponse, OffsetResponse, QueryConsumerOffsetRequest, QueueRequest,
+    SearchOffsetRequest, UpdateConsumerOffsetRequest,
+};
+use raft_store::consume_queue::{Queue, TimeBoundary};
+use raft_store::position::{QueueId, QueueOffset, Timestamp};
+use tokio::sync::{Notify, watch};
+
+use crate::broker::BrokerGroup;
+use crate::dispatch::{Answer, Call};
+use crate::error::RequestError;
+use crate::tables::command::{Command, OffsetUpdate};
+use crate::tables::offsets::OffsetKey;
+
+/// How long a one-way update may wait for others.
+const COALESCED: Duration = Duration::from_millis(100);
+
+/// Updates in one command.
+const UPDATES_MAX: usize = 4096;
+
+/// A queue younger than this many bytes of log is read from its beginning by a group that has no offset yet.
+const YOUNG_BYTES: u64 = 1 << 30;
+
+/// Handles UPDATE_CONSUMER_OFFSET.
+pub async fn update(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: UpdateConsumerOffsetRequest = call.request.header()?;
+    {
+        let tables = broker.reader.tables();
+        if tables.groups().get(&request.consumer_group).is_none() {
+            return Err(RequestError::NoGroup(request.consumer_group));
+        }
+        if tables.topics().get(&request.topic).is_none() {
+            return Err(RequestError::NoTopic(request.topic));
+        }
+    }
+    let UpdateConsumerOffsetRequest { consumer_group, topic, queue_id, commit_offset, .. } = request;
+    if call.request.is_one_way() {
+        broker.note_consumer_offset(call, &consumer_group, &topic, queue_id, commit_offset);
+    } else {
+        let update = broker.offset_update(call, &consumer_group, &topic, queue_id, commit_offset, false);
+        let update = update.ok_or_else(|| {
+            RequestError::InvalidParameter(format!("queueId {queue_id} or offset {commit_offset} is below 0"))
+        })?;
+        // Whatever is late must not be applied behind this.
+        broker.pending_offsets.settle(&update.key()).await;
+        broker.command(&Command::UpdateOffsets(vec![update])).await?;
+    }
+    Ok(call.request.reply(ResponseCode::SUCCESS))
+}
+
+/// Handles QUERY_CONSUMER_OFFSET.
+pub async fn query(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: QueryConsumerOffsetRequest = call.request.header()?;
+    let queue = u32::try_from(request.queue_id)
+        .map_err(|_| RequestError::InvalidParameter(format!("queueId {} is below 0", request.queue_id)))?;
+    let key = OffsetKey { group: request.consumer_group, topic: request.topic, queue };
+    broker.pending_offsets.settle(&key).await;
+    broker.raft.linearizable().await?;
+    let known = broker.reader.tables().offsets().get(&key.group, &key.topic, key.queue);
+    let offset = match known {
+        Some(offset) => offset,
+        None if request.set_zero_if_not_found == Some(false) => {
+            let remark = "Not found, do not set to zero, maybe this group consumer boot first";
+            return Err(RequestError::NotFound(remark.to_owned()));
+        }
+        None if broker.is_young(&key).await? => 0,
+        None => return Err(RequestError::NotFound("Not found, maybe this group consumer boot first".to_owned())),
+    };
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &OffsetResponse { offset: offset as i64 }))
+}
+
+/// Handles GET_MAX_OFFSET.
+pub async fn max_offset(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let shown = broker.shown_queue(call.request.header()?).await?;
+    let offset = shown.map_or(0, |shown| shown.queue.bounds().end.0 as i64);
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &OffsetResponse { offset }))
+}
+
+/// Handles GET_MIN_OFFSET.
+pub async fn min_offset(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let shown = broker.shown_queue(call.request.header()?).await?;
+    let offset = shown.map_or(0, |shown| shown.first().0 as i64);
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &OffsetResponse { offset }))
+}
+
+/// Handles GET_EARLIEST_MSG_STORETIME.
+pub async fn earliest_store_time(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let mut timestamp = -1;
+    if let Some(shown) = broker.shown_queue(call.request.header()?).await?
+        && let Some(first) = shown.queue.read_units(shown.first(), 1).await?.first()
+    {
+        timestamp = first.visible_at.0;
+    }
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &EarliestStoreTimeResponse { timestamp }))
+}
+
+/// Handles SEARCH_OFFSET_BY_TIMESTAMP.
+pub async fn search_by_time(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: SearchOffsetRequest = call.request.header()?;
+    let boundary = match request.boundary_type {
+        BoundaryType::Lower => TimeBoundary::Lower,
+        BoundaryType::Upper => TimeBoundary::Upper,
+    };
+    let queue = QueueRequest { topic: request.topic, queue_id: request.queue_id, ..QueueRequest::default() };
+    let offset = match broker.shown_queue(queue).await? {
+        None => 0,
+        Some(shown) => {
+            let found = shown.queue.search_by_time(Timestamp(request.timestamp), boundary).await?;
+            found.max(shown.first()).0 as i64
+        }
+    };
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &OffsetResponse { offset }))
+}
+
+/// A queue as its topic's consumers see it.
+struct ShownQueue {
+    queue: Arc<Queue>,
+    /// Earlier offsets belong to an earlier life of the topic's name.
+    first_shown: QueueOffset,
+}
+
+impl ShownQueue {
+    fn first(&self) -> QueueOffset {
+        let bounds = self.queue.bounds();
+        bounds.start.max(self.first_shown).min(bounds.end)
+    }
+}
+
+impl BrokerGroup {
+    /// The queue, with everything in it that was acknowledged before this call. `None` if there is no such queue.
+    async fn shown_queue(&self, request: QueueRequest) -> Result<Option<ShownQueue>, RequestError> {
+        self.raft.linearizable().await?;
+        Ok(self.queue_named(&request.topic, request.queue_id))
+    }
+
+    fn queue_named(&self, topic: &str, queue: i32) -> Option<ShownQueue> {
+        let queue = u32::try_from(queue).ok()?;
+        let (id, first_shown) = {
+            let tables = self.reader.tables();
+            let topic = tables.topics().get(topic)?;
+            (QueueId { topic: topic.id(), queue }, topic.first_shown(queue))
+        };
+        Some(ShownQueue { queue: self.reader.queue(id)?, first_shown })
+    }
+
+    /// Whether a group without an offset should begin at 0, whatever it wishes: the queue holds its first message, and all
+    /// of it is recent.
+    async fn is_young(&self, key: &OffsetKey) -> Result<bool, RequestError> {
+        let Some(shown) = self.queue_named(&key.topic, key.queue as i32) else { return Ok(false) };
+        let bounds = shown.queue.bounds();
+        if shown.first() > QueueOffset(0) || bounds.is_empty() {
+            return Ok(false);
+        }
+        let first = shown.queue.read_units(QueueOffset(0), 1).await?;
+        let last = shown.queue.read_units(QueueOffset(bounds.end.0 - 1), 1).await?;
+        Ok(match (first.first(), last.first()) {
+            (Some(first), Some(last)) => last.physical_offset.0.saturating_sub(first.physical_offset.0) <= YOUNG_BYTES,
+            _ => false,
+        })
+    }
+
+    /// `None` if the numbers are out of range.
+    fn offset_update(
+        &self,
+        call: &Call,
+        group: &str,
+        topic: &str,
+        queue: i32,
+        offset: i64,
+        one_way: bool,
+    ) -> Option<OffsetUpdate> {
+        Some(OffsetUpdate {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            queue: u32::try_from(queue).ok()?,
+            offset: u64::try_from(offset).ok()?,
+            // A client that was not heard yet is told apart by its address.
+            client: self.client_id(call).unwrap_or_else(|| call.born_host.to_string()),
+            one_way,
+        })
+    }
+
+    /// Takes in an update that nobody waits for.
+    pub(crate) fn note_consumer_offset(&self, call: &Call, group: &str, topic: &str, queue: i32, offset: i64) {
+        if let Some(update) = self.offset_update(call, group, topic, queue, offset, true) {
+            self.pending_offsets.add(update);
+        }
+    }
+}
+
+impl OffsetUpdate {
+    fn key(&self) -> OffsetKey {
+        OffsetKey { group: self.group.clone(), topic: self.topic.clone(), queue: self.queue }
+    }
+}
+
+/// One-way updates that wait for a command to share, and those whose command is not applied yet.
+///
+/// Batches are numbered from 1; what waits belongs to batch `taken + 1`. `ended <= taken <= ended + 1`.
+#[derive(Debug)]
+pub struct PendingOffsets {
+    waiting: Mutex<Waiting>,
+    /// Something waits.
+    added: Notify,
+    /// Somebody cannot wait.
+    hurry: Notify,
+    ended: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By queue, then in the order in which clients were first heard; of one client only the last counts.
+    updates: BTreeMap<OffsetKey, Vec<OffsetUpdate>>,
+    count: usize,
+    /// Queues whose updates are proposed.
+    proposed: BTreeMap<OffsetKey, ()>,
+    taken: u64,
+}
+
+impl Default for PendingOffsets {
+    fn default() -> PendingOffsets {
+        PendingOffsets {
+            waiting: Mutex::default(),
+            added: Notify::new(),
+            hurry: Notify::new(),
+            ended: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, update: OffsetUpdate) {
+        let updates = self.updates.entry(update.key()).or_default();
+        match updates.iter_mut().find(|earlier| earlier.client == update.client) {
+            Some(earlier) => *earlier = update,
+            None => {
+                updates.push(update);
+                self.count += 1;
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<OffsetUpdate> {
+        let updates = std::mem::take(&mut self.updates);
+        self.count = 0;
+        self.taken += 1;
+        self.proposed = updates.keys().map(|key| (key.clone(), ())).collect();
+        updates.into_values().flatten().collect()
+    }
+
+    /// The batch that must have ended before a query of `key`.
+    fn batch_of(&self, key: &OffsetKey) -> Option<u64> {
+        if self.updates.contains_key(key) {
+            Some(self.taken + 1)
+        } else if self.proposed.contains_key(key) {
+            Some(self.taken)
+        } else {
+            None
+        }
+    }
+}
+
+impl PendingOffsets {
+    fn add(&self, update: OffsetUpdate) {
+        let mut waiting = self.waiting.lock();
+        waiting.add(update);
+        let is_full = waiting.count >= UPDATES_MAX;
+        drop(waiting);
+        self.added.notify_one();
+        if is_full {
+            self.hurry.notify_one();
+        }
+    }
+
+    /// Resolves when no update of `key` that came before is pending any more.
+    async fn settle(&self, key: &OffsetKey) {
+        let Some(batch) = self.waiting.lock().batch_of(key) else { return };
+        self.hurry.notify_one();
+        // The sender lives as long as this does.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended >= batch).await;
+    }
+
+    /// Proposes what waits now and waits for its end.
+    pub async fn flush(&self, broker: &BrokerGroup) {
+        let (batch, updates) = {
+            let mut waiting = self.waiting.lock();
+            if waiting.updates.is_empty() {
+                return;
+            }
+            let updates = waiting.take();
+            (waiting.taken, updates)
+        };
+        let count = updates.len();
+        // One command at a time is whole: a command is bounded by what one flush takes.
+        for piece in updates.chunks(UPDATES_MAX) {
+            // Nobody waits for a one-way update, and its client repeats it in a few seconds.
+            if let Err(error) = broker.command(&Command::UpdateOffsets(piece.to_vec())).await {
+                tracing::debug!(group = %broker.broker_name(), %error, count, "one-way offset updates are dropped");
+                break;
+            }
+        }
+        let mut waiting = self.waiting.lock();
+        waiting.proposed.clear();
+        self.ended.send_replace(batch);
+    }
+}
+
+/// Proposes one-way updates, [`COALESCED`] after the first of them or when somebody cannot wait.
+pub async fn flush_late_updates(broker: Arc<BrokerGroup>) {
+    let pending = &broker.pending_offsets;
+    loop {
+        pending.added.notified().await;
+        let _ = broker.env.clock.timeout(COALESCED, pending.hurry.notified()).await;
+        pending.flush(&broker).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(queue: u32, offset: u64, client: &str) -> OffsetUpdate {
+        OffsetUpdate {
+            group: "g".to_owned(),
+            topic: "t".to_owned(),
+            queue,
+            offset,
+            client: client.to_owned(),
+            one_way: true,
+        }
+    }
+
+    #[test]
+    fn of_one_client_the_last_update_counts_and_clients_keep_their_order() {
+        let mut waiting = Waiting::default();
+        for (queue, offset, client) in [(1, 10, "a"), (0, 5, "a"), (1, 20, "b"), (1, 12, "a")] {
+            waiting.add(update(queue, offset, client));
+        }
+        assert_eq!(waiting.count, 3);
+        assert_eq!(waiting.take(), [update(0, 5, "a"), update(1, 12, "a"), update(1, 20, "b")]);
+        assert_eq!(waiting.count, 0);
+    }
+
+    #[test]
+    fn a_query_waits_for_the_batch_that_holds_its_queue() {
+        let mut waiting = Waiting::default();
+        let (first, second) = (update(0, 5, "a").key(), update(1, 5, "a").key());
+        assert_eq!(waiting.batch_of(&first), None);
+        waiting.add(update(0, 5, "a"));
+        assert_eq!(waiting.batch_of(&first), Some(1));
+        waiting.take();
+        assert_eq!((waiting.batch_of(&first), waiting.batch_of(&second)), (Some(1), None));
+        waiting.add(update(0, 6, "a"));
+        waiting.add(update(1, 6, "a"));
+        assert_eq!((waiting.batch_of(&first), waiting.batch_of(&second)), (Some(2), Some(2)));
+    }
+}

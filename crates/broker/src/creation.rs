@@ -1,0 +1,152 @@
+//! Topics and groups that come into being because somebody uses them, and those that every broker has.
+//!
+//! Each is made by a replicated command that leaves an existing one alone, so that two clients, two replicas or two
+//! leaders that want the same thing at the same time get one. NameServers hear of it at once.
+
+use protocol::names::{self, BUILT_IN_GROUPS, BUILT_IN_TOPICS};
+use protocol::permission::Permission;
+
+use crate::broker::BrokerGroup;
+use crate::error::RequestError;
+use crate::tables::Tables;
+use crate::tables::command::Command;
+use crate::tables::groups::GroupConfig;
+use crate::tables::topics::TopicConfig;
+
+/// Queues of the topic named after the cluster.
+const CLUSTER_TOPIC_QUEUES: u32 = 16;
+
+/// The topic that a send creates after a template: as many queues as the client wants, but no more than the template has;
+/// its permission without the right to be inherited. `None` if the template does not exist or may not be inherited.
+fn after_template(tables: &Tables, name: &str, template: &str, wanted_queues: i32) -> Option<TopicConfig> {
+    let template = &tables.topics().get(template)?.config;
+    let permission = Permission(template.permission as i32);
+    if !permission.is_inherited() {
+        return None;
+    }
+    let queues = u32::try_from(wanted_queues).unwrap_or(0).min(template.write_queues).max(1);
+    Some(TopicConfig {
+        permission: permission.with(Permission::INHERIT, false).0 as u32,
+        system_flag: template.system_flag,
+        multi_tag: template.multi_tag,
+        ..TopicConfig::new(name, queues)
+    })
+}
+
+/// Topics that every broker has, beside those that only it can name.
+fn system_topics(cluster: &str, broker_name: &str, template_queues: Option<u32>) -> Vec<TopicConfig> {
+    let topic = |name: &str, queues: u32, permission: u32| TopicConfig { permission, ..TopicConfig::new(name, queues) };
+    let mut topics: Vec<TopicConfig> = BUILT_IN_TOPICS
+        .iter()
+        .map(|(name, queues, permission)| topic(name, *queues as u32, *permission as u32))
+        .collect();
+    topics.push(topic(cluster, CLUSTER_TOPIC_QUEUES, 7));
+    topics.push(topic(broker_name, 1, 7));
+    topics.push(topic(&names::reply_topic(cluster), 1, 6));
+    if let Some(queues) = template_queues {
+        topics.push(topic(names::AUTO_CREATE_TOPIC, queues, 7));
+    }
+    topics
+}
+
+impl BrokerGroup {
+    /// Makes the topic unless it exists.
+    pub(crate) async fn ensure_topic(&self, config: TopicConfig) -> Result<(), RequestError> {
+        self.refuse_too_many_topics()?;
+        let name = config.name.clone();
+        self.command(&Command::PutTopic { config, only_if_absent: true }).await?;
+        tracing::info!(group = %self.broker_name(), topic = %name, "topic created on demand");
+        self.registration.wake();
+        Ok(())
+    }
+
+    /// Makes the topic that a client sends to after the template it names.
+    pub(crate) async fn create_after_template(
+        &self,
+        name: &str,
+        template: &str,
+        wanted_queues: i32,
+    ) -> Result<(), RequestError> {
+        if !self.config.messages.auto_create_topics {
+            return Err(RequestError::NoTopic(name.to_owned()));
+        }
+        if template == names::AUTO_CREATE_TOPIC && self.topic_id(template).is_none() {
+            // The group's first leader is about to make it: a producer that is as quick need not hear of that.
+            self.ensure_system().await?;
+        }
+        let config = after_template(&self.reader.tables(), name, template, wanted_queues);
+        self.ensure_topic(config.ok_or_else(|| RequestError::NoTopic(name.to_owned()))?).await
+    }
+
+    /// The group's configuration. A group that does not exist is made with its retry topic, if that is allowed.
+    pub(crate) async fn ensure_group(&self, name: &str) -> Result<GroupConfig, RequestError> {
+        if let Some(known) = self.reader.tables().groups().get(name) {
+            return Ok(known.clone());
+        }
+        names::validate_group(name)?;
+        if !self.config.messages.auto_create_groups {
+            return Err(RequestError::NoGroup(name.to_owned()));
+        }
+        self.refuse_too_many_topics()?;
+        let config = GroupConfig::new(name);
+        self.command(&Command::PutGroup { config: config.clone(), only_if_absent: true }).await?;
+        tracing::info!(group = %self.broker_name(), consumer_group = %name, "consumer group created on demand");
+        self.registration.wake();
+        // Another client may have made it at the same time, with other settings.
+        Ok(self.reader.tables().groups().get(name).cloned().unwrap_or(config))
+    }
+
+    /// Makes what every broker has and this one lacks. The first leader of a group does it, and the first one of a newer
+    /// version, which may have more.
+    pub(crate) async fn ensure_system(&self) -> Result<(), RequestError> {
+        let policy = &self.config.messages;
+        let template_queues = policy.auto_create_topics.then_some(policy.default_topic_queues);
+        let mut commands: Vec<Command> = Vec::new();
+        {
+            let tables = self.reader.tables();
+            for config in system_topics(&self.cluster, self.broker_name(), template_queues) {
+                if tables.topics().get(&config.name).is_none() {
+                    commands.push(Command::PutTopic { config, only_if_absent: true });
+                }
+            }
+            for name in BUILT_IN_GROUPS {
+                if tables.groups().get(name).is_none() {
+                    // Nobody retries in the system's own groups: no retry topics for tools to list.
+                    let config = GroupConfig { retry_queues: 0, ..GroupConfig::new(name) };
+                    commands.push(Command::PutGroup { config, only_if_absent: true });
+                }
+            }
+        }
+        if !commands.is_empty() {
+            self.commands(&commands).await?;
+            self.registration.wake();
+        }
+        Ok(())
+    }
+
+    fn refuse_too_many_topics(&self) -> Result<(), RequestError> {
+        let limit = self.config.limits.topics;
+        if self.reader.tables().topics().iter().count() >= limit {
+            return Err(RequestError::Busy(format!("topic creation: there are {limit} topics, which is the limit")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_broker_has_what_tools_and_producers_look_for() {
+        let topics = system_topics("DefaultCluster", "broker-a", Some(8));
+        let find = |name: &str| topics.iter().find(|topic| topic.name == name);
+        assert_eq!(find("TBW102").map(|topic| (topic.write_queues, topic.permission)), Some((8, 7)));
+        assert_eq!(find("DefaultCluster").map(|topic| (topic.read_queues, topic.permission)), Some((16, 7)));
+        for name in ["broker-a", "SELF_TEST_TOPIC", "OFFSET_MOVED_EVENT", "BenchmarkTest", "SCHEDULE_TOPIC_XXXX"] {
+            assert!(find(name).is_some(), "{name}");
+        }
+        let without = system_topics("DefaultCluster", "broker-a", None);
+        assert!(without.iter().all(|topic| topic.name != "TBW102"), "no template, no creation on demand");
+    }
+}

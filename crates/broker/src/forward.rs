@@ -1,0 +1,109 @@
+//! Forwarding: a client whose route is stale asks a follower for what only the leader does, and the follower asks the
+//! leader for it.
+//!
+//! One hop: who leads may be in dispute, and two replicas that send a request to each other help nobody. The client's
+//! address and what is left of its patience travel along, so that the leader stores the same message, and gives up at the
+//! same moment, as if the client had come itself. A link lost after the request was written leaves the outcome unknown:
+//! there is no answer then.
+
+use std::time::Duration;
+
+use protocol::command::{RemotingCommand, SerializeType};
+use raft_store::group::Peer;
+use remoting::{CallError, Connection};
+
+use crate::broker::BrokerGroup;
+use crate::dispatch::{Answer, Call};
+use crate::error::RequestError;
+
+/// The request has made its one hop.
+const FORWARDED: &str = "raftmqForwarded";
+/// The client's address.
+const BORN_HOST: &str = "raftmqBornHost";
+/// What is left of its patience.
+const REMAINING_MS: &str = "raftmqRemainingMs";
+/// The client's own name.
+const CLIENT_ID: &str = "raftmqClientId";
+/// Marks a refusal as certain: the replica asked does not lead.
+const NOT_LEADER: &str = "raftmqNotLeader";
+
+/// Takes in a request, from a client or from another replica.
+pub fn call_of(broker: &BrokerGroup, connection: &Connection, request: RemotingCommand) -> Call {
+    let limit = broker.config.limits.send_deadline;
+    let is_forwarded = request.ext.bool(FORWARDED) == Some(true);
+    let mut call = Call {
+        born_host: connection.peer_addr(),
+        client_id: None,
+        deadline: broker.env.clock.monotonic() + limit,
+        is_forwarded,
+        connection: connection.clone(),
+        request,
+    };
+    if is_forwarded {
+        let ext = &call.request.ext;
+        if let Some(born_host) = ext.text(BORN_HOST).and_then(|text| text.parse().ok()) {
+            call.born_host = born_host;
+        }
+        if let Ok(Some(remaining_ms)) = ext.i64(REMAINING_MS) {
+            let remaining = Duration::from_millis(u64::try_from(remaining_ms).unwrap_or(0)).min(limit);
+            call.deadline = broker.env.clock.monotonic() + remaining;
+        }
+        call.client_id = ext.text(CLIENT_ID).map(str::to_owned);
+    }
+    call
+}
+
+/// Marks an answer to a forwarded request: it was certainly not carried out, because this replica does not lead.
+pub fn mark_not_leader(answer: RemotingCommand) -> RemotingCommand {
+    answer.with_field(NOT_LEADER, true)
+}
+
+/// Asks `leader`. [`RequestError::NotLeader`] if it certainly did not carry the request out.
+pub async fn forward(broker: &BrokerGroup, call: &Call, leader: &Peer) -> Answer {
+    let clock = &broker.env.clock;
+    let certainly_not = || RequestError::NotLeader { leader: None };
+    let remaining = call.deadline.saturating_sub(clock.monotonic());
+    let connected = clock.timeout(remaining, broker.peers.connection(&leader.client_address)).await;
+    let Some(Ok(connection)) = connected else { return Err(certainly_not()) };
+
+    let remaining = call.deadline.saturating_sub(clock.monotonic());
+    let mut request = call.request.clone();
+    request.serialize = SerializeType::Json;
+    request.ext.set(FORWARDED, true);
+    request.ext.set(BORN_HOST, call.born_host);
+    request.ext.set(REMAINING_MS, remaining.as_millis());
+    if let Some(client_id) = broker.client_id(call) {
+        request.ext.set_text(CLIENT_ID, &client_id);
+    }
+    if request.is_one_way() {
+        return match connection.one_way(request) {
+            // Nobody reads this answer.
+            Ok(()) => Ok(call.request.reply(protocol::code::ResponseCode::SUCCESS)),
+            Err(CallError::NotSent(_)) => Err(certainly_not()),
+            Err(CallError::Unknown(_)) => Err(RequestError::Unknown),
+        };
+    }
+    match connection.call(request, remaining).await {
+        Ok(answer) if answer.ext.bool(NOT_LEADER) == Some(true) => Err(certainly_not()),
+        Ok(mut answer) => {
+            answer.opaque = call.request.opaque;
+            answer.serialize = call.request.serialize;
+            Ok(answer)
+        }
+        Err(CallError::NotSent(_)) => Err(certainly_not()),
+        Err(CallError::Unknown(reason)) => {
+            tracing::warn!(leader = %leader.client_address, %reason, "a forwarded request has no answer");
+            Err(RequestError::Unknown)
+        }
+    }
+}
+
+impl BrokerGroup {
+    /// What the client of a request calls itself, if it said so in a heartbeat to this replica or to the one before.
+    pub(crate) fn client_id(&self, call: &Call) -> Option<String> {
+        if call.is_forwarded {
+            return call.client_id.clone();
+        }
+        self.clients.lock().client_id(call.connection.id()).map(str::to_owned)
+    }
+}

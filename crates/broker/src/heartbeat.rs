@@ -1,0 +1,155 @@
+//! Who is there: HEART_BEAT 34, UNREGISTER_CLIENT 35, CHECK_CLIENT_CONFIG 46, GET_CONSUMER_LIST_BY_GROUP 38, at every
+//! replica, because clients ask any of them and heartbeat to all of them.
+//!
+//! A consumer's first heartbeat makes its group and retry topic, by a replicated command; a follower asks the leader for
+//! it, by sending the heartbeat on. A heartbeat that was sent on makes groups and nothing else: the client itself is
+//! connected elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::body::{CheckClientRequest, ConsumerData, ConsumerIdList, HeartbeatData};
+use protocol::code::{RequestCode, ResponseCode};
+use protocol::command::RemotingCommand;
+use protocol::header::{ConsumerGroupRequest, HeartbeatResponse, UnregisterClientRequest};
+use protocol::names;
+use remoting::Connection;
+
+use crate::broker::BrokerGroup;
+use crate::clients::{Changed, Member};
+use crate::dispatch::{Answer, Call, Leader};
+use crate::error::RequestError;
+use crate::forward;
+use crate::pull::refuse_other_expressions;
+
+/// The silent are looked for this often.
+const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Handles HEART_BEAT.
+pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let mut heartbeat: HeartbeatData = call.request.json()?;
+    // As in RocketMQ, a group that cannot be is passed over in silence; the rest of the heartbeat counts.
+    heartbeat.consumer_data_set.retain(|group| broker.may_exist(group));
+
+    let mut needs_subscriptions = false;
+    if !call.is_forwarded {
+        let member = Member {
+            client_id: heartbeat.client_id.clone(),
+            address: call.born_host,
+            language: call.request.language.clone(),
+            version: call.request.version,
+            last_seen: broker.env.clock.monotonic(),
+        };
+        broker.connections.lock().insert(call.connection.id(), call.connection.clone());
+        let heard = broker.clients.lock().heartbeat(call.connection.id(), member, &heartbeat);
+        needs_subscriptions = heard.needs_subscriptions;
+        broker.tell_members(&heard.changed);
+    }
+    let missing = broker.missing_groups(&heartbeat);
+    if !missing.is_empty() {
+        make_groups(broker, call, &missing).await?;
+    }
+    let header = HeartbeatResponse {
+        is_support_heart_beat_v2: true,
+        // Heartbeats of the first version carry everything every time; Java answers them so.
+        is_sub_change: heartbeat.heartbeat_fingerprint == 0 || needs_subscriptions,
+    };
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &header))
+}
+
+/// Makes groups here, or lets the leader do it.
+async fn make_groups(broker: &Arc<BrokerGroup>, call: &Call, groups: &[String]) -> Result<(), RequestError> {
+    let patience = broker.env.clock.monotonic() + broker.config.limits.leader_wait;
+    match broker.wait_for_leader(patience.min(call.deadline)).await? {
+        Leader::Here => {
+            for group in groups {
+                broker.ensure_group(group).await?;
+            }
+            Ok(())
+        }
+        Leader::At(leader) if call.is_forwarded => Err(RequestError::NotLeader { leader: Some(leader) }),
+        Leader::At(leader) => forward::forward(broker, call, &leader).await.map(drop),
+    }
+}
+
+/// Handles UNREGISTER_CLIENT.
+pub async fn unregister(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: UnregisterClientRequest = call.request.header()?;
+    let (producer, consumer) = (request.producer_group.as_deref(), request.consumer_group.as_deref());
+    let changed = broker.clients.lock().unregister(call.connection.id(), producer, consumer);
+    broker.tell_members(&changed);
+    Ok(call.request.reply(ResponseCode::SUCCESS))
+}
+
+/// Handles CHECK_CLIENT_CONFIG.
+pub async fn check_client(_broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: CheckClientRequest = call.request.json()?;
+    if let Some(subscription) = &request.subscription_data {
+        refuse_other_expressions(Some(&subscription.expression_type))?;
+        let parsed = subscription.tag_expression();
+        parsed.map_err(|error| RequestError::BadSubscription(error.to_string()))?;
+    }
+    Ok(call.request.reply(ResponseCode::SUCCESS))
+}
+
+/// Handles GET_CONSUMER_LIST_BY_GROUP.
+pub async fn consumer_list(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: ConsumerGroupRequest = call.request.header()?;
+    let clients = broker.clients.lock();
+    let group = clients.consumer_group(&request.consumer_group);
+    let ids: Vec<String> =
+        group.map(|group| group.client_ids().into_iter().map(str::to_owned).collect()).unwrap_or_default();
+    if ids.is_empty() {
+        return Err(RequestError::Failed(format!("no consumer for this group, {}", request.consumer_group)));
+    }
+    Ok(call.request.reply(ResponseCode::SUCCESS).with_json(&ConsumerIdList { consumer_id_list: ids }))
+}
+
+/// A connection has closed: its client is gone from every group.
+pub fn closed(broker: &BrokerGroup, connection: &Connection) {
+    if broker.connections.lock().remove(&connection.id()).is_some() {
+        let changed = broker.clients.lock().closed(connection.id());
+        broker.tell_members(&changed);
+    }
+}
+
+/// Strikes out clients that have been silent for too long.
+pub async fn drop_the_silent(broker: Arc<BrokerGroup>) {
+    loop {
+        broker.env.clock.sleep(SCAN_INTERVAL).await;
+        let changed = broker.clients.lock().expire(broker.env.clock.monotonic());
+        broker.tell_members(&changed);
+    }
+}
+
+impl BrokerGroup {
+    fn may_exist(&self, group: &ConsumerData) -> bool {
+        let name = &group.group_name;
+        let exists = || self.reader.tables().groups().get(name).is_some();
+        names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || exists())
+    }
+
+    fn missing_groups(&self, heartbeat: &HeartbeatData) -> Vec<String> {
+        let tables = self.reader.tables();
+        let names = heartbeat.consumer_data_set.iter().map(|group| &group.group_name);
+        names.filter(|name| tables.groups().get(name).is_none()).cloned().collect()
+    }
+
+    /// Tells members that their group has changed. A member that cannot be told asks by itself every 20 s.
+    fn tell_members(&self, changed: &Changed) {
+        for (group, members) in changed.iter() {
+            let is_quiet = self.reader.tables().groups().get(group).is_some_and(|group| !group.notify_members);
+            if is_quiet {
+                continue;
+            }
+            let header = ConsumerGroupRequest { consumer_group: group.to_owned(), broker_name: None };
+            let notice = RemotingCommand::request_with(RequestCode::NOTIFY_CONSUMER_IDS_CHANGED, &header);
+            let connections = self.connections.lock();
+            for connection in members.iter().filter_map(|id| connections.get(id)) {
+                if let Err(error) = connection.one_way(notice.clone()) {
+                    tracing::debug!(peer = %connection.peer_addr(), group, %error, "a member was not told of a change");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Metrics and health over HTTP, on a port of their own: `/metrics` for Prometheus, `/health/live`, `/health/ready`.
+//!
+//! Numbers are read when somebody asks; nothing is kept here.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use env::Env;
+use env::net::{Listener, ReadHalf, WriteHalf};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use raft_store::group::Role;
+use tokio::task::JoinHandle;
+
+use crate::broker::{BrokerGroup, OpenGroups};
+
+/// The serving task; ends when dropped.
+pub struct Http {
+    local: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Http {
+    /// Serves the groups that are open, of `group_count` that shall be.
+    pub async fn start(env: &Env, address: SocketAddr, groups: OpenGroups, group_count: usize) -> io::Result<Http> {
+        let listener = env.net.listen(address).await?;
+        let local = listener.local_addr()?;
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/health/live", get(live))
+            .route("/health/ready", get(ready))
+            .with_state(Shown { groups, group_count });
+        let door = Door { listener, env: env.clone(), local };
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(door, router).await {
+                tracing::error!(%local, %error, "metrics and health are no longer served");
+            }
+        });
+        Ok(Http { local, task })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// axum over the environment's network.
+struct Door {
+    listener: Listener,
+    env: Env,
+    local: SocketAddr,
+}
+
+impl axum::serve::Listener for Door {
+    type Io = tokio::io::Join<ReadHalf, WriteHalf>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    let (read, write) = stream.into_split();
+                    return (tokio::io::join(read, write), peer);
+                }
+                Err(error) => {
+                    tracing::warn!(local = %self.local, %error, "cannot accept a connection; trying again shortly");
+                    self.env.clock.sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+#[derive(Clone)]
+struct Shown {
+    groups: OpenGroups,
+    group_count: usize,
+}
+
+/// Alive unless a group has stopped by itself: then only a restart helps.
+async fn live(State(shown): State<Shown>) -> Response {
+    let stopped =
+        |group: &&std::sync::Arc<BrokerGroup>| matches!(&*group.role.borrow(), Role::Stopped { reason: Some(_) });
+    let stopped: Vec<String> =
+        shown.groups.read().iter().filter(stopped).map(|group| group.broker_name().to_owned()).collect();
+    if stopped.is_empty() {
+        (StatusCode::OK, "live\n".to_owned()).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("stopped: {}\n", stopped.join(", "))).into_response()
+    }
+}
+
+/// Ready when every group is open and knows who leads.
+async fn ready(State(shown): State<Shown>) -> Response {
+    let groups = shown.groups.read();
+    let waiting: Vec<String> = groups
+        .iter()
+        .map(|group| group.status())
+        .filter(|status| !status.is_ready)
+        .map(|status| status.broker_name)
+        .collect();
+    if groups.len() < shown.group_count {
+        (StatusCode::SERVICE_UNAVAILABLE, "opening\n".to_owned()).into_response()
+    } else if waiting.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned()).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("without a leader: {}\n", waiting.join(", "))).into_response()
+    }
+}
+
+async fn metrics(State(shown): State<Shown>) -> Response {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Numbers(shown)));
+    let mut page = String::new();
+    match text::encode(&mut page, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], page).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+struct Numbers(Shown);
+
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Numbers").finish_non_exhaustive()
+    }
+}
+
+/// Who a number belongs to.
+type Labels = Vec<(&'static str, String)>;
+
+/// One number of one group.
+type Number = (Labels, f64);
+
+/// One metric: name, help, whether it only grows, and its numbers.
+type Metric = (&'static str, &'static str, bool, Vec<Number>);
+
+/// Every metric of the groups that are open.
+fn numbers(groups: &[std::sync::Arc<BrokerGroup>]) -> Vec<Metric> {
+    let statuses: Vec<_> = groups.iter().map(|group| (group, group.status().raft)).collect();
+    let labels = |group: &BrokerGroup| vec![("group", group.broker_name().to_owned())];
+    let each = |number: &dyn Fn(&BrokerGroup, &raft_store::group::Status) -> f64| -> Vec<Number> {
+        statuses.iter().map(|(group, status)| (labels(group), number(group, status))).collect()
+    };
+    let index = |id: Option<raft_store::position::LogId>| id.map_or(0.0, |id| id.index as f64);
+    let mut lag = Vec::new();
+    let mut roles = Vec::new();
+    let mut syncs = Vec::new();
+    for (group, status) in &statuses {
+        for (node, replication) in &status.replication {
+            let mut labels = labels(group);
+            labels.push(("peer", format!("{node:016x}")));
+            lag.push((labels, replication.lag_entries as f64));
+        }
+        for (power, count) in group.raft.log().stats().syncs_by_power_of_two_us.iter().enumerate() {
+            if *count > 0 {
+                let mut labels = labels(group);
+                labels.push(("us", (1_u64 << power).to_string()));
+                syncs.push((labels, *count as f64));
+            }
+        }
+        for (role, holds) in [
+            ("leader", matches!(status.role, Role::Leader { .. })),
+            ("follower", matches!(status.role, Role::Follower { .. })),
+            ("candidate", matches!(status.role, Role::Candidate { .. })),
+            ("stopped", matches!(status.role, Role::Stopped { .. })),
+        ] {
+            let mut labels = labels(group);
+            labels.push(("role", role.to_owned()));
+            roles.push((labels, f64::from(u8::from(holds))));
+        }
+    }
+    vec![
+        ("raftmq_role", "1 for the role that this replica has", false, roles),
+        (
+            "raftmq_ready",
+            "1 if clients are served, here or by forwarding",
+            false,
+            each(&|group, _| f64::from(u8::from(group.status().is_ready))),
+        ),
+        ("raftmq_term", "Raft term", false, each(&|_, status| status.term as f64)),
+        (
+            "raftmq_elections",
+            "Changes of leader or term since the start",
+            true,
+            each(&|_, status| status.elections as f64),
+        ),
+        (
+            "raftmq_committed_index",
+            "Last index known to be on a quorum",
+            false,
+            each(&|_, status| index(status.committed)),
+        ),
+        ("raftmq_applied_index", "Last index applied here", false, each(&|_, status| index(status.applied))),
+        ("raftmq_last_index", "Last index in the log here", false, each(&|_, status| index(status.last))),
+        ("raftmq_synced_index", "Last index durable here", false, each(&|_, status| status.synced.unwrap_or(0) as f64)),
+        ("raftmq_replication_lag_entries", "Entries that a peer lacks, as the leader knows", false, lag),
+        (
+            "raftmq_proposals_bytes",
+            "Bytes of proposals without an outcome",
+            false,
+            each(&|_, status| status.proposals_bytes as f64),
+        ),
+        (
+            "raftmq_entries_in_flight",
+            "Entries proposed and not applied",
+            false,
+            each(&|_, status| status.entries_in_flight as f64),
+        ),
+        (
+            "raftmq_sends_in_flight_bytes",
+            "Bytes of messages between arrival and answer",
+            false,
+            each(&|group, _| group.admission.in_flight_bytes() as f64),
+        ),
+        (
+            "raftmq_leader_requests_in_flight",
+            "Requests for the leader between arrival and answer",
+            false,
+            each(&|group, _| group.work.count() as f64),
+        ),
+        (
+            "raftmq_heartbeat_timeouts",
+            "Raft heartbeats without an answer in time",
+            true,
+            each(&|_, status| status.heartbeat_timeouts as f64),
+        ),
+        (
+            "raftmq_inconsistent_requests",
+            "Appends refused because CRC, place or chain did not fit",
+            true,
+            each(&|_, status| status.inconsistent_requests as f64),
+        ),
+        ("raftmq_broken_streams", "Append streams that broke", true, each(&|_, status| status.broken_streams as f64)),
+        (
+            "raftmq_scheduled_messages",
+            "Messages that wait for their time",
+            false,
+            each(&|group, _| group.reader.pending().scheduled as f64),
+        ),
+        (
+            "raftmq_pending_bytes",
+            "Bytes of messages that wait to become visible",
+            false,
+            each(&|group, _| group.reader.pending().bytes as f64),
+        ),
+        ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().iter().count() as f64)),
+        (
+            "raftmq_connections",
+            "Connections that a heartbeat was heard on",
+            false,
+            each(&|group, _| group.connections.lock().len() as f64),
+        ),
+        (
+            "raftmq_messages_put",
+            "Messages stored for producers",
+            true,
+            each(&|group, _| group.rates.put.total() as f64),
+        ),
+        (
+            "raftmq_messages_put_bytes",
+            "Bytes of their records",
+            true,
+            each(&|group, _| group.rates.put_bytes.total() as f64),
+        ),
+        (
+            "raftmq_pulls_found",
+            "Pulls that brought messages",
+            true,
+            each(&|group, _| group.rates.get_found.total() as f64),
+        ),
+        ("raftmq_pulls_missed", "Pulls that brought none", true, each(&|group, _| group.rates.get_miss.total() as f64)),
+        (
+            "raftmq_messages_pulled",
+            "Messages brought",
+            true,
+            each(&|group, _| group.rates.get_transferred.total() as f64),
+        ),
+        (
+            "raftmq_messages_pulled_bytes",
+            "Bytes of their records",
+            true,
+            each(&|group, _| group.rates.get_bytes.total() as f64),
+        ),
+    ]
+}
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let groups = self.0.groups.read().clone();
+        for (name, help, grows, numbers) in numbers(&groups) {
+            let kind = if grows { ConstCounter::new(0.0).metric_type() } else { ConstGauge::new(0.0).metric_type() };
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for (labels, number) in numbers {
+                let family = metric.encode_family(&labels)?;
+                if grows {
+                    ConstCounter::new(number).encode(family)?;
+                } else {
+                    ConstGauge::new(number).encode(family)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

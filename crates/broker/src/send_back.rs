@@ -1,0 +1,128 @@
+//! CONSUMER_SEND_MSG_BACK 36: a message that could not be consumed comes back to be tried later, or, when it has had all
+//! its chances, goes to the group's dead-letter topic.
+//!
+//! The message is stored anew, with its body, its properties and its birth, under the retry topic; it is a delayed message
+//! like any other.
+
+use std::sync::Arc;
+
+use protocol::code::ResponseCode;
+use protocol::header::ConsumerSendMessageBackRequest;
+use protocol::message_id::MessageId;
+use protocol::properties::{self, Properties};
+use protocol::record::{NewRecord, RecordView};
+use protocol::tag;
+use raft_store::entry::RecordOperation;
+
+use crate::broker::BrokerGroup;
+use crate::dispatch::{Answer, Call};
+use crate::error::RequestError;
+use crate::send::{Delay, OWN_RETRY_LIMIT_VERSION, delay_of_level, key_hashes};
+
+/// The level of the first retry.
+const FIRST_RETRY_LEVEL: i32 = 3;
+
+/// Where a message that came back goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    DeadLetter,
+    Retry { level: i32 },
+}
+
+/// Decides by how often the message was consumed in vain before, the limit, and the level that the client wishes: below 0
+/// gives up at once, 0 leaves it to the number of attempts.
+fn next(reconsume_times: i32, max_reconsume_times: i32, wished_level: i32) -> Next {
+    if reconsume_times >= max_reconsume_times || wished_level < 0 {
+        Next::DeadLetter
+    } else if wished_level == 0 {
+        Next::Retry { level: FIRST_RETRY_LEVEL.saturating_add(reconsume_times) }
+    } else {
+        Next::Retry { level: wished_level }
+    }
+}
+
+/// Handles CONSUMER_SEND_MSG_BACK.
+pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    let request: ConsumerSendMessageBackRequest = call.request.header()?;
+    let group = broker.ensure_group(&request.group).await?;
+    let done = call.request.reply(ResponseCode::SUCCESS);
+    if group.retry_queues == 0 {
+        return Ok(done);
+    }
+    let found = broker.message_at(request.offset).await?;
+    let _admitted = broker.admission.admit(found.record.len())?;
+    let message = RecordView::parse(&found.record)?;
+    let own_limit = request.max_reconsume_times.filter(|_| call.request.version >= OWN_RETRY_LIMIT_VERSION);
+    let next = next(message.reconsume_times(), own_limit.unwrap_or(group.max_retries), request.delay_level);
+
+    let (queue, delay) = match next {
+        Next::DeadLetter => (broker.dead_letter_queue(&request.group).await?, Delay::None),
+        Next::Retry { level } => {
+            broker.refuse_too_many_scheduled()?;
+            let queue = broker.retry_queue(&request.group).await?;
+            (queue, delay_of_level(level, &broker.config.messages, broker.now()))
+        }
+    };
+    let mut stored = Properties::parse(message.properties());
+    if stored.get(properties::RETRY_TOPIC).is_none() {
+        stored.set(properties::RETRY_TOPIC, message.topic());
+    }
+    if stored.get(properties::ORIGIN_MESSAGE_ID).is_none() {
+        let store_host = broker.config.advertised_address;
+        let own = MessageId { store_host, physical_offset: request.offset }.to_string();
+        let origin = request.origin_msg_id.as_deref().unwrap_or(&own);
+        stored.set(properties::ORIGIN_MESSAGE_ID, origin);
+    }
+    // As Java leaves it.
+    stored.set(properties::WAIT, false);
+    match delay {
+        Delay::Level { level, .. } => {
+            stored.set(properties::DELAY, level);
+            stored.set(properties::REAL_TOPIC, &queue.topic);
+            stored.set(properties::REAL_QID, queue.queue);
+        }
+        Delay::None | Delay::Until { .. } => stored.set(properties::DELAY, 0),
+    }
+    if stored.encoded().len() > broker.config.messages.properties_bytes {
+        return Err(RequestError::MessageIllegal(format!(
+            "with what a retry adds, the properties are {} bytes, the maximum is {}",
+            stored.encoded().len(),
+            broker.config.messages.properties_bytes
+        )));
+    }
+    let record = NewRecord {
+        topic: &queue.topic,
+        queue_id: queue.queue as i32,
+        store_timestamp: broker.now().0,
+        store_host: broker.config.advertised_address,
+        reconsume_times: message.reconsume_times().saturating_add(1),
+        prepared_transaction_offset: 0,
+        properties: stored.encoded(),
+        ..message.to_new()
+    };
+    let operation = RecordOperation {
+        queue: queue.id(),
+        record: record.to_bytes()?,
+        tag_hash: tag::tag_hash(stored.get(properties::TAGS)),
+        visibility: delay.visibility(),
+        key_hashes: key_hashes(&queue.topic, stored.get(properties::UNIQ_KEY), stored.get(properties::KEYS)),
+    };
+    broker.store(vec![operation], &queue.topic).await?;
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_chances_each_later_than_the_one_before() {
+        assert_eq!(next(0, 16, 0), Next::Retry { level: 3 });
+        assert_eq!(next(15, 16, 0), Next::Retry { level: 18 });
+        assert_eq!(next(16, 16, 0), Next::DeadLetter);
+        assert_eq!(next(2, 16, 9), Next::Retry { level: 9 }, "the client's wish counts");
+        assert_eq!(next(0, 16, -1), Next::DeadLetter, "the client gives up");
+        assert_eq!(next(0, 0, 0), Next::DeadLetter);
+        assert_eq!(next(i32::MAX - 1, i32::MAX, 0), Next::Retry { level: i32::MAX }, "the last level, in the end");
+    }
+}

@@ -1,0 +1,114 @@
+//! The broker's commands: what an entry may carry for its tables beside messages.
+//!
+//! Encoded by `raft_store::codec` with a version byte. A kind is only ever added at the end, and proposed only once
+//! `cluster_version` says that every replica knows it: an unknown kind stops a replica before it applies it.
+
+use raft_store::codec::{self, Decode, Encode};
+use raft_store::entry::Operation;
+
+use super::groups::GroupConfig;
+use super::topics::TopicConfig;
+
+/// One change of the tables.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Command {
+    /// Creates the topic, or changes its configuration.
+    PutTopic {
+        /// The wanted configuration; its name is the key.
+        config: TopicConfig,
+        /// Leave an existing topic as it is: automatic creation must not undo what an operator has set.
+        only_if_absent: bool,
+    },
+    /// Deletes the topic: its messages are no longer visible, its queues' offsets are never given again.
+    DeleteTopic {
+        /// Name of the topic.
+        name: String,
+    },
+    /// Creates the consumer group with its retry topic, or changes its configuration.
+    PutGroup {
+        /// The wanted configuration; its name is the key.
+        config: GroupConfig,
+        /// Leave an existing group as it is.
+        only_if_absent: bool,
+    },
+    /// Deletes the consumer group.
+    DeleteGroup {
+        /// Name of the group.
+        name: String,
+        /// Forget its consumer offsets too.
+        clean_offsets: bool,
+    },
+    /// Sets consumer offsets.
+    UpdateOffsets(Vec<OffsetUpdate>),
+    /// Takes or renews the lease on queues for one client of a group.
+    LockQueues {
+        /// The consumer group.
+        group: String,
+        /// The client that asks.
+        client: String,
+        /// Topic and queue number.
+        queues: Vec<(String, u32)>,
+        /// Length of the lease.
+        lease_ms: i64,
+    },
+    /// Gives queues back that the client holds.
+    UnlockQueues {
+        /// The consumer group.
+        group: String,
+        /// The client that asks.
+        client: String,
+        /// Topic and queue number.
+        queues: Vec<(String, u32)>,
+    },
+}
+
+impl Command {
+    /// The command as an entry carries it.
+    pub fn operation(&self) -> Operation {
+        Operation::Tables(codec::to_bytes(self).into())
+    }
+}
+
+/// The wish to move one consumer offset.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct OffsetUpdate {
+    /// The consumer group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// RocketMQ's queueId.
+    pub queue: u32,
+    /// Next queue offset to consume.
+    pub offset: u64,
+    /// The client that says so, where known.
+    pub client: String,
+    /// A one-way update may be late: it never moves the offset back, unless its client was the last to write.
+    pub one_way: bool,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Done; nothing more to say.
+    Done,
+    /// The topic has this id now.
+    Topic(raft_store::position::TopicId),
+    /// Queues that the asking client holds now, of those it asked for.
+    Locked(Vec<(String, u32)>),
+    /// A precondition no longer held when the command was applied; nothing was changed.
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such topic.
+    #[error("the topic does not exist")]
+    NoTopic,
+    /// No such consumer group.
+    #[error("the consumer group does not exist")]
+    NoGroup,
+    /// The tables' own limits.
+    #[error("too many topics or groups")]
+    Full,
+}

@@ -1,0 +1,261 @@
+//! What the broker folds from the log beside the messages: topics, groups, consumer offsets, queue locks.
+//!
+//! Pure: a command, group time and the rows before it decide everything. Each table is its own file; this one takes
+//! commands apart and keeps rows.
+//!
+//! ```text
+//! row key                                          value
+//! 0x40 topic name                                  topics::Topic
+//! 0x41 group name                                  groups::GroupConfig
+//! 0x42 encoded offsets::OffsetKey                  offsets::ConsumerOffset
+//! 0x43 encoded offsets::OffsetKey                  locks::QueueLock
+//! 0x44                                             Versions
+//! ```
+
+pub mod command;
+pub mod groups;
+pub mod locks;
+pub mod offsets;
+pub mod topics;
+
+use raft_store::codec::{self, Decode, Encode};
+use raft_store::fold::{self, Apply, RowError};
+use raft_store::position::{QueueId, Timestamp, TopicId};
+
+use self::command::{Command, Refusal, Reply};
+use self::groups::{GroupConfig, Groups};
+use self::locks::QueueLocks;
+use self::offsets::{ConsumerOffsets, OffsetKey};
+use self::topics::{TopicConfig, Topics};
+
+const TOPIC: u8 = 0x40;
+const GROUP: u8 = 0x41;
+const OFFSET: u8 = 0x42;
+const LOCK: u8 = 0x43;
+const VERSIONS: u8 = 0x44;
+
+/// How often the tables that tools poll have changed: RocketMQ's DataVersion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Version {
+    /// Changes so far.
+    pub counter: i64,
+    /// Group time of the last one, in milliseconds.
+    pub changed_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+struct Versions {
+    topics: Version,
+    groups: Version,
+}
+
+/// All of the broker's replicated tables.
+#[derive(Debug, Default)]
+pub struct Tables {
+    topics: Topics,
+    groups: Groups,
+    offsets: ConsumerOffsets,
+    locks: QueueLocks,
+    versions: Versions,
+}
+
+impl Tables {
+    /// The topics.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// The consumer groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// The consumer offsets.
+    pub fn offsets(&self) -> &ConsumerOffsets {
+        &self.offsets
+    }
+
+    /// The queue locks.
+    pub fn locks(&self) -> &QueueLocks {
+        &self.locks
+    }
+
+    /// Changes of the topics.
+    pub fn topics_version(&self) -> Version {
+        self.versions.topics
+    }
+
+    /// Changes of the groups.
+    pub fn groups_version(&self) -> Version {
+        self.versions.groups
+    }
+
+    fn run(&mut self, command: Command, at: &mut Apply<'_>) -> Reply {
+        match command {
+            Command::PutTopic { config, only_if_absent } => Reply::Topic(self.put_topic(config, only_if_absent, at)),
+            Command::DeleteTopic { name } => self.delete_topic(&name, at),
+            Command::PutGroup { config, only_if_absent } => {
+                self.put_group(config, only_if_absent, at);
+                Reply::Done
+            }
+            Command::DeleteGroup { name, clean_offsets } => self.delete_group(&name, clean_offsets, at),
+            Command::UpdateOffsets(updates) => {
+                for update in &updates {
+                    if let Some((key, row)) = self.offsets.update(update) {
+                        at.put(row_key(OFFSET, key), codec::to_bytes(row));
+                    }
+                }
+                Reply::Done
+            }
+            Command::LockQueues { group, client, queues, lease_ms } => {
+                let now = at.now();
+                let mut held = Vec::with_capacity(queues.len());
+                for (topic, queue) in queues {
+                    let key = OffsetKey { group: group.clone(), topic, queue };
+                    if let Some(lock) = self.locks.lock(&key, &client, now, lease_ms) {
+                        at.put(row_key(LOCK, &key), codec::to_bytes(lock));
+                        held.push((key.topic, queue));
+                    }
+                }
+                Reply::Locked(held)
+            }
+            Command::UnlockQueues { group, client, queues } => {
+                for (topic, queue) in queues {
+                    let key = OffsetKey { group: group.clone(), topic, queue };
+                    if self.locks.unlock(&key, &client) {
+                        at.delete(row_key(LOCK, &key));
+                    }
+                }
+                Reply::Done
+            }
+        }
+    }
+
+    fn put_topic(&mut self, config: TopicConfig, only_if_absent: bool, at: &mut Apply<'_>) -> TopicId {
+        let (id, changes) = self.topics.known(&config, only_if_absent);
+        let id = id.unwrap_or_else(|| at.allocate_topic_id());
+        if changes {
+            let topic = self.topics.put(id, config);
+            for queue in 0..topic.queues() {
+                at.ensure_queue(QueueId { topic: id, queue });
+            }
+            at.put(named_key(TOPIC, &topic.config.name), codec::to_bytes(topic));
+            self.topics_changed(at);
+        }
+        id
+    }
+
+    fn delete_topic(&mut self, name: &str, at: &mut Apply<'_>) -> Reply {
+        let Some(id) = self.topics.get(name).map(topics::Topic::id) else { return Reply::Refused(Refusal::NoTopic) };
+        let next = |queue| at.queue_bounds(QueueId { topic: id, queue }).map(|(_, next)| next);
+        let topic = self.topics.delete(name, next).expect("it was there");
+        for queue in 0..topic.queues() {
+            at.close_queue(QueueId { topic: id, queue });
+        }
+        at.put(named_key(TOPIC, name), codec::to_bytes(topic));
+        self.forget(|key| key.topic == name, at);
+        self.topics_changed(at);
+        Reply::Done
+    }
+
+    fn put_group(&mut self, config: GroupConfig, only_if_absent: bool, at: &mut Apply<'_>) {
+        let retry = TopicConfig::retry_of(&config);
+        let key = named_key(GROUP, &config.name);
+        let value = codec::to_bytes(&config);
+        if self.groups.put(config, only_if_absent) {
+            at.put(key, value);
+            self.versions.groups = Version { counter: self.versions.groups.counter + 1, changed_ms: at.now().0 };
+            at.put(vec![VERSIONS], codec::to_bytes(&self.versions));
+        }
+        // Clients ask for the retry topic's route as soon as the group exists.
+        if let Some(retry) = retry {
+            self.put_topic(retry, true, at);
+        }
+    }
+
+    fn delete_group(&mut self, name: &str, clean_offsets: bool, at: &mut Apply<'_>) -> Reply {
+        if !self.groups.delete(name) {
+            return Reply::Refused(Refusal::NoGroup);
+        }
+        at.delete(named_key(GROUP, name));
+        self.versions.groups = Version { counter: self.versions.groups.counter + 1, changed_ms: at.now().0 };
+        at.put(vec![VERSIONS], codec::to_bytes(&self.versions));
+        if clean_offsets {
+            self.forget(|key| key.group == name, at);
+        }
+        Reply::Done
+    }
+
+    /// Drops the consumer offsets and locks that `forget` names.
+    fn forget(&mut self, forget: impl Fn(&OffsetKey) -> bool, at: &mut Apply<'_>) {
+        for key in self.offsets.forget(&forget) {
+            at.delete(row_key(OFFSET, &key));
+        }
+        for key in self.locks.forget(&forget) {
+            at.delete(row_key(LOCK, &key));
+        }
+    }
+
+    fn topics_changed(&mut self, at: &mut Apply<'_>) {
+        self.versions.topics = Version { counter: self.versions.topics.counter + 1, changed_ms: at.now().0 };
+        at.put(vec![VERSIONS], codec::to_bytes(&self.versions));
+    }
+}
+
+impl fold::Tables for Tables {
+    type Reply = Reply;
+
+    fn knows(&self, command: &[u8]) -> bool {
+        codec::from_bytes::<Command>(command).is_ok()
+    }
+
+    fn apply(&mut self, command: &[u8], at: &mut Apply<'_>) -> Reply {
+        match codec::from_bytes(command) {
+            Ok(command) => self.run(command, at),
+            Err(error) => unreachable!("a command that is not known is not applied: {error}"),
+        }
+    }
+
+    fn lead(&mut self, now: Timestamp, gap_ms: i64, at: &mut Apply<'_>) {
+        for (key, lock) in self.locks.extend(now, gap_ms) {
+            at.put(row_key(LOCK, key), codec::to_bytes(lock));
+        }
+    }
+
+    fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), RowError> {
+        let bad = |error: &dyn std::fmt::Display| RowError::new(key, error.to_string());
+        match key {
+            [TOPIC, ..] => self.topics.restore(codec::from_bytes(value).map_err(|error| bad(&error))?),
+            [GROUP, ..] => {
+                self.groups.put(codec::from_bytes(value).map_err(|error| bad(&error))?, false);
+            }
+            [OFFSET, place @ ..] => self.offsets.restore(
+                codec::from_bytes(place).map_err(|error| bad(&error))?,
+                codec::from_bytes(value).map_err(|error| bad(&error))?,
+            ),
+            [LOCK, place @ ..] => self.locks.restore(
+                codec::from_bytes(place).map_err(|error| bad(&error))?,
+                codec::from_bytes(value).map_err(|error| bad(&error))?,
+            ),
+            [VERSIONS] => self.versions = codec::from_bytes(value).map_err(|error| bad(&error))?,
+            _ => return Err(bad(&"no table has such a key")),
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        *self = Tables::default();
+    }
+}
+
+fn named_key(table: u8, name: &str) -> Vec<u8> {
+    let mut key = vec![table];
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+fn row_key(table: u8, place: &OffsetKey) -> Vec<u8> {
+    let mut key = vec![table];
+    key.extend_from_slice(&codec::to_bytes(place));
+    key
+}

@@ -1,0 +1,5 @@
+//! Brokers on real directories and loopback sockets, spoken to as clients speak.
+
+mod single;
+mod three;
+mod world;
