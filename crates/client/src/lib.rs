@@ -1,1 +1,92 @@
-//! The Rust client library.
+//! The Rust client library: producers and consumers for raftmq and for RocketMQ.
+//!
+//! A [`Client`] is one identity towards a cluster. Producers and consumers made from it share its connections, routes
+//! and heartbeats:
+//!
+//! - [`Producer`]: `send` and its kin. Retries within one deadline, under one unique key, on another queue.
+//! - [`PushConsumer`]: a member of a consumer group; messages come to a handler, concurrently or in order, to one member
+//!   each (clustering) or to all (broadcasting).
+//! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
+//! - [`admin`]: what tools ask NameServers and brokers.
+//!
+//! Errors say whether a retry is safe ([`SendError::is_retry_safe`], [`RequestError::is_retry_safe`]). Everything runs
+//! on the caller's tokio runtime; clock, randomness, disk and sockets come from an [`env::Env`], the machine's own
+//! unless the builder is given another.
+//!
+//! # Sending
+//!
+//! ```no_run
+//! use client::{Client, Message};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::builder().name_servers("127.0.0.1:9876").build()?;
+//! let producer = client.producer("shop").start()?;
+//! let receipt = producer.send(Message::new("Orders", "one pear").with_tag("paid").with_key("order-7")).await?;
+//! println!("stored in {:?} at {}", receipt.queue, receipt.queue_offset);
+//! client.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # Consuming
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use client::{Client, ReceivedMessage};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::builder().name_servers("127.0.0.1:9876").build()?;
+//! let consumer = client
+//!     .push_consumer("billing")
+//!     .subscribe("Orders", "paid || refunded")
+//!     .start(|message: Arc<ReceivedMessage>| async move {
+//!         let order = std::str::from_utf8(message.body())?; // an error: the message comes again later
+//!         println!("{order}");
+//!         Ok(())
+//!     })
+//!     .await?;
+//! // …
+//! consumer.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # For those who know RocketMQ's classes
+//!
+//! | Java | here |
+//! |---|---|
+//! | `DefaultMQProducer` | [`Client::producer`], [`Producer`] |
+//! | `send(msg)`, `send(msg, callback)` | [`Producer::send`], awaited or joined with others |
+//! | `send(msg, selector, key)` | [`Producer::send_by_key`], or a sharding key |
+//! | `send(List)` | [`Producer::send_all`] |
+//! | `sendOneway` | [`Producer::send_one_way`] |
+//! | `DefaultMQPushConsumer` | [`Client::push_consumer`], [`PushConsumer`] |
+//! | `MessageListenerConcurrently`, `MessageListenerOrderly` | a [`Handler`] given to `start` or `start_orderly` |
+//! | `RECONSUME_LATER`, `SUSPEND_CURRENT_QUEUE_A_MOMENT` | `Err(Retry)`, see [`Retry`] |
+//! | `DefaultLitePullConsumer` with `assign` | [`PullConsumer`] |
+//! | `DefaultMQAdminExt` | [`admin`] |
+
+pub mod admin;
+pub mod allocate;
+mod builder;
+mod callbacks;
+mod compression;
+mod consumer;
+mod errors;
+mod membership;
+mod message;
+mod network;
+mod offsets;
+mod producer;
+mod pull;
+mod pull_consumer;
+mod retry;
+mod routes;
+mod unique_key;
+
+pub use builder::{Client, ClientBuilder};
+pub use consumer::{Handler, PushConsumer, PushConsumerBuilder, Retry, StartFrom};
+pub use errors::{ConfigError, InvalidMessage, RequestError, RouteError, SendError, StartError};
+pub use message::{Message, ReceivedMessage};
+pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
+pub use protocol::body::MessageQueue;
+pub use pull_consumer::PullConsumer;
+pub use retry::AfterUnknown;
