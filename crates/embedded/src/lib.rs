@@ -1,1 +1,326 @@
-//! A real cluster inside one process.
+//! A real cluster inside one process: a NameServer and brokers on loopback, the production code and nothing else.
+//!
+//! What `raftmq demo` and `raftmq dev` run, and what a test of an application can stand on:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut cluster = embedded::Cluster::builder().nodes(3).start().await?;
+//! let producer = cluster.client().build()?.producer("orders").start()?;
+//! // ... send, consume ...
+//! let leader = cluster.leader().await?;
+//! cluster.kill(leader).await;   // as SIGKILL: no hand-over, no flush
+//! // ... sends go on ...
+//! cluster.restart(leader).await?;
+//! cluster.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Without [`Builder::data_dir`] everything lies in a temporary directory, which is removed at the end and kept if the
+//! thread panics: the evidence of a failed test.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming};
+use broker::broker::Broker;
+use client::admin::Admin;
+use env::Env;
+use nameserver::{NameServer, NameServerConfig};
+
+/// What the cluster will be like.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    env: Option<Env>,
+    nodes: usize,
+    data_dir: Option<PathBuf>,
+    name_server: SocketAddr,
+    first_port: Option<u16>,
+    segment_bytes: u64,
+    messages: MessagePolicy,
+}
+
+/// A running cluster. Dropping it kills it.
+pub struct Cluster {
+    env: Env,
+    name_server: NameServer,
+    nodes: Vec<Node>,
+    dir: Dir,
+}
+
+struct Node {
+    config: BrokerConfig,
+    broker: Option<Broker>,
+}
+
+/// Where the data lies, and whether it is ours to remove.
+#[derive(Debug)]
+enum Dir {
+    Temporary(Option<tempfile::TempDir>),
+    Given(PathBuf),
+}
+
+impl Dir {
+    fn path(&self) -> &Path {
+        match self {
+            Dir::Temporary(dir) => dir.as_ref().expect("held until dropped").path(),
+            Dir::Given(path) => path,
+        }
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if let Dir::Temporary(dir) = self
+            && std::thread::panicking()
+            && let Some(dir) = dir.take()
+        {
+            eprintln!("the cluster's data is kept in {}", dir.keep().display());
+        }
+    }
+}
+
+/// How long a group may take to found itself and elect a leader.
+const READY: Duration = Duration::from_secs(30);
+
+/// Between two looks at something that has no bell.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Why the cluster did not start. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory or a port.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A broker.
+    #[error(transparent)]
+    Broker(#[from] broker::broker::StartError),
+}
+
+impl Builder {
+    /// Brokers: one, three or five. Three by default.
+    pub fn nodes(mut self, nodes: usize) -> Builder {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Keeps the data here, and finds it again at the next start.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Builder {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Where the NameServer listens; any free port of 127.0.0.1 by default.
+    pub fn name_server(mut self, address: SocketAddr) -> Builder {
+        self.name_server = address;
+        self
+    }
+
+    /// Broker k listens on `port + 10 k`, its peers on the port behind it; any free ports by default.
+    pub fn first_port(mut self, port: u16) -> Builder {
+        self.first_port = Some(port);
+        self
+    }
+
+    /// Log bytes per segment file; 64 MiB by default.
+    pub fn segment_bytes(mut self, bytes: u64) -> Builder {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// How topics, groups and messages are treated: shorter delay levels make a quicker test.
+    pub fn messages(mut self, messages: MessagePolicy) -> Builder {
+        self.messages = messages;
+        self
+    }
+
+    /// Takes clock, disk and sockets from `env`; the machine's own by default.
+    pub fn env(mut self, env: Env) -> Builder {
+        self.env = Some(env);
+        self
+    }
+
+    /// Starts it all, and returns when the group has a leader that serves.
+    pub async fn start(self) -> Result<Cluster, StartError> {
+        let env = self.env.unwrap_or_else(Env::real);
+        let dir = match self.data_dir {
+            Some(path) => Dir::Given(path),
+            None => Dir::Temporary(Some(tempfile::Builder::new().prefix("raftmq-").tempdir()?)),
+        };
+        let name_server =
+            NameServer::start(env.clone(), NameServerConfig { listen: self.name_server, ..NameServerConfig::default() })
+                .await?;
+        let mut ports = Vec::new();
+        for k in 0..self.nodes {
+            ports.push(match self.first_port {
+                Some(first) => [first + 10 * k as u16, first + 10 * k as u16 + 1],
+                None => [free_port(&env).await?, free_port(&env).await?],
+            });
+        }
+        let founders: Vec<_> = ports.iter().map(|[_, peer]| format!("127.0.0.1:{peer}")).collect();
+        let node = |(k, [client, peer]): (usize, &[u16; 2])| {
+            let group = GroupConfig {
+                broker_name: "broker-a".to_owned(),
+                data_dir: dir.path().join(format!("broker-a-{}", k + 1)),
+                listen: SocketAddr::from(([127, 0, 0, 1], *client)),
+                vip: self.first_port.is_some(),
+                advertised_address: SocketAddr::from(([127, 0, 0, 1], *client)),
+                peer_listen: SocketAddr::from(([127, 0, 0, 1], *peer)),
+                peer_address: format!("127.0.0.1:{peer}"),
+                founders: founders.clone(),
+                join: false,
+                segment_bytes: self.segment_bytes,
+                messages: self.messages.clone(),
+                limits: Limits::default(),
+                raft: RaftTiming::default(),
+            };
+            let config = BrokerConfig {
+                cluster: "DefaultCluster".to_owned(),
+                name_servers: vec![name_server.local_addr().to_string()],
+                http: None,
+                allow_unauthenticated: false,
+                groups: vec![group],
+            };
+            Node { config, broker: None }
+        };
+        let nodes = ports.iter().enumerate().map(node).collect();
+        let mut cluster = Cluster { env, name_server, nodes, dir };
+        let starting = cluster.nodes.iter().map(|node| Broker::start(cluster.env.clone(), node.config.clone()));
+        let started = futures::future::try_join_all(starting).await?;
+        for (node, broker) in cluster.nodes.iter_mut().zip(started) {
+            node.broker = Some(broker);
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let alive = self.nodes.iter().filter(|node| node.broker.is_some()).count();
+        f.debug_struct("Cluster").field("nodes", &self.nodes.len()).field("alive", &alive).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Three brokers and a NameServer on free ports, in a temporary directory, unless told otherwise.
+    pub fn builder() -> Builder {
+        Builder {
+            env: None,
+            nodes: 3,
+            data_dir: None,
+            name_server: SocketAddr::from(([127, 0, 0, 1], 0)),
+            first_port: None,
+            segment_bytes: 64 * 1024 * 1024,
+            messages: MessagePolicy::default(),
+        }
+    }
+
+    /// The NameServer's address, for any RocketMQ client.
+    pub fn name_server(&self) -> SocketAddr {
+        self.name_server.local_addr()
+    }
+
+    /// A builder of our own client for this cluster.
+    pub fn client(&self) -> client::ClientBuilder {
+        client::Client::builder().name_servers(self.name_server().to_string()).env(self.env.clone())
+    }
+
+    /// Where the data lies.
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// How many brokers there are, dead ones too.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Where clients reach a broker.
+    pub fn address(&self, node: usize) -> SocketAddr {
+        self.nodes[node].config.groups[0].advertised_address
+    }
+
+    /// A broker, unless it is dead.
+    pub fn broker(&self, node: usize) -> Option<&Broker> {
+        self.nodes[node].broker.as_ref()
+    }
+
+    /// The broker that leads and serves; waits until there is one.
+    pub async fn leader(&self) -> io::Result<usize> {
+        let find = async {
+            loop {
+                let leads = |node: &Node| node.broker.as_ref().is_some_and(|broker| broker.groups()[0].leads());
+                if let Some(leader) = self.nodes.iter().position(leads) {
+                    return leader;
+                }
+                self.env.clock.sleep(LOOK_AGAIN).await;
+            }
+        };
+        self.env
+            .clock
+            .timeout(READY, find)
+            .await
+            .ok_or_else(|| io::Error::other(format!("no leader within {READY:?}: is a majority alive?")))
+    }
+
+    /// Ends a broker as SIGKILL would: no hand-over, no flush, no farewell. Nothing if it is dead already.
+    pub async fn kill(&mut self, node: usize) {
+        if let Some(broker) = self.nodes[node].broker.take() {
+            broker.kill().await;
+        }
+    }
+
+    /// Stops a broker in good order: leadership is handed over first.
+    pub async fn stop(&mut self, node: usize) {
+        if let Some(broker) = self.nodes[node].broker.take() {
+            if let Err(error) = broker.stop().await {
+                tracing::warn!(node, %error, "the broker did not stop in good order");
+            }
+        }
+    }
+
+    /// Starts a dead broker again, on the same directory and addresses.
+    pub async fn restart(&mut self, node: usize) -> Result<(), StartError> {
+        assert!(self.nodes[node].broker.is_none(), "node {node} is alive");
+        let broker = Broker::start(self.env.clone(), self.nodes[node].config.clone()).await?;
+        self.nodes[node].broker = Some(broker);
+        Ok(())
+    }
+
+    /// Stops everything in good order.
+    pub async fn shutdown(mut self) {
+        for node in 0..self.nodes.len() {
+            self.stop(node).await;
+        }
+        self.name_server.stop();
+    }
+
+    /// Resolves when a leader serves and the NameServer knows it.
+    async fn ready(&self) -> Result<(), StartError> {
+        let leader = self.address(self.leader().await?).to_string();
+        let admin = Admin::new(&self.env, vec![self.name_server().to_string()]);
+        let known = async {
+            loop {
+                // Only the leader registers topics; the template for new ones is the first of them.
+                if let Ok(Some(route)) = admin.topic_route("TBW102").await
+                    && route.broker_datas.iter().any(|broker| broker.master_addr() == Some(&leader))
+                {
+                    return;
+                }
+                self.env.clock.sleep(LOOK_AGAIN).await;
+            }
+        };
+        let known = self.env.clock.timeout(READY, known).await;
+        admin.close().await;
+        known.ok_or_else(|| io::Error::other("the leader could not register with the NameServer"))?;
+        Ok(())
+    }
+}
+
+/// A port of 127.0.0.1 that nobody listens on now.
+async fn free_port(env: &Env) -> io::Result<u16> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Ok(env.net.listen(any).await?.local_addr()?.port())
+}

@@ -1,2 +1,98 @@
 //! The binary: flags -> config -> build -> run.
-fn main() {}
+
+mod admin;
+mod config_file;
+mod demo;
+mod dev;
+mod serve;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use env::Env;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A RocketMQ-compatible message broker on one Raft log.
+#[derive(Parser)]
+#[command(name = "raftmq", version, arg_required_else_help = true)]
+struct Flags {
+    /// What to log on standard error: a level, or levels by module such as "info,raft_store=debug".
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info,openraft=warn")]
+    log: EnvFilter,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show three brokers lose their leader, and prove that nothing acknowledged is lost.
+    Demo(demo::Flags),
+    /// Run a cluster for development on 127.0.0.1:9876, for any RocketMQ client.
+    Dev(dev::Flags),
+    /// Run a NameServer: tells clients which broker has which topic.
+    #[command(name = "nameserver")]
+    NameServer(serve::Flags),
+    /// Run a broker process: one or more replicas, as its file says.
+    Broker(serve::Flags),
+    /// Look at a running cluster and change it: mqadmin's commands, names and flags.
+    Admin(admin::Flags),
+    /// Print a script that completes commands and flags in a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    tracing_subscriber::fmt().with_env_filter(flags.log).with_writer(io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start threads: {error}")),
+    };
+    let outcome = runtime.block_on(async {
+        let env = Env::real();
+        match flags.command {
+            Command::Demo(flags) => demo::run(&env, &flags).await,
+            Command::Dev(flags) => dev::run(&env, &flags).await,
+            Command::NameServer(flags) => serve::name_server(&env, &flags).await,
+            Command::Broker(flags) => serve::broker(&env, &flags).await,
+            Command::Admin(flags) => admin::run(&env, flags, std::env::var("NAMESRV_ADDR").ok()).await,
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Flags::command(), "raftmq", &mut io::stdout());
+                Ok(())
+            }
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => fail(&reason),
+    }
+}
+
+/// Says why on standard error, log filter or not.
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("raftmq: {reason}");
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_unique_and_every_command_has_a_text() {
+        Flags::command().debug_assert();
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some() || command.get_name() == "help", "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Flags::command();
+        command.build();
+        command.get_subcommands().for_each(check);
+    }
+}
