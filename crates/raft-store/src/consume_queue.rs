@@ -723,6 +723,7 @@ mod tests {
         let bytes = unit.encode(QUEUE, QueueOffset(9));
         let golden = [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 254, 255, 255, 255, 5, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
         assert_eq!(bytes[..28], golden);
+        assert_eq!(u32::from_le_bytes(bytes[28..].try_into().unwrap()), 3_321_285_461);
         assert_eq!(Unit::decode(&bytes, QUEUE, QueueOffset(9)), Some(unit));
         assert_eq!(Unit::decode(&bytes, QUEUE, QueueOffset(8)), None, "another place");
         assert_eq!(Unit::decode(&bytes, QueueId { queue: 4, ..QUEUE }, QueueOffset(9)), None, "another queue");

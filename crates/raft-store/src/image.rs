@@ -377,6 +377,8 @@ mod tests {
         assert_eq!((head.boundary, head.segment_bytes, head.row_count), (store.boundary().unwrap(), 4096, 4));
         assert_eq!((head.group.last_time, head.group.min_physical), (Timestamp(77), PhysicalOffset(5)));
         assert_eq!(list(&env, &dir.join("checkpoint")).await.unwrap(), [LogId { term: 2, index: 8 }]);
+        // If this changes, replicas of different releases disagree, and images of earlier ones can no longer be read.
+        assert_eq!(image.hash, 16_522_951_598_330_386_048);
         let bytes =
             env.disk.open(&image.path, Open::Existing).await.unwrap().read_at(0, usize::MAX >> 1).await.unwrap();
         assert!(!bytes.windows(5).any(|window| window == b"local"));

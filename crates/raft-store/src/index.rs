@@ -500,6 +500,21 @@ mod tests {
         }
     }
 
+    /// If this fails, parts of earlier releases can no longer be read.
+    #[test]
+    fn golden_pages() {
+        let row = |number| IndexRow {
+            physical_offset: PhysicalOffset(number),
+            queue: QueueId { topic: TopicId(2), queue: 3 },
+            queue_offset: QueueOffset(4),
+        };
+        let page = rows_page(5, 1, &[row(1), row(2)]);
+        assert_eq!(page[..16], [2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(page[16..40], [2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        let checksums = [head_page(5, 2), page].map(|page| u32::from_le_bytes(page[4092..].try_into().unwrap()));
+        assert_eq!(checksums, [3_738_306_635, 1_438_710_665]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn damage_and_loss_are_noticed() {
         let rng = Rng::seeded(3);

@@ -55,6 +55,10 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Row of the keyed store: the sequence numbers of the index's parts. Local: every replica merges at its own time.
 const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
 
+/// Row of the keyed store: the newest checkpoint whose rows are in. Local: a crash between them and its image leaves the
+/// image owed, which the next start pays.
+const CHECKPOINT: [u8; 2] = [LOCAL, 1];
+
 /// How derived state is laid out and bounded.
 #[derive(Clone, Debug)]
 pub struct DerivedOptions {
@@ -322,9 +326,9 @@ impl Derived {
         let mut error = None;
         for _ in 0..3 {
             match self.load(tables).await {
-                Ok((rows, index)) => {
+                Ok(loaded) => {
                     self.check_fits(log).await?;
-                    return Ok(Settled { derived: self, rows, index });
+                    return Ok(Settled { derived: self, loaded });
                 }
                 Err(LoadError::Open(error)) => return Err(error),
                 Err(LoadError::Keyed(bad)) => {
@@ -394,8 +398,9 @@ impl Derived {
     }
 
     /// Reads all rows, and looks whether the files that should be there are.
-    async fn load<T: Tables>(&mut self, tables: &mut T) -> Result<(CoreRows, Index), LoadError> {
-        let (mut core, mut parts, mut after) = (CoreRows::default(), None, None::<Vec<u8>>);
+    async fn load<T: Tables>(&mut self, tables: &mut T) -> Result<Loaded, LoadError> {
+        let (mut core, mut parts, mut checkpoint) = (CoreRows::default(), None, None);
+        let mut after: Option<Vec<u8>> = None;
         loop {
             let rows = self.keyed().rows(after.as_deref(), PIECE_BYTES).await.map_err(LoadError::Keyed)?;
             let Some((last, _)) = rows.last() else { break };
@@ -405,11 +410,11 @@ impl Derived {
                 return Err(LoadError::Keyed(io::Error::new(io::ErrorKind::InvalidData, "rows without a position")));
             }
             for (key, value) in &rows {
-                if key[..] == INDEX_PARTS {
-                    let known: Result<Vec<u64>, _> = codec::from_bytes(value);
-                    parts = Some(known.map_err(|error| LoadError::Keyed(io::Error::other(error)))?);
-                } else {
-                    restore(&mut core, tables, key, value)?;
+                let bad = |error| LoadError::Keyed(io::Error::other(error));
+                match key.as_slice() {
+                    key if key == INDEX_PARTS => parts = Some(codec::from_bytes::<Vec<u64>>(value).map_err(bad)?),
+                    key if key == CHECKPOINT => checkpoint = Some(codec::from_bytes::<LogId>(value).map_err(bad)?),
+                    key => restore(&mut core, tables, key, value)?,
                 }
             }
         }
@@ -432,7 +437,14 @@ impl Derived {
             io::ErrorKind::InvalidData | io::ErrorKind::NotFound => LoadError::Files(error.to_string()),
             _ => LoadError::Open(error.into()),
         })?;
-        Ok((core, index))
+        let owed_image = match (checkpoint, self.keyed().boundary()) {
+            (Some(checkpoint), Some(boundary)) if checkpoint == boundary.id => {
+                let images = image::list(&self.env, &self.places.checkpoint).await;
+                !images.map_err(|error| LoadError::Open(error.into()))?.contains(&checkpoint)
+            }
+            _ => false,
+        };
+        Ok(Loaded { rows: core, index, owed_image })
     }
 
     fn floor(&self, queue: QueueId) -> QueueOffset {
@@ -546,17 +558,24 @@ fn check_head(head: &Head, options: &DerivedOptions) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// What a start reads from the keyed store.
+struct Loaded {
+    rows: CoreRows,
+    index: Index,
+    /// N is a checkpoint without its image.
+    owed_image: bool,
+}
+
 /// Files and rows that agree.
 pub(crate) struct Settled {
     derived: Derived,
-    rows: CoreRows,
-    index: Index,
+    loaded: Loaded,
 }
 
 impl Settled {
     /// Makes the working state, and starts the materializer.
     pub fn start(self, log: Log) -> (Arc<Shared>, Core, Materializer) {
-        let Settled { derived, rows, index } = self;
+        let Settled { derived, loaded: Loaded { rows, index, owed_image } } = self;
         let Derived { env, places, options, keyed, floors, stats, .. } = derived;
         let damage = index.damage();
         let files = UnitFiles::new(env.clone(), places.consume_queue.clone(), UNITS_PER_FILE, damage);
@@ -574,7 +593,11 @@ impl Settled {
             images: images.clone(),
             keyed,
             recent: BTreeSet::new(),
+            owed_image,
         };
+        if owed_image {
+            shared.wake.notify_one();
+        }
         let running = env.executor.run("materializer", worker.run(received));
         (shared.clone(), core, Materializer { shared, places, images, commands, running })
     }
@@ -733,6 +756,8 @@ struct Worker {
     keyed: Box<dyn KeyedStore>,
     /// Queues with units in memory that are in files too.
     recent: BTreeSet<QueueId>,
+    /// The keyed store stands at a checkpoint whose image is not written yet.
+    owed_image: bool,
 }
 
 impl Worker {
@@ -775,12 +800,14 @@ impl Worker {
     }
 
     async fn sync_all(&mut self) -> io::Result<()> {
+        self.pay_image().await?;
         while self.sync_next().await? {}
         Ok(())
     }
 
     /// Syncs while a checkpoint waits or the accumulated changes are many.
     async fn sync_if_due(&mut self) -> io::Result<()> {
+        self.pay_image().await?;
         loop {
             let due = {
                 let handoff = self.shared.handoff.lock();
@@ -810,7 +837,8 @@ impl Worker {
 
     async fn sync(&mut self, mut changes: Changes) -> io::Result<()> {
         let upto = changes.upto.expect("a set that was taken ends at an entry");
-        let checkpoint = changes.checkpoint;
+        assert!(!self.owed_image, "rows go on only when the image of their checkpoint is written");
+        self.owed_image = changes.checkpoint;
         self.shared.log.wait_synced(upto.id.index).await?;
         env::fault!("derived.log_synced");
 
@@ -834,15 +862,23 @@ impl Worker {
 
         let mut rows = changes.into_rows();
         rows.push((INDEX_PARTS.to_vec(), Some(codec::to_bytes(&sealed.parts))));
+        if self.owed_image {
+            rows.push((CHECKPOINT.to_vec(), Some(codec::to_bytes(&upto.id))));
+        }
         self.keyed.write(rows, upto).await?;
         self.index_and_units_are_durable(&grown, &sealed.merged_away).await?;
         self.became_durable(upto);
 
-        if checkpoint {
+        self.pay_image().await
+    }
+
+    /// Writes the image of the checkpoint at which the keyed store stands, if it is owed.
+    async fn pay_image(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.owed_image) {
             env::fault!("checkpoint.before_write");
-            let segment_bytes = self.shared.options.segment_bytes;
-            image::write(&self.shared.env, &self.places.checkpoint, segment_bytes, &mut *self.keyed).await?;
-            self.images.prune(self.shared.options.images_kept, self.shared.log.last_purged()).await?;
+            let options = &self.shared.options;
+            image::write(&self.shared.env, &self.places.checkpoint, options.segment_bytes, &mut *self.keyed).await?;
+            self.images.prune(options.images_kept, self.shared.log.last_purged()).await?;
             self.shared.stats.lock().images_written += 1;
         }
         Ok(())
@@ -875,6 +911,7 @@ impl Worker {
     }
 
     async fn install(&mut self, image: Image, replaced: Vec<(Arc<Queue>, Restored)>) -> io::Result<()> {
+        self.owed_image = false;
         self.shared.handoff.lock().clear();
         self.shared.taken.notify_waiters();
         // Readers look for no unit any more whose file is about to go.

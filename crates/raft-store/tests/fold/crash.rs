@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use env::{Disk, Env, Rng};
 use raft_store::consume_queue::UnitsError;
+use raft_store::entry::{CoreCommand, EntryView, OperationView, decode_entry};
+use raft_store::log::{Frame, Kind};
 use raft_store::materializer::DerivedOptions;
 use raft_store::position::QueueOffset;
 
@@ -28,6 +30,24 @@ async fn restarted(env: &Env, options: &DerivedOptions) -> Replica {
     let model = Model::of(&replica.frames().await);
     replica.check(&model).await;
     replica
+}
+
+/// The images of the newest checkpoints are there, whenever power failed.
+async fn check_images(replica: &Replica, kept: usize) {
+    replica.fold.derived_sync().await.unwrap();
+    let frames = replica.frames().await;
+    let checkpoints = frames.iter().filter(|frame| is_checkpoint(frame)).map(|frame| frame.id);
+    let mut expected: Vec<_> = checkpoints.collect();
+    expected.drain(..expected.len().saturating_sub(kept));
+    let mut found: Vec<_> = replica.fold.images().await.unwrap().iter().map(|image| image.boundary.id).collect();
+    // A crash may bring removed ones back, until the next image.
+    found.drain(..found.len().saturating_sub(expected.len()));
+    assert_eq!(found, expected);
+}
+
+fn is_checkpoint(frame: &Frame) -> bool {
+    let checkpoint = |view: EntryView| view.operations().any(|one| one == OperationView::Core(CoreCommand::Checkpoint));
+    frame.kind == Kind::Entry && decode_entry(&frame.body).is_ok_and(checkpoint)
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,6 +78,9 @@ async fn crash_after_crash() {
             env = Env::simulated(rng.u64(), disk.clone());
             replica = restarted(&env, &options).await;
             assert!(replica.found >= durable, "found {:?}, durable was {durable:?}", replica.found);
+            if rng.chance(1, 2) {
+                check_images(&replica, options.images_kept).await;
+            }
         }
         replica.check_index(&Model::of(&replica.frames().await)).await;
     }
@@ -87,6 +110,7 @@ async fn a_crash_at_every_step_of_a_short_life() {
         let replica = restarted(&env, &options).await;
         let least = durable.iter().rev().find(|(at, _)| *at <= done).and_then(|(_, durable)| *durable);
         assert!(replica.found >= least, "after {done}: found {:?}, durable was {least:?}; {kept:?}", replica.found);
+        check_images(&replica, options.images_kept).await;
         begun.repeat(operation);
     }
 }
