@@ -265,4 +265,4 @@ CASES = {
     "leader-kill": leader_kill,
 }
 
-JAVA_ONLY = {"leader-kill"}
+FAILOVERS = {"leader-kill"}

@@ -152,18 +152,19 @@ def broker_config(namesrv, directory, node, client_host, clients, peers, health)
     """One broker's file. The only place that knows the configuration's keys."""
     founders = ", ".join(f'"{BIND_HOST}:{port}"' for port in peers)
     return f"""\
-cluster_name = "{CLUSTER_NAME}"
-nameservers = ["{namesrv}"]
-health_listen = "{BIND_HOST}:{health[node]}"
+cluster = "{CLUSTER_NAME}"
+namesrv = ["{namesrv}"]
+http = "{BIND_HOST}:{health[node]}"
 
 [[group]]
-name = "{GROUP_NAME}"
-directory = "{directory}"
+broker_name = "{GROUP_NAME}"
+data_dir = "{directory}"
 listen = "{BIND_HOST}:{clients[node]}"
+vip = false
 advertised_address = "{client_host}:{clients[node]}"
 peer_listen = "{BIND_HOST}:{peers[node]}"
-peers = [{founders}]
-segment_bytes = {64 << 20}
+founders = [{founders}]
+segment_mib = 64
 """
 
 
