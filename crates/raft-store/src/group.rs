@@ -743,7 +743,6 @@ impl<T: Tables> Member<T> {
             segment_bytes: options.segment_bytes,
             flush_mode: options.flush_mode,
             node: Node { peer_address: options.peer_address.clone(), client_address: options.client_address.clone() },
-            boot_id: String::new(),
         };
         let directory = Directory::open(env, &options.dir, &expected).await?;
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
@@ -789,30 +788,36 @@ fn founding_status(
     })
 }
 
-/// The first founder's last step. Ends when the group exists; after a failure it is tried again.
+/// The first founder's last step. If it fails or is interrupted, this node's next start tries again.
 async fn initialize<T: Tables>(env: Env, directory: Directory, start: Start, set: Vec<Founder>, raft: RaftOf<T>) {
-    loop {
-        match founding::all_confirmed(&env, &directory, &start, &set).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                tracing::error!(%error, "the group cannot be founded");
-                return;
-            }
+    match founding::all_confirmed(&env, &directory, &start, &set).await {
+        Ok(true) => {}
+        // The group exists.
+        Ok(false) => return,
+        Err(error) => {
+            tracing::error!(%error, "the group cannot be founded");
+            return;
         }
-        let members: BTreeMap<NodeId, Node> = set.iter().map(|founder| (founder.id, founder.node.clone())).collect();
-        fault!("founding.initialize");
-        match raft.initialize(members).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
-                fault!("founding.initialized");
-                return;
-            }
-            Err(RaftError::APIError(error)) => {
-                tracing::error!(%error, "the founding set is refused");
-                return;
-            }
-            // Raft has stopped: this node's next start tries again.
-            Err(RaftError::Fatal(_)) => return,
+    }
+    let members: BTreeMap<NodeId, Node> = set.into_iter().map(|founder| (founder.id, founder.node)).collect();
+    fault!("founding.initialize");
+    match raft.initialize(members).await {
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+        Err(error) => tracing::error!(%error, "initializing the group"),
+    }
+    fault!("founding.initialized");
+}
+
+fn office_of(server: &RaftServerMetrics<Types>) -> Office {
+    let term = server.vote.leader_id.term;
+    match server.state {
+        ServerState::Leader => Office::Leading { term },
+        ServerState::Shutdown => Office::Stopped,
+        state => {
+            let membership = server.membership_config.membership();
+            let leader = server.current_leader.filter(|leader| *leader != server.id);
+            let leader = leader.and_then(|id| Some(Peer::new(id, membership.get_node(&id)?)));
+            Office::Following { term, leader, campaigning: state == ServerState::Candidate }
         }
     }
 }
@@ -843,20 +848,6 @@ async fn follow_office<T: Tables>(raft: RaftOf<T>, office: watch::Sender<Office>
         });
         if ended {
             return;
-        }
-    }
-}
-
-fn office_of(server: &RaftServerMetrics<Types>) -> Office {
-    let term = server.vote.leader_id.term;
-    match server.state {
-        ServerState::Leader => Office::Leading { term },
-        ServerState::Shutdown => Office::Stopped,
-        state => {
-            let membership = server.membership_config.membership();
-            let leader = server.current_leader.filter(|leader| *leader != server.id);
-            let leader = leader.and_then(|id| Some(Peer::new(id, membership.get_node(&id)?)));
-            Office::Following { term, leader, campaigning: state == ServerState::Candidate }
         }
     }
 }

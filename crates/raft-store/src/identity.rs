@@ -57,8 +57,6 @@ pub struct Expected {
     pub flush_mode: FlushMode,
     /// Where this member is reached; may change from start to start.
     pub node: Node,
-    /// Changes with every boot of the machine; empty if that cannot be known.
-    pub boot_id: String,
 }
 
 /// Contents of the IDENTITY file.
@@ -185,7 +183,7 @@ impl Directory {
         matches(dir, &identity, expected)?;
         let was_clean = identity.clean_stop;
         identity.clean_stop = false;
-        identity.boot_id = expected.boot_id.clone();
+        identity.boot_id = env.disk.boot_id().map_err(io)?;
         identity.node = expected.node.clone();
         write(env, dir, &identity).await.map_err(io)?;
         if formatted {
@@ -257,7 +255,7 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
         group: expected.group.clone(),
         node_id,
         segment_bytes: expected.segment_bytes,
-        boot_id: expected.boot_id.clone(),
+        boot_id: String::new(),
         clean_stop: true,
         node: expected.node.clone(),
         founding_set: None,
@@ -381,7 +379,6 @@ mod tests {
             segment_bytes: 1 << 20,
             flush_mode: FlushMode::SyncFlush,
             node: node(1000),
-            boot_id: "boot".into(),
         }
     }
 

@@ -40,10 +40,12 @@ fn three_places(seed: u64) -> Vec<Place> {
 /// All have the same three members, one leads, and a proposal is applied by everybody.
 async fn is_one_group(places: &[Place], groups: &[Group<Counter>]) {
     let env = &places[0].env;
-    let ready = groups.iter().map(|group| Box::pin(async move {
-        until_ready(group).await;
-        group
-    }));
+    let ready = groups.iter().map(|group| {
+        Box::pin(async move {
+            until_ready(group).await;
+            group
+        })
+    });
     let (leader, _, _) = within(env, 20, "a leader", select_all(ready)).await;
     leader.propose(vec![record("founded")]).await.unwrap();
     let last = leader.status().last.unwrap();

@@ -1,11 +1,11 @@
 //! One member: founds itself, serves, stops, is killed, and comes back with everything.
 
 use env::Env;
-use env::disk::simulated::SimDisk;
 use env::Rng;
-use raft_store::group::{Group, OpenError, Role};
+use env::disk::simulated::SimDisk;
 use raft_store::entry::Operation;
 use raft_store::fold::Outcome;
+use raft_store::group::{Group, OpenError, Role};
 use raft_store::proposer::ProposeError;
 
 use crate::world::{Counter, Ledger, Place, free_address, record, until_ready, within};

@@ -81,7 +81,11 @@ async fn the_tail_of_a_deposed_leader_is_cut_and_its_waiters_hear_the_truth() {
     links.heal();
     three.groups[first] = cut_off;
     for answer in join_all(doomed).await {
-        assert_eq!(answer.unwrap(), Err(ProposeError::NotLeader { leader: None }), "superseded: certainly not appended");
+        assert_eq!(
+            answer.unwrap(),
+            Err(ProposeError::NotLeader { leader: None }),
+            "superseded: certainly not appended"
+        );
     }
     three.converge().await;
     assert_ne!(deposed.log().id_at(tail.index), Some(tail), "its tail was cut");

@@ -64,7 +64,10 @@ async fn nothing_acknowledged_is_lost_when_power_fails_anywhere() {
             let leader = three.leader().await;
             let answer = ledger.send(three.group(leader), &format!("after-{round}")).await;
             // Leadership may move right after a start.
-            assert!(matches!(answer, Ok(_) | Err(ProposeError::NotLeader { .. } | ProposeError::Unknown)), "{answer:?}");
+            assert!(
+                matches!(answer, Ok(_) | Err(ProposeError::NotLeader { .. } | ProposeError::Unknown)),
+                "{answer:?}"
+            );
         }
         three.converge().await;
         for (_, group) in three.running() {

@@ -35,8 +35,12 @@ struct Store {
 
 impl Store {
     async fn open(env: Env, dir: PathBuf) -> Store {
-        let options =
-            LogOptions { segment_bytes: 1 << 20, prepare_piece_bytes: 64 << 10, max_entry_bytes: 1 << 16, ..LogOptions::default() };
+        let options = LogOptions {
+            segment_bytes: 1 << 20,
+            prepare_piece_bytes: 64 << 10,
+            max_entry_bytes: 1 << 16,
+            ..LogOptions::default()
+        };
         let log = Log::open(env, dir, options, None).await.unwrap();
         let beginning = NextBeginning::default();
         let storage = Storage::new(log.clone(), Arc::new(Tickets::default()), beginning.clone());

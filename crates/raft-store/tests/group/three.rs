@@ -19,9 +19,7 @@ pub struct Three {
 impl Three {
     pub fn places(dir: &Path) -> Vec<Place> {
         let addresses = [free_address(), free_address(), free_address()];
-        (0..3)
-            .map(|at| Place::new(Env::real(), dir.join(format!("node{at}")), addresses[at], &addresses))
-            .collect()
+        (0..3).map(|at| Place::new(Env::real(), dir.join(format!("node{at}")), addresses[at], &addresses)).collect()
     }
 
     pub fn simulated_places(seed: u64) -> Vec<Place> {
@@ -42,10 +40,12 @@ impl Three {
 
     /// The one that leads and serves.
     pub async fn leader(&self) -> usize {
-        let ready = self.running().map(|(at, group)| Box::pin(async move {
-            until_ready(group).await;
-            at
-        }));
+        let ready = self.running().map(|(at, group)| {
+            Box::pin(async move {
+                until_ready(group).await;
+                at
+            })
+        });
         let (at, _, _) = within(&self.places[0].env, 20, "a leader", futures::future::select_all(ready)).await;
         at
     }
