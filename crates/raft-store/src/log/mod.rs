@@ -395,14 +395,32 @@ impl Log {
         self.shared().submit(state, commands);
     }
 
-    /// Asks the writer and waits for its answer.
+    /// Asks the writer and waits for its answer. It is done also if nobody waits for the end.
     async fn command(&self, command: impl FnOnce(Reply) -> Command) -> io::Result<()> {
+        self.command_after(|_| (), command).await
+    }
+
+    /// Nobody may append until the writer has cut the log.
+    async fn cut(&self, command: impl FnOnce(Reply) -> Command) -> io::Result<()> {
+        let begin = |state: &mut State| {
+            assert!(!state.cutting, "the log is cut twice at a time");
+            state.cutting = true;
+        };
+        self.command_after(begin, command).await
+    }
+
+    async fn command_after(
+        &self,
+        prepare: impl FnOnce(&mut State),
+        command: impl FnOnce(Reply) -> Command,
+    ) -> io::Result<()> {
         let (reply, answer) = oneshot::channel();
         {
             let mut state = self.shared().state.lock();
             if let Some(reason) = &state.stopped {
                 return Err(io::Error::other(reason.clone()));
             }
+            prepare(&mut state);
             self.shared().submit(&mut state, [command(reply)]);
         }
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the log's writer has ended")))
@@ -423,7 +441,7 @@ impl Log {
     pub async fn truncate_after(&self, last_kept: Option<u64>) -> io::Result<()> {
         let end_index = last_kept.map_or(0, |index| index + 1);
         let last = {
-            let mut state = self.shared().state.lock();
+            let state = self.shared().state.lock();
             if end_index >= state.end_index() {
                 return Ok(());
             }
@@ -431,17 +449,10 @@ impl Log {
             assert!(end_index >= applied, "the log is cut at {end_index} below {applied}, which is applied");
             let begin = state.begin_index();
             assert!(end_index >= begin, "the log is cut at {end_index} below {begin}, where it begins");
-            assert!(!state.cutting, "the log is cut twice at a time");
-            state.cutting = true;
             last_kept.map(|index| state.id_at(index).expect("an index within the log has an id"))
         };
-        match self.chain_before(end_index).await {
-            Ok(end) => self.command(|reply| Command::Truncate { last, end, reply }).await,
-            Err(error) => {
-                self.shared().state.lock().cutting = false;
-                Err(error)
-            }
-        }
+        let end = self.chain_before(end_index).await?;
+        self.cut(|reply| Command::Truncate { last, end, reply }).await
     }
 
     /// Drops everything up to `upto`, an entry of this log; segments wholly below are unlinked. Durable when it returns.
@@ -485,12 +496,7 @@ impl Log {
         if held && self.chain_before(index + 1).await? == boundary.end {
             return self.purge(boundary.id).await;
         }
-        {
-            let mut state = self.shared().state.lock();
-            assert!(!state.cutting, "the log is cut twice at a time");
-            state.cutting = true;
-        }
-        self.command(|reply| Command::Restart(boundary, reply)).await
+        self.cut(|reply| Command::Restart(boundary, reply)).await
     }
 
     /// Last entry; the last purged one if the log is empty.

@@ -137,11 +137,17 @@ impl Window {
         Window { file, start: 0, bytes: Bytes::new() }
     }
 
-    /// Up to `len` bytes at `offset`: fewer at the end of the file.
-    async fn read(&mut self, offset: u64, len: usize, ahead: usize) -> io::Result<Bytes> {
+    /// Up to `len` bytes at `offset`: fewer at the end of the file. A disk that cannot read is no torn tail: that never
+    /// fails to read, it only reads something else.
+    async fn read(&mut self, at: Cursor, offset: u64, len: usize, ahead: usize) -> Result<Bytes, OpenError> {
         let end = self.start + self.bytes.len() as u64;
         if offset < self.start || offset + len as u64 > end {
-            self.bytes = self.file.read_at(offset, len.max(ahead)).await?;
+            // What lies ahead may be unreadable without being needed.
+            let bytes = match self.file.read_at(offset, len.max(ahead)).await {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => self.file.read_at(offset, len).await,
+            };
+            self.bytes = bytes.map_err(|error| corrupt(at, format!("the disk cannot read it: {error}")))?;
             self.start = offset;
         }
         let from = (offset - self.start) as usize;
@@ -177,20 +183,14 @@ pub async fn recover(
     }
     let names: Vec<String> = names.unwrap_or_default().into_iter().map(|name| name.name).collect();
     let mut recovery = Recovery { env, commitlog, layout, slack_bytes: slack_bytes(options) };
-    match recovery.examine(hard.state(), &names, floor).await {
-        Ok(found) => recovery.settle(hard, found, &names).await,
-        // An installation of an image was interrupted after the image was complete: the log begins behind it.
-        Err(OpenError::Corrupt { .. }) if announced_image(hard.state(), floor).is_some() => {
-            let boundary = announced_image(hard.state(), floor).expect("just seen");
-            hard.update(|state| begin_anew(state, boundary)).await?;
-            recovery.begin_anew(hard, boundary, &names).await
-        }
-        Err(error) => Err(error),
+    let found = recovery.examine(hard.state(), &names, floor).await;
+    // An installation of an image was interrupted after the image was complete: the log begins behind it.
+    let announced = hard.state().announced.filter(|boundary| Some(boundary.id) == floor);
+    if let (Err(OpenError::Corrupt { .. }), Some(boundary)) = (&found, announced) {
+        hard.update(|state| begin_anew(state, boundary)).await?;
+        return recovery.begin_anew(hard, boundary, &names).await;
     }
-}
-
-fn announced_image(hard: &HardState, floor: Option<LogId>) -> Option<Boundary> {
-    hard.announced.filter(|boundary| Some(boundary.id) == floor)
+    recovery.settle(hard, found?, &names).await
 }
 
 /// The hard state of a log that begins anew behind `boundary`: whatever lies in the files is void.
@@ -297,7 +297,8 @@ impl Recovery<'_> {
         for segment in segments.values().rev() {
             let mut best = None;
             for slot in [0, 1] {
-                let bytes = segment.file.read_at(slot * SLOT_BYTES, MARK_BYTES).await?;
+                // A slot that cannot be read is as good as one that was torn: there is another.
+                let bytes = segment.file.read_at(slot * SLOT_BYTES, MARK_BYTES).await.unwrap_or_default();
                 let Some(mark) = Mark::decode(&bytes) else { continue };
                 marks.push((segment.first, mark));
                 let valid = mark.generation == hard.generation && mark.belongs_to(segment.first, self.layout);
@@ -332,14 +333,14 @@ impl Recovery<'_> {
         while walk.at.physical_offset < stop {
             let at = walk.at;
             let offset = self.layout.file_offset(at.physical_offset);
-            let bytes = window.read(offset, HEADER_BYTES as usize, HEADER_WINDOW_BYTES).await?;
+            let bytes = window.read(at, offset, HEADER_BYTES as usize, HEADER_WINDOW_BYTES).await?;
             let header = walk.check(&bytes).map_err(|bad| corrupt(at, bad.to_string()))?;
             if header.end() > stop {
                 return Err(corrupt(at, format!("the frame of {} reaches beyond what was durable", header.id)));
             }
             if header.kind != Kind::Padding && header.end().0 + VERIFIED_BYTES > known.end.physical_offset.0 {
                 let len = (header.end().0 - at.physical_offset.0 - HEADER_BYTES) as usize;
-                let body = window.read(offset + HEADER_BYTES, len, HEADER_WINDOW_BYTES).await?;
+                let body = window.read(at, offset + HEADER_BYTES, len, HEADER_WINDOW_BYTES).await?;
                 header.check_body(&body).map_err(|bad| corrupt(at, bad.to_string()))?;
             }
             walk.pass(&header, points);
@@ -371,7 +372,7 @@ impl Recovery<'_> {
         let (Some(first), Some(last)) = (side_file.points.first(), side_file.points.last()) else { return Ok(None) };
         let joins = first.start.physical_offset < walk.at.physical_offset || first.start == walk.at;
         let offset = self.layout.file_offset(last.start.physical_offset);
-        let header = Header::decode(&segment.file.read_at(offset, HEADER_BYTES as usize).await?);
+        let header = Header::decode(&segment.file.read_at(offset, HEADER_BYTES as usize).await.unwrap_or_default());
         let stands = header.is_ok_and(|header| {
             header.id == last.id && header.continues(last.start, before(last.id), self.layout).is_ok()
         });
@@ -406,12 +407,13 @@ impl Recovery<'_> {
             let Some(segment) = segments.get(&first) else { return Ok(end) };
             let mut window = Window::new(Arc::clone(&segment.file));
             while self.layout.segment_of(walk.at.physical_offset) == first {
-                let offset = self.layout.file_offset(walk.at.physical_offset);
-                let bytes = window.read(offset, HEADER_BYTES as usize, WINDOW_BYTES).await?;
+                let at = walk.at;
+                let offset = self.layout.file_offset(at.physical_offset);
+                let bytes = window.read(at, offset, HEADER_BYTES as usize, WINDOW_BYTES).await?;
                 let Ok(header) = walk.check(&bytes) else { return Ok(end) };
                 if header.kind != Kind::Padding {
                     let len = (header.end().0 - header.physical_offset.0 - HEADER_BYTES) as usize;
-                    let body = window.read(offset + HEADER_BYTES, len, WINDOW_BYTES).await?;
+                    let body = window.read(at, offset + HEADER_BYTES, len, WINDOW_BYTES).await?;
                     if header.check_body(&body).is_err() {
                         return Ok(end);
                     }

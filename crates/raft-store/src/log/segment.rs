@@ -48,6 +48,11 @@ pub fn zeros(len: u64) -> Vec<Bytes> {
     buffers
 }
 
+/// Up to 63 zeros, behind a body.
+pub fn fill(len: u64) -> Bytes {
+    Bytes::from_static(&ZEROS[..len as usize])
+}
+
 /// How physical offsets map to files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

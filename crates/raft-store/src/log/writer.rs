@@ -22,7 +22,7 @@ use super::frame::{Boundary, Cursor, Frame, HEADER_BYTES, Header, frame_bytes};
 use super::hard_state::{HardStateFiles, TruncationPoint};
 use super::points::{Points, SideFile, side_file_name};
 use super::recovery::begin_anew;
-use super::segment::{Mark, SLOT_BYTES, Segment, zeros};
+use super::segment::{self, Mark, SLOT_BYTES, Segment, zeros};
 use super::state::{Command, Reply, Shared};
 use super::{Done, Synced};
 use crate::position::{LogId, PhysicalOffset};
@@ -246,8 +246,7 @@ impl Writer {
             at = frame.end();
             encoded.put_slice(&header_of(frame).encode());
             let fill = at.physical_offset.0 - frame.physical_offset.0 - HEADER_BYTES - frame.body.len() as u64;
-            let fill = zeros(fill).pop().unwrap_or_default();
-            add(frame.physical_offset, [encoded.split().freeze(), frame.body.clone(), fill]);
+            add(frame.physical_offset, [encoded.split().freeze(), frame.body.clone(), segment::fill(fill)]);
         }
         runs
     }

@@ -45,7 +45,7 @@ fn disk_with(files: &BTreeMap<PathBuf, Bytes>) -> SimDisk {
             let directory = path.parent().expect("a file has a directory");
             disk.create_dir_all(directory).await?;
             let file = disk.open(path, Open::New).await?;
-            file.write_at(0, &[bytes.clone()]).await?;
+            file.write_at(0, std::slice::from_ref(bytes)).await?;
             file.sync_data().await?;
             for directory in directory.ancestors() {
                 disk.sync_dir(directory).await?;
@@ -207,6 +207,44 @@ fn a_bit_flipped_in_old_segments_is_found_by_reading() {
         assert!(ahead.is_err(), "a read across the damage: {ahead:?}");
         assert_eq!(log.read(11..12, 1).await.expect("the next is fine").len(), 1);
     });
+}
+
+/// A sector that was durable and cannot be read any more is rot, not a torn tail; one in a mark has a neighbour.
+#[test]
+fn what_cannot_be_read_is_corruption() {
+    let sizes = [900; 5];
+    let (files, offsets) = killed_log(&one_segment(), &sizes);
+    for offset in &offsets[..5] {
+        let disk = disk_with(&files);
+        let at = offset + HEAD_BYTES as u64 + 70;
+        disk.fail_reads(segment_path(0), at..at + 1);
+        let result = recover(&disk, &one_segment(), None);
+        assert!(matches!(result, Err(OpenError::Corrupt { .. })), "unreadable at {at}: {result:?}");
+    }
+    for slot in [0, 4096] {
+        let disk = disk_with(&files);
+        disk.fail_reads(segment_path(0), slot..slot + 512);
+        assert_eq!(recover(&disk, &one_segment(), None).expect("opens"), expected(&sizes));
+    }
+}
+
+/// The disk writes a group to another place and says it is done. Whoever reads the right place notices, and so does a
+/// start once a mark speaks of the group.
+#[test]
+fn a_misdirected_write_is_noticed() {
+    let disk = disk(18);
+    simulate(async {
+        let log = open(&disk, LogOptions { tail_bytes: 0, ..one_segment() }).await.expect("opens");
+        append(&log, vec![entry(1, 0, 500), entry(1, 1, 500)]).await.expect("appended");
+        // The first write is the mark's.
+        disk.misdirect_write(segment_path(0), 2, segment_path(0), 500_000);
+        append(&log, vec![entry(1, 2, 500)]).await.expect("the disk says so");
+        log.read(2..3, 1).await.expect_err("it is not there");
+        append(&log, vec![entry(1, 3, 500)]).await.expect("appended");
+    });
+    disk.process_kill();
+    let result = recover(&disk, &one_segment(), None);
+    assert!(matches!(result, Err(OpenError::Corrupt { .. })), "{result:?}");
 }
 
 /// Opens a log on `disk`, damages the next call with `damage`, and checks that the log is poisoned for good.
