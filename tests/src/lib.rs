@@ -1,1 +1,3 @@
 //! Scenarios over the whole product: simulated world, end-to-end over processes, interop with other clients.
+
+pub mod raw;
