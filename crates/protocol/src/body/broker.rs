@@ -92,10 +92,10 @@ pub struct HaConnectionRuntimeInfo {
     pub in_sync: bool,
     /// End of its log.
     pub slave_ack_offset: i64,
-    /// Bytes per second.
-    pub transferred_byte_in_second: i64,
     /// Where it is being sent from.
     pub transfer_from_where: i64,
+    /// Bytes per second.
+    pub transferred_byte_in_second: i64,
 }
 
 /// A replica as it sees itself; of a master all is absent.

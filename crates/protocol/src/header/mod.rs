@@ -105,10 +105,11 @@ impl FieldValue for i64 {
     }
 }
 
-/// Java's `Boolean.parseBoolean`: never wrong, and false when absent.
+/// Java's `Boolean.parseBoolean`, never wrong and false when absent; and "1", which C++ clients write for true.
 impl FieldValue for bool {
     fn parse(_: &'static str, text: &str) -> Result<Self, FieldError> {
-        Ok(text.trim().eq_ignore_ascii_case("true"))
+        let text = text.trim();
+        Ok(text.eq_ignore_ascii_case("true") || text == "1")
     }
 
     fn absent(_: &'static str) -> Result<Self, FieldError> {

@@ -192,7 +192,7 @@ mod tests {
                 ..SendMessageRequest::default()
             }),
         );
-        for (text, value) in [("TRUE", true), ("1", false), ("0", false), ("", false), ("yes", false)] {
+        for (text, value) in [("TRUE", true), ("1", true), ("0", false), ("", false), ("yes", false)] {
             request.ext.set_text("k", text);
             assert_eq!(SendMessageRequest::of(&request).unwrap().unit_mode, value, "{text}");
         }
