@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use env::{Env, fault};
 use openraft::async_runtime::WatchReceiver;
-use openraft::error::{InitializeError, LinearizableReadError, RaftError};
+use openraft::error::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::TypeConfigExt;
-use openraft::{Instant, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::entry::{CoreCommand, Operation};
@@ -26,7 +26,7 @@ use crate::fold::{Fold, Outcome, Reader, Tables};
 use crate::founding::{self, FoundingError, Start};
 use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
-use crate::log::{Log, LogOptions};
+use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, Derived, DerivedOptions};
 use crate::position::{LogId, NodeId};
 use crate::proposer::{Answer, Claim, ProposeError, Proposer, Submission, Waiters, submission_bytes};
@@ -210,7 +210,7 @@ pub enum OpenError {
     Identity(#[from] IdentityError),
     /// The log cannot be recovered.
     #[error(transparent)]
-    Log(#[from] crate::log::OpenError),
+    Log(#[from] log::OpenError),
     /// The derived state cannot be recovered.
     #[error(transparent)]
     Derived(#[from] materializer::OpenError),
@@ -270,6 +270,32 @@ pub enum HandOverError {
     Stopped,
 }
 
+/// Why the members stayed as they were, or may have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// Ask `leader`.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<Peer>,
+    },
+    /// Another change is under way, or this one would leave nobody.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Leadership was lost, or this node stopped, before it was decided: look at the members and ask again.
+    #[error("leadership was lost before the change was decided")]
+    Unknown,
+}
+
+/// A change of the members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// A node that was started with `join` and has said hello: it catches up first, then it votes.
+    Add(Peer),
+    /// A member that leaves, or is lost for good. Its id is never used again.
+    Remove(NodeId),
+}
+
 /// A member's numbers.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -311,6 +337,8 @@ pub struct Status {
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
     pub was_clean: bool,
+    /// Groups written, syncs by duration, bytes queued.
+    pub log: log::Stats,
 }
 
 /// How far a follower is.
@@ -322,9 +350,11 @@ pub struct Replication {
     pub lag_entries: u64,
 }
 
+type Read = oneshot::Sender<Result<(), ReadError>>;
+
 enum Command {
-    Linearize(oneshot::Sender<Result<(), ReadError>>),
     HandOver(oneshot::Sender<Result<(), HandOverError>>),
+    ChangeMembers(MemberChange, oneshot::Sender<Result<(), MembersError>>),
     Stop(oneshot::Sender<io::Result<()>>),
     Kill(oneshot::Sender<()>),
 }
@@ -360,6 +390,7 @@ struct Opened<T: Tables> {
     counters: Arc<PeerCounters>,
     links: Arc<Links>,
     elections: Arc<AtomicU64>,
+    reads: mpsc::UnboundedSender<Read>,
 }
 
 /// Bytes admitted; given back when dropped.
@@ -446,7 +477,9 @@ impl<T: Tables> Group<T> {
     /// Resolves when everything acknowledged before this call, anywhere, is applied here (ReadIndex). Concurrent
     /// callers share one round to a majority.
     pub async fn linearizable(&self) -> Result<(), ReadError> {
-        self.command(Command::Linearize).await.unwrap_or(Err(ReadError::Stopped))
+        let (answer, answered) = oneshot::channel();
+        self.0.opened.reads.send(answer).map_err(|_| ReadError::Stopped)?;
+        answered.await.unwrap_or(Err(ReadError::Stopped))
     }
 
     /// Numbers for operators.
@@ -486,6 +519,7 @@ impl<T: Tables> Group<T> {
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
+            log: opened.log.stats(),
             members,
         }
     }
@@ -498,6 +532,13 @@ impl<T: Tables> Group<T> {
         };
         let outcomes = self.propose(vec![Operation::Core(CoreCommand::RaiseClusterVersion { version })]).await?;
         Ok(outcomes.into_iter().next())
+    }
+
+    /// Adds or removes a member; resolves when the change is committed. The leader's to call. A node that is added may
+    /// take as long to catch up as its log is long.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), MembersError> {
+        let changed = self.command(|answer| Command::ChangeMembers(change, answer)).await;
+        changed.unwrap_or(Err(MembersError::Unknown))
     }
 
     /// Hands leadership to the follower that holds most, and waits until it leads. Submissions wait meanwhile.
@@ -545,7 +586,6 @@ struct Running<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
     paused: watch::Sender<bool>,
-    reads: mpsc::UnboundedSender<oneshot::Sender<Result<(), ReadError>>>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
     end: LifetimeEnd,
@@ -556,7 +596,6 @@ struct Started<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
     paused: watch::Sender<bool>,
-    reads: mpsc::UnboundedSender<oneshot::Sender<Result<(), ReadError>>>,
     handle: Opened<T>,
 }
 
@@ -576,11 +615,15 @@ impl<T: Tables> Member<T> {
         }
         while let Some(command) = self.commands.recv().await {
             match command {
-                Command::Linearize(answer) => {
-                    let _ = running.reads.send(answer);
-                }
                 Command::HandOver(answer) => {
                     let _ = answer.send(running.hand_over(&self.env).await);
+                }
+                Command::ChangeMembers(change, answer) => {
+                    let raft = running.raft.clone();
+                    // Beside other commands: catching up takes long.
+                    drop(Types::spawn(async move {
+                        let _ = answer.send(change_members(&raft, change).await);
+                    }));
                 }
                 Command::Stop(answer) => {
                     let _ = running.hand_over(&self.env).await;
@@ -612,9 +655,9 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, paused, reads, handle }) => {
+            Ok(Started { raft, waiters, paused, handle }) => {
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
-                Ok((Running { recovered, raft, waiters, paused, reads, heard_limit, end }, handle))
+                Ok((Running { recovered, raft, waiters, paused, heard_limit, end }, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -731,8 +774,9 @@ impl<T: Tables> Member<T> {
             counters,
             links,
             elections,
+            reads,
         };
-        Ok(Started { raft, waiters, paused, reads, handle })
+        Ok(Started { raft, waiters, paused, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -884,10 +928,7 @@ async fn follow_role<T: Tables>(
 }
 
 /// One round to a majority answers everybody who asked before it began.
-async fn answer_reads<T: Tables>(
-    raft: RaftOf<T>,
-    mut asked: mpsc::UnboundedReceiver<oneshot::Sender<Result<(), ReadError>>>,
-) {
+async fn answer_reads<T: Tables>(raft: RaftOf<T>, mut asked: mpsc::UnboundedReceiver<Read>) {
     while let Some(first) = asked.recv().await {
         let mut askers = vec![first];
         while let Ok(asker) = asked.try_recv() {
@@ -905,6 +946,32 @@ async fn answer_reads<T: Tables>(
         for asker in askers {
             let _ = asker.send(result.clone());
         }
+    }
+}
+
+async fn change_members<T: Tables>(raft: &RaftOf<T>, change: MemberChange) -> Result<(), MembersError> {
+    let changed = match change {
+        MemberChange::Add(Peer { id, peer_address, client_address }) => {
+            raft.add_learner(id, Node { peer_address, client_address }, true).await.map_err(members_error)?;
+            raft.change_membership(ChangeMembers::AddVoterIds([id].into()), false).await
+        }
+        MemberChange::Remove(id) => {
+            raft.change_membership(ChangeMembers::RemoveVoters([id].into()), false).await.map_err(members_error)?;
+            // A voter is gone with that; a learner is removed by this.
+            raft.change_membership(ChangeMembers::RemoveNodes([id].into()), false).await
+        }
+    };
+    changed.map(|_| ()).map_err(members_error)
+}
+
+fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            let leader = forward.leader_id.zip(forward.leader_node.as_ref());
+            MembersError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => MembersError::Unknown,
+        RaftError::APIError(error) => MembersError::Refused(error.to_string()),
     }
 }
 
@@ -947,16 +1014,18 @@ impl<T: Tables> Running<T> {
         handed_over
     }
 
+    /// Everything ends, whatever fails on the way; the clean-stop mark is written only if nothing did.
     async fn stop(self) -> io::Result<()> {
         let shutdown = self.raft.shutdown().await.map_err(io::Error::other);
         self.end.end().await;
         self.waiters.end();
         let fold = self.recovered.fold.lock().await.take();
-        if let Some(fold) = fold {
-            fold.close().await?;
-        }
+        let fold_closed = match fold {
+            Some(fold) => fold.close().await,
+            None => Ok(()),
+        };
         self.recovered.log.close().await?;
-        shutdown?;
+        shutdown.and(fold_closed)?;
         self.recovered.directory.stopped_cleanly().await
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use env::fault;
 use futures::future::{join_all, select_all};
 use raft_store::founding::FoundingError;
-use raft_store::group::{Group, OpenError, Role};
+use raft_store::group::{Group, MemberChange, OpenError, Peer, Role};
 use tokio::sync::{Mutex, Notify};
 use world::{Counter, Place, free_address, record, until_ready, within};
 
@@ -40,13 +40,7 @@ fn three_places(seed: u64) -> Vec<Place> {
 /// All have the same three members, one leads, and a proposal is applied by everybody.
 async fn is_one_group(places: &[Place], groups: &[Group<Counter>]) {
     let env = &places[0].env;
-    let ready = groups.iter().map(|group| {
-        Box::pin(async move {
-            until_ready(group).await;
-            group
-        })
-    });
-    let (leader, _, _) = within(env, 20, "a leader", select_all(ready)).await;
+    let leader = within(env, 20, "a leader", leader_of(&groups.iter().collect::<Vec<_>>())).await;
     leader.propose(vec![record("founded")]).await.unwrap();
     let last = leader.status().last.unwrap();
     for group in groups {
@@ -101,6 +95,16 @@ async fn founding_resumes_wherever_founders_are_killed() {
     }
 }
 
+async fn leader_of(groups: &[&Group<Counter>]) -> Group<Counter> {
+    let ready = groups.iter().map(|group| {
+        Box::pin(async move {
+            until_ready(group).await;
+            (*group).clone()
+        })
+    });
+    select_all(ready).await.0
+}
+
 /// Opens as soon as the predecessor's listener is closed.
 async fn reopened(place: &Place) -> Result<Group<Counter>, OpenError> {
     loop {
@@ -133,6 +137,21 @@ async fn a_wiped_directory_does_not_come_back_as_the_old_member() {
     let joined = within(&joins.env, 20, "joining", reopened(&joins)).await.unwrap();
     assert!(matches!(&*joined.role().borrow(), Role::Follower { leader: None, .. }));
     assert_ne!(joined.node(), was);
-    joined.kill().await;
-    join_all([&groups[0], &groups[2]].map(Group::kill)).await;
+
+    // The operator replaces the lost member: the log comes by replication.
+    let env = &places[0].env;
+    let groups = [groups[0].clone(), joined, groups[2].clone()];
+    let leader = within(env, 20, "a leader", leader_of(&[&groups[0], &groups[2]])).await;
+    within(env, 20, "removed", leader.change_members(MemberChange::Remove(was))).await.unwrap();
+    let peer_address = joins.options.peer_address.clone();
+    let added = Peer { id: groups[1].node(), peer_address, client_address: String::new() };
+    within(env, 20, "added", leader.change_members(MemberChange::Add(added))).await.unwrap();
+    is_one_group(&places, &groups).await;
+
+    // From now on it needs no `join`: it has a log.
+    groups[1].kill().await;
+    let again = within(env, 20, "opening", reopened(&places[1])).await.unwrap();
+    let groups = [groups[0].clone(), again, groups[2].clone()];
+    is_one_group(&places, &groups).await;
+    join_all(groups.iter().map(Group::kill)).await;
 }

@@ -15,6 +15,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::Path;
+
+use bytes::Bytes;
+use env::Env;
+use env::disk::Open;
 
 use super::frame::{Boundary, Cursor, HEADER_BYTES, Header, Kind};
 use super::segment::Layout;
@@ -196,6 +201,20 @@ impl SideFile {
                 && point.id <= side_file.covered.id
         });
         (ascending && within).then_some(side_file)
+    }
+}
+
+/// Writes a side file. Not synced, and a failure is only worth a line: a start without it takes longer.
+pub async fn write_side_file(env: &Env, commitlog: &Path, side_file: &SideFile) {
+    let path = commitlog.join(side_file_name(side_file.segment));
+    let bytes = Bytes::from(side_file.encode());
+    let write = async {
+        let file = env.disk.open(&path, Open::OrCreate).await?;
+        file.set_len(bytes.len() as u64).await?;
+        file.write_at(0, std::slice::from_ref(&bytes)).await
+    };
+    if let Err(error) = write.await {
+        tracing::warn!(%error, ?path, "cannot write the index of a segment");
     }
 }
 

@@ -19,7 +19,7 @@ use env::{Env, File};
 
 use super::frame::{BadFrame, Boundary, Cursor, HEADER_BYTES, Header, Kind, frame_bytes};
 use super::hard_state::{HardState, HardStateFiles, TruncationPoint};
-use super::points::{Points, SideFile, parse_side_file_name, side_file_name};
+use super::points::{Points, SideFile, parse_side_file_name, side_file_name, write_side_file};
 use super::segment::{Layout, MARK_BYTES, Mark, SLOT_BYTES, Segment, parse_file_name, zeros};
 use super::writer::GROUP_BYTES;
 use super::{LogOptions, OpenError};
@@ -218,6 +218,8 @@ struct Found {
     end: Cursor,
     /// Side files that hold for the recovered log.
     side_files: Vec<PhysicalOffset>,
+    /// Those of full segments that had none, or a bad one.
+    rebuilt: Vec<SideFile>,
 }
 
 struct Recovery<'a> {
@@ -260,15 +262,22 @@ impl Recovery<'_> {
         let known = decide_known(hard, &marks, self.layout)?;
         let mut walk = Walk { layout: self.layout, at: begin, last: begin_id };
         let mut points = Points::new(self.layout);
-        let mut side_files = Vec::new();
+        let (mut side_files, mut rebuilt) = (Vec::new(), Vec::new());
         for (piece, _) in self.layout.pieces(begin.physical_offset, known.end.physical_offset) {
             let Some(segment) = segments.get(&self.layout.segment_of(piece)) else {
                 return Err(corrupt(walk.at, "the segment file is missing".to_owned()));
             };
-            // One that speaks of more than is known may be of before an interrupted truncation.
             let covered = self.walk_known(segment, known, &mut walk, &mut points).await?;
-            if covered.is_some_and(|covered| covered <= known.end.physical_offset) {
-                side_files.push(segment.first);
+            let is_full = walk.at.physical_offset == self.layout.segment_end(segment.first);
+            match (covered, walk.last) {
+                // One that speaks of more than is known may be of before an interrupted truncation.
+                (Some(covered), _) if covered <= known.end.physical_offset => side_files.push(segment.first),
+                (None, Some(last)) if is_full => {
+                    let points = points.within(segment.first..walk.at.physical_offset);
+                    let covered = Boundary { id: last, end: walk.at };
+                    rebuilt.push(SideFile { segment: segment.first, covered, points });
+                }
+                _ => {}
             }
         }
         if walk.at != known.end || walk.last != known.last {
@@ -281,7 +290,7 @@ impl Recovery<'_> {
         if let Some(floor) = floor {
             check_floor(floor, begin_id, last, &points).map_err(|reason| corrupt(end, reason))?;
         }
-        Ok(Found { segments, slots, points, known, last, end, side_files })
+        Ok(Found { segments, slots, points, known, last, end, side_files, rebuilt })
     }
 
     /// The marks of the newest segments, down to the first one that has a valid mark of this generation, and the slots
@@ -429,7 +438,7 @@ impl Recovery<'_> {
     /// Makes the disk agree with what was found: leftovers are zeroed, files that hold nothing of the log removed, and
     /// what was kept is durable. Doing it twice, or half and then again, changes nothing more.
     async fn settle(&mut self, hard: HardStateFiles, found: Found, names: &[String]) -> Result<Recovered, OpenError> {
-        let Found { mut segments, slots, points, known, last, end, side_files } = found;
+        let Found { mut segments, slots, points, known, last, end, side_files, rebuilt } = found;
         let tail_segment = self.layout.segment_of(end.physical_offset);
         segments.retain(|first, _| *first <= tail_segment);
         if let Some(segment) = segments.get(&tail_segment) {
@@ -448,6 +457,9 @@ impl Recovery<'_> {
             None => parse_side_file_name(name).is_some_and(|first| !side_files.contains(&first)),
         })
         .await?;
+        for side_file in &rebuilt {
+            write_side_file(self.env, &self.commitlog, side_file).await;
+        }
         Ok(Recovered { hard, segments, slots, points, last, end, marked: known.end.physical_offset })
     }
 

@@ -16,11 +16,10 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use env::Env;
-use env::disk::Open;
 
 use super::frame::{Boundary, Cursor, Frame, HEADER_BYTES, Header, frame_bytes};
 use super::hard_state::{HardStateFiles, TruncationPoint};
-use super::points::{Points, SideFile, side_file_name};
+use super::points::{Points, SideFile, side_file_name, write_side_file};
 use super::recovery::begin_anew;
 use super::segment::{self, Mark, SLOT_BYTES, Segment, zeros};
 use super::state::{Command, Reply, Shared};
@@ -514,19 +513,9 @@ impl Writer {
         self.side_filed = end.physical_offset;
     }
 
-    /// Not synced, and a failure is only worth a line: a start without it takes longer.
     async fn write_side_file(&self, segment: PhysicalOffset, covered: Boundary) {
         let points = self.shared.state.lock().points.within(segment..covered.end.physical_offset);
-        let bytes = Bytes::from(SideFile { segment, covered, points }.encode());
-        let path = self.commitlog.join(side_file_name(segment));
-        let write = async {
-            let file = self.env.disk.open(&path, Open::OrCreate).await?;
-            file.set_len(bytes.len() as u64).await?;
-            file.write_at(0, &[bytes]).await
-        };
-        if let Err(error) = write.await {
-            tracing::warn!(%error, ?path, "cannot write the index of a segment");
-        }
+        write_side_file(&self.env, &self.commitlog, &SideFile { segment, covered, points }).await;
     }
 }
 

@@ -119,18 +119,17 @@ impl Replica {
 
     /// Appends entries behind those there are; they are read back as a real apply would.
     pub async fn append(&mut self, entries: &[Entry]) {
-        let mut next = self.log.last().map_or(0, |last| last.index + 1);
-        for entry in entries {
+        let next = self.log.last().map_or(0, |last| last.index + 1);
+        for (index, entry) in (next..).zip(entries) {
             let body = entry.body();
             let append = AppendEntry {
-                id: LogId { term: 1, index: next },
+                id: LogId { term: 1, index },
                 kind: entry.kind(),
                 body_crc: crc32c::crc32c(&body),
                 body,
                 carried_chain: None,
             };
             self.log.append(vec![append], Box::new(|_| {})).unwrap();
-            next += 1;
         }
     }
 

@@ -7,17 +7,18 @@ use env::disk::simulated::Latency;
 use env::{Env, Rng};
 use futures::future::join_all;
 use openraft::entry::RaftPayload;
-use raft_store::group::Role;
-use raft_store::log::Cursor;
-use raft_store::position::PhysicalOffset;
+use raft_store::group::{Group, Role};
+use raft_store::log::segment::Layout;
+use raft_store::log::{Cursor, Kind, frame};
+use raft_store::position::{LogId, PhysicalOffset};
 use raft_store::proposer::ProposeError;
 use raft_store::raft::peer::connection;
 use raft_store::raft::peer::wire::{Append, Channel, FRAME_VERSION, Hello, Message};
-use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, leader_of};
+use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, leader_of, to_raft};
 
 use crate::link::Links;
 use crate::three::Three;
-use crate::world::{Ledger, Place, free_address, record, within};
+use crate::world::{Counter, Ledger, Place, free_address, record, within};
 
 /// Three members behind links.
 async fn linked(seed: u64) -> (Three, Links) {
@@ -160,6 +161,23 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     three.stop().await;
 }
 
+/// What `leader` would say to `victim` on an append connection.
+fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
+    Hello {
+        protocol: (1, 1),
+        cluster: "cluster".into(),
+        group: "group".into(),
+        node: three.group(leader).node(),
+        expects: victim.node(),
+        segment_bytes: three.places[leader].options.segment_bytes,
+        frame_version: FRAME_VERSION,
+        features: 0,
+        cluster_version: 1,
+        wall_ms: 0,
+        channel: Channel::Append,
+    }
+}
+
 /// A peer whose frames do not fit is refused, and Raft does not hear of it, whatever vote it claims.
 #[tokio::test]
 async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
@@ -168,19 +186,7 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     three.converge().await;
     let victim = three.group((leader + 1) % 3);
     let (before, options) = (victim.status(), &three.places[(leader + 1) % 3].options);
-    let hello = Hello {
-        protocol: (1, 1),
-        cluster: "cluster".into(),
-        group: "group".into(),
-        node: three.group(leader).node(),
-        expects: victim.node(),
-        segment_bytes: options.segment_bytes,
-        frame_version: FRAME_VERSION,
-        features: 0,
-        cluster_version: 1,
-        wall_ms: 0,
-        channel: Channel::Append,
-    };
+    let hello = hello(&three, leader, victim);
     let env = &three.places[0].env;
     let limit = Duration::from_secs(2);
     let connect = || connection::connect(env, &options.peer_address, &hello, limit);
@@ -198,7 +204,7 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     let start = Cursor { physical_offset: PhysicalOffset(1 << 16), chain: 5 };
     let right = crc32c::crc32c(&bytes);
     for wrong in [entry(right, 7), entry(right ^ 1, 7)] {
-        let previous = Some(raft_store::raft::types::to_raft(raft_store::position::LogId { term: 98, index: 999 }));
+        let previous = Some(to_raft(LogId { term: 98, index: 999 }));
         let append = Append { vote, previous, committed: None, start, entries: vec![wrong] };
         let (mut reader, mut writer, _) = connect().await.unwrap();
         writer.write(&Message::Append(append)).await.unwrap();
@@ -214,6 +220,42 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     let wrong_cluster = Hello { cluster: "another".into(), ..hello.clone() };
     let refused = connection::connect(env, &options.peer_address, &wrong_cluster, limit).await.map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("another"));
+    three.stop().await;
+}
+
+/// A leader whose log is not this one's, although its frames are sound: this replica stops, and says why.
+#[tokio::test]
+async fn a_log_that_has_diverged_stops_the_replica() {
+    let three = Three::open(Three::simulated_places(91)).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let victim = three.group((leader + 1) % 3);
+    let (tip, options) = (victim.log().tip(), &three.places[(leader + 1) % 3].options);
+    let hello = hello(&three, leader, victim);
+    let env = &three.places[0].env;
+    let (mut reader, mut writer, _) =
+        connection::connect(env, &options.peer_address, &hello, Duration::from_secs(2)).await.unwrap();
+
+    // The same place, and another history.
+    let start = Cursor { chain: tip.end.chain ^ 1, ..tip.end };
+    let last = tip.last.unwrap();
+    let id = LogId { term: 99, index: last.index + 1 };
+    let layout = Layout { segment_bytes: options.segment_bytes };
+    let header = frame::compose(start, layout, Kind::Blank, id, 0, 0).header;
+    let placed = Some(Placed { physical_offset: header.physical_offset, chain: header.chain });
+    let entry = Entry { leader: leader_of(id.term), index: id.index, payload: Payload::Blank, placed };
+    let vote = Vote { leader_id: LeaderId { term: 99, voted_for: hello.node }, committed: true };
+    let append = Append { vote, previous: Some(to_raft(last)), committed: None, start, entries: vec![entry] };
+    writer.write(&Message::Append(append)).await.unwrap();
+    let answer = reader.next().await;
+    assert!(!matches!(answer, Ok(Some(Message::Appended(_)))), "{answer:?}");
+
+    let mut role = victim.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+    let stopped = within(env, 5, "it stops", stopped).await.unwrap().clone();
+    let Role::Stopped { reason: Some(reason) } = stopped else { panic!("{stopped:?}") };
+    assert!(reason.contains("diverged"), "{reason}");
+    assert_eq!(victim.log().tip(), tip, "its log is as it was");
     three.stop().await;
 }
 

@@ -5,6 +5,7 @@ mod alone;
 mod faults;
 mod link;
 mod power;
+mod snapshot;
 mod suite;
 mod three;
 mod world;

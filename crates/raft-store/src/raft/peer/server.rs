@@ -189,9 +189,9 @@ impl<T: Tables> Server<T> {
             let (taken, take) = watch::channel(0);
             let reading = self.read_session(&mut reader, requests, taken);
             let answering = self.answer_session(&mut writer, answers, take);
-            let (read, answered) = futures::future::join(reading, answering).await;
-            answered?;
-            match read? {
+            // An error on either side ends both: when Raft has stopped, the peer must not wait for it.
+            let (end, ()) = futures::future::try_join(reading, answering).await?;
+            match end {
                 SessionEnd::Stream => {}
                 SessionEnd::Connection => return Ok(()),
                 SessionEnd::Inconsistent(inconsistent) => {
