@@ -124,6 +124,13 @@ impl Broker {
         self.http.lock().as_ref().map(Http::local_addr)
     }
 
+    /// Resolves, with the reason, when a replica has stopped by itself because going on could lose or reorder a message.
+    /// Only a new start helps it: who runs the broker should end the process, and have it started again.
+    pub async fn failed(&self) -> String {
+        let failures = self.groups.iter().map(|group| Box::pin(group.failed()));
+        futures::future::select_all(failures).await.0
+    }
+
     /// Stops gracefully: clients of the groups it led see no error. A second call does nothing.
     pub async fn stop(&self) -> io::Result<()> {
         let serving = std::mem::take(&mut *self.serving.lock());
@@ -164,13 +171,9 @@ fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
 impl Serving {
     async fn start(group: Arc<BrokerGroup>) -> Result<Serving, StartError> {
         let config = &group.config;
-        let mut addresses = vec![config.listen];
-        if config.vip && config.listen.port() > 2 {
-            addresses.push(SocketAddr::new(config.listen.ip(), config.listen.port() - 2));
-        }
         let limits = remoting::Limits { connections: config.limits.connections, ..remoting::Limits::default() };
         let mut servers = Vec::new();
-        for address in addresses {
+        for address in [Some(config.listen), config.vip_listen()].into_iter().flatten() {
             let server = Server::start(&group.env, address, limits.clone(), group.clone()).await;
             servers.push(server.map_err(|source| StartError::Listen { address, source })?);
         }
@@ -324,6 +327,18 @@ impl BrokerGroup {
         }
     }
 
+    /// Resolves when this replica has stopped by itself.
+    async fn failed(&self) -> String {
+        let mut role = self.role.clone();
+        let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) })).await;
+        let reason = match stopped.as_deref() {
+            Ok(Role::Stopped { reason: Some(reason) }) => reason.clone(),
+            // It was asked to.
+            _ => return std::future::pending().await,
+        };
+        format!("broker group {}: {reason}", self.broker_name())
+    }
+
     /// Group time as the next entry would be stamped, or a little less.
     pub(crate) fn now(&self) -> Timestamp {
         self.reader.now().max(Timestamp(self.env.clock.wall_ms()))
@@ -332,6 +347,16 @@ impl BrokerGroup {
     /// Whether this replica leads and serves.
     pub fn leads(&self) -> bool {
         matches!(&*self.role.borrow(), Role::Leader { ready: true, .. })
+    }
+
+    /// Resolves when everything acknowledged before this call, anywhere, is applied here. A read has no effect, so it can
+    /// always be asked for again; a leader that hears of no majority gives up before its client does.
+    pub(crate) async fn linearizable(&self) -> Result<(), RequestError> {
+        let limit = self.config.limits.leader_wait;
+        match self.env.clock.timeout(limit, self.raft.linearizable()).await {
+            Some(confirmed) => Ok(confirmed?),
+            None => Err(RequestError::NotLeader { leader: None }),
+        }
     }
 
     /// The id of a topic that is not deleted.

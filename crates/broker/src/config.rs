@@ -209,11 +209,10 @@ impl BrokerConfig {
                 if other.data_dir == group.data_dir {
                     return Err(clash("data_dir", &group.data_dir));
                 }
-                if other.listen == group.listen || other.peer_listen == group.listen {
-                    return Err(clash("listen", &group.listen));
-                }
-                if other.peer_listen == group.peer_listen || other.listen == group.peer_listen {
-                    return Err(clash("peer_listen", &group.peer_listen));
+                for (key, address) in group.listeners() {
+                    if other.listeners().iter().any(|(_, taken)| *taken == address) {
+                        return Err(clash(key, &address));
+                    }
                 }
             }
         }
@@ -222,6 +221,18 @@ impl BrokerConfig {
 }
 
 impl GroupConfig {
+    /// Every address that is listened on, with the key that says so.
+    fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
+        let vip = self.vip_listen().map(|address| ("vip", address));
+        [("listen", self.listen), ("peer_listen", self.peer_listen)].into_iter().chain(vip).collect()
+    }
+
+    /// The fast lane of old clients: two ports below, if it is wanted and there is such a port.
+    pub fn vip_listen(&self) -> Option<SocketAddr> {
+        let port = self.listen.port().checked_sub(2).filter(|port| self.vip && *port > 0)?;
+        Some(SocketAddr::new(self.listen.ip(), port))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         protocol::names::validate_topic(&self.broker_name)
             .map_err(|error| ConfigError::new("broker_name", error.to_string()))?;
@@ -299,9 +310,24 @@ mod tests {
         }
     }
 
+    /// A second group; peers connect two ports above.
+    fn other(port: u16) -> GroupConfig {
+        let [listen, peer_listen] = [port, port + 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        GroupConfig {
+            broker_name: "broker-b".to_owned(),
+            data_dir: "data/broker-b".into(),
+            listen,
+            peer_listen,
+            peer_address: peer_listen.to_string(),
+            founders: vec![peer_listen.to_string()],
+            ..group()
+        }
+    }
+
     #[test]
     fn what_cannot_work_is_refused_with_the_key_to_change() {
         assert_eq!(broker(vec![group()]).check(), Ok(()));
+        assert_eq!(broker(vec![group(), other(10921)]).check(), Ok(()));
         let any = SocketAddr::from(([0, 0, 0, 0], 10911));
         let cases: Vec<(&str, BrokerConfig)> = vec![
             ("group", broker(vec![])),
@@ -312,6 +338,9 @@ mod tests {
             ("segment_mib", broker(vec![GroupConfig { segment_bytes: 1, ..group() }])),
             ("broker_name", broker(vec![GroupConfig { broker_name: "a/b".to_owned(), ..group() }])),
             ("broker_name", broker(vec![group(), group()])),
+            ("listen", broker(vec![group(), other(10911)])),
+            ("peer_listen", broker(vec![group(), other(10910)])),
+            ("vip", broker(vec![group(), other(10914)])),
         ];
         for (key, config) in cases {
             assert_eq!(config.check().expect_err("it cannot work").key, key);

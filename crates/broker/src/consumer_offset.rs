@@ -5,7 +5,7 @@
 //! - A query sees every update acknowledged before it, at any leader, and every one-way update that arrived here before
 //!   it: it makes those be applied first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ pub async fn query(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         .map_err(|_| RequestError::InvalidParameter(format!("queueId {} is below 0", request.queue_id)))?;
     let key = OffsetKey { group: request.consumer_group, topic: request.topic, queue };
     broker.pending_offsets.settle(&key).await;
-    broker.raft.linearizable().await?;
+    broker.linearizable().await?;
     let known = broker.reader.tables().offsets().get(&key.group, &key.topic, key.queue);
     let offset = match known {
         Some(offset) => offset,
@@ -142,7 +142,7 @@ impl ShownQueue {
 impl BrokerGroup {
     /// The queue, with everything in it that was acknowledged before this call. `None` if there is no such queue.
     async fn shown_queue(&self, request: QueueRequest) -> Result<Option<ShownQueue>, RequestError> {
-        self.raft.linearizable().await?;
+        self.linearizable().await?;
         Ok(self.queue_named(&request.topic, request.queue_id))
     }
 
@@ -209,10 +209,11 @@ impl OffsetUpdate {
 
 /// One-way updates that wait for a command to share, and those whose command is not applied yet.
 ///
-/// Batches are numbered from 1; what waits belongs to batch `taken + 1`. `ended <= taken <= ended + 1`.
+/// Batches are numbered from 1; what waits belongs to batch `taken + 1`. `ended <= taken <= ended + 1`: one at a time.
 #[derive(Debug)]
 pub struct PendingOffsets {
     waiting: Mutex<Waiting>,
+    flushing: tokio::sync::Mutex<()>,
     /// Something waits.
     added: Notify,
     /// Somebody cannot wait.
@@ -226,7 +227,7 @@ struct Waiting {
     updates: BTreeMap<OffsetKey, Vec<OffsetUpdate>>,
     count: usize,
     /// Queues whose updates are proposed.
-    proposed: BTreeMap<OffsetKey, ()>,
+    proposed: BTreeSet<OffsetKey>,
     taken: u64,
 }
 
@@ -234,6 +235,7 @@ impl Default for PendingOffsets {
     fn default() -> PendingOffsets {
         PendingOffsets {
             waiting: Mutex::default(),
+            flushing: tokio::sync::Mutex::default(),
             added: Notify::new(),
             hurry: Notify::new(),
             ended: watch::Sender::new(0),
@@ -257,7 +259,7 @@ impl Waiting {
         let updates = std::mem::take(&mut self.updates);
         self.count = 0;
         self.taken += 1;
-        self.proposed = updates.keys().map(|key| (key.clone(), ())).collect();
+        self.proposed = updates.keys().cloned().collect();
         updates.into_values().flatten().collect()
     }
 
@@ -265,7 +267,7 @@ impl Waiting {
     fn batch_of(&self, key: &OffsetKey) -> Option<u64> {
         if self.updates.contains_key(key) {
             Some(self.taken + 1)
-        } else if self.proposed.contains_key(key) {
+        } else if self.proposed.contains(key) {
             Some(self.taken)
         } else {
             None
@@ -295,6 +297,7 @@ impl PendingOffsets {
 
     /// Proposes what waits now and waits for its end.
     pub async fn flush(&self, broker: &BrokerGroup) {
+        let _one_at_a_time = self.flushing.lock().await;
         let (batch, updates) = {
             let mut waiting = self.waiting.lock();
             if waiting.updates.is_empty() {
@@ -304,7 +307,6 @@ impl PendingOffsets {
             (waiting.taken, updates)
         };
         let count = updates.len();
-        // One command at a time is whole: a command is bounded by what one flush takes.
         for piece in updates.chunks(UPDATES_MAX) {
             // Nobody waits for a one-way update, and its client repeats it in a few seconds.
             if let Err(error) = broker.command(&Command::UpdateOffsets(piece.to_vec())).await {
@@ -312,9 +314,9 @@ impl PendingOffsets {
                 break;
             }
         }
-        let mut waiting = self.waiting.lock();
-        waiting.proposed.clear();
-        self.ended.send_replace(batch);
+        self.waiting.lock().proposed.clear();
+        let before = self.ended.send_replace(batch);
+        assert_eq!(before + 1, batch, "batches end in their order");
     }
 }
 

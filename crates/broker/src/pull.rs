@@ -65,7 +65,7 @@ pub async fn pull(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let offset = request.queue_offset;
     let verdict = match judge(offset, &wanted.bounds(&queue), false) {
         // Only a leader may say so, and only while it is one.
-        Verdict::Unclear if broker.leads() && broker.raft.linearizable().await.is_ok() => {
+        Verdict::Unclear if broker.leads() && broker.linearizable().await.is_ok() => {
             judge(offset, &wanted.bounds(&queue), true)
         }
         verdict => verdict,

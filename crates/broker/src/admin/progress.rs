@@ -55,9 +55,8 @@ pub async fn consume_stats(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let request: GetConsumeStatsRequest = call.request.header()?;
     let group = &request.consumer_group;
     let named = named_topics(request.topic.as_deref(), request.topic_list.as_deref());
-    let progress = broker.progress_of(group, |topic| named.is_empty() || named.contains(topic), &named);
     let mut stats = ConsumeStats::default();
-    for topic in &progress {
+    for topic in &broker.progress_of(group, &named) {
         let of_topic = broker.consume_stats_of(group, topic).await?;
         stats.consume_tps += of_topic.consume_tps;
         stats.offset_table.extend(of_topic.offset_table);
@@ -73,7 +72,7 @@ pub async fn broker_consume_stats(broker: &Arc<BrokerGroup>, call: &Call) -> Ans
         ConsumeStatsList { broker_addr: broker.advertised_address().to_string(), ..ConsumeStatsList::default() };
     for group in groups {
         let mut of_group = Vec::new();
-        for topic in broker.progress_of(&group, |_| true, &BTreeSet::new()) {
+        for topic in broker.progress_of(&group, &BTreeSet::new()) {
             if request.is_order && !topic.topic.config.order {
                 continue;
             }
@@ -234,22 +233,24 @@ impl BrokerGroup {
         Ok(count)
     }
 
-    /// The topics that count for a group: those with offsets that `wanted` admits, and those `named` by the caller. While
-    /// the group is online only what it subscribes to counts: offsets of a topic that it has left say nothing any more.
-    fn progress_of(&self, group: &str, wanted: impl Fn(&str) -> bool, named: &BTreeSet<&str>) -> Vec<Progress> {
-        let mut offsets: BTreeMap<String, BTreeMap<u32, u64>> =
-            named.iter().map(|topic| ((*topic).to_owned(), BTreeMap::new())).collect();
+    /// The topics that count for a group: the `named` ones, or else all in which it has offsets. While it is online only
+    /// what it subscribes to counts: its offsets in a topic that it has left say nothing any more.
+    fn progress_of(&self, group: &str, named: &BTreeSet<&str>) -> Vec<Progress> {
+        // Never both locks at once: others may take them in the other order.
+        let subscribed = self.clients.lock().consumer_group(group).map(subscribed_topics).filter(|all| !all.is_empty());
         let tables = self.reader.tables();
-        for (key, offset) in tables.offsets().of_group(group).filter(|(key, _)| wanted(&key.topic)) {
-            offsets.entry(key.topic.clone()).or_default().insert(key.queue, offset);
+        let mut offsets: BTreeMap<&str, BTreeMap<u32, u64>> =
+            named.iter().map(|topic| (*topic, BTreeMap::new())).collect();
+        for (key, offset) in tables.offsets().of_group(group) {
+            if named.is_empty() || named.contains(key.topic.as_str()) {
+                offsets.entry(&key.topic).or_default().insert(key.queue, offset);
+            }
         }
-        let clients = self.clients.lock();
-        let online = clients.consumer_group(group);
-        let counts = |topic: &str| counts(online, topic);
-        let known = offsets.into_iter().filter(|(topic, _)| counts(topic));
-        known
-            .filter_map(|(topic, offsets)| Some(Progress { topic: tables.topics().get(&topic)?.clone(), offsets }))
-            .collect()
+        let counts = |topic: &str| subscribed.as_ref().is_none_or(|subscribed| subscribed.contains(topic));
+        let counted = offsets.into_iter().filter(|(topic, _)| counts(topic));
+        let progress = counted
+            .filter_map(|(topic, offsets)| Some(Progress { topic: tables.topics().get(topic)?.clone(), offsets }));
+        progress.collect()
     }
 
     async fn consume_stats_of(&self, group: &str, progress: &Progress) -> Result<ConsumeStats, RequestError> {
@@ -283,9 +284,8 @@ fn named_topics<'a>(topic: Option<&'a str>, topic_list: Option<&'a str>) -> BTre
     topic.into_iter().chain(list).filter(|topic| !topic.is_empty()).collect()
 }
 
-/// Whether a topic counts for a group, given its members if it is online. Nobody has said yet what it wants: all do.
-fn counts(online: Option<&ConsumerGroup>, topic: &str) -> bool {
-    online.is_none_or(|group| group.subscriptions.is_empty() || group.subscriptions.contains_key(topic))
+fn subscribed_topics(group: &ConsumerGroup) -> BTreeSet<String> {
+    group.subscriptions.keys().cloned().collect()
 }
 
 /// Messages not consumed, and messages pulled but not consumed.

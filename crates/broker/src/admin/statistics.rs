@@ -70,7 +70,7 @@ pub struct Totals {
 /// The totals at the last two midnights, in UTC; 0 for a midnight before the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Days {
-    day: Option<i64>,
+    pub(super) day: Option<i64>,
     /// At the beginning of yesterday.
     pub yesterday_morning: Totals,
     /// At the beginning of today.

@@ -19,8 +19,11 @@ use crate::tables::topics::TopicConfig;
 /// Queues that a topic may have: every one costs each replica memory, so that a slip of the finger must not make millions.
 pub const QUEUES_MAX: u32 = 16_384;
 
+/// An attribute and whether it may have a value.
+type Attribute = (&'static str, fn(&str) -> bool);
+
 /// Attributes that a topic may have, each with what it may say.
-const ATTRIBUTES: [(&str, fn(&str) -> bool); 4] = [
+const ATTRIBUTES: [Attribute; 4] = [
     ("cleanup.policy", |value| value == "DELETE"),
     ("message.type", |value| ["UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED"].contains(&value)),
     ("queue.type", |value| value == "SimpleCQ"),

@@ -1,5 +1,6 @@
 //! Brokers on real directories and loopback sockets, spoken to as clients speak.
 
+mod admin;
 mod single;
 mod three;
 mod world;

@@ -13,14 +13,14 @@ use raft_store::group::Role;
 
 use crate::world::*;
 
-struct Three {
-    brokers: Vec<Broker>,
+pub struct Three {
+    pub brokers: Vec<Broker>,
     configs: Vec<BrokerConfig>,
     _dirs: Vec<tempfile::TempDir>,
 }
 
 impl Three {
-    async fn start(name_servers: Vec<String>) -> Three {
+    pub async fn start(name_servers: Vec<String>) -> Three {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
         let mut groups: Vec<_> = dirs.iter().map(|dir| group_config(dir.path())).collect();
         let founders: Vec<String> = groups.iter().map(|group| group.peer_address.clone()).collect();
@@ -30,7 +30,7 @@ impl Three {
         Three { brokers, configs, _dirs: dirs }
     }
 
-    fn group(&self, at: usize) -> &Arc<BrokerGroup> {
+    pub fn group(&self, at: usize) -> &Arc<BrokerGroup> {
         &self.brokers[at].groups()[0]
     }
 
@@ -39,7 +39,7 @@ impl Three {
             .find(|at| matches!(self.group(*at).status().raft.role, Role::Leader { ready: true, .. }))
     }
 
-    async fn leader(&self) -> usize {
+    pub async fn leader(&self) -> usize {
         until("somebody leads", async || self.leader_now().is_some()).await;
         self.leader_now().expect("somebody leads")
     }
