@@ -88,5 +88,7 @@ pub use errors::{ConfigError, InvalidMessage, RequestError, RouteError, SendErro
 pub use message::{Message, ReceivedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
 pub use protocol::body::MessageQueue;
+pub use protocol::code::ResponseCode;
+pub use protocol::sys_flag::Compression;
 pub use pull_consumer::PullConsumer;
 pub use retry::AfterUnknown;

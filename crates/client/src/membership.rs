@@ -72,7 +72,11 @@ pub(crate) async fn keep_up(
         tokio::select! {
             biased;
             () = stop_wanted(&mut stopped) => return,
-            () = callbacks.connection_lost.notified() => heartbeat_at = heartbeat_at.min(clock.monotonic() + SETTLE),
+            () = callbacks.connection_lost.notified() => {
+                // Most likely a leader is gone, too.
+                refresh_at = refresh_at.min(clock.monotonic() + SETTLE);
+                heartbeat_at = heartbeat_at.min(clock.monotonic() + SETTLE);
+            }
             Ok(()) = routes_changed.changed() => heartbeat_at = heartbeat_at.min(clock.monotonic() + SETTLE),
             () = clock.sleep(until(refresh_at)) => {
                 let Some(client) = client.upgrade() else { return };

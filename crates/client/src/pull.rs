@@ -19,9 +19,11 @@ use crate::message::ReceivedMessage;
 use crate::network::Lane;
 use crate::routes::Broker;
 
-/// How much longer than asked for a broker may park a pull before its answer counts as lost: brokers look at their
-/// parked pulls every few seconds only.
-const PARKING_GRACE: Duration = Duration::from_secs(15);
+/// How long a pull of a queue without messages may be parked. RocketMQ's consumers say 15 s; a shorter time makes a
+/// consumer notice sooner that a leader is gone without having said so.
+pub(crate) const LONG_POLL: Duration = Duration::from_secs(5);
+/// How much longer an answer may take before it counts as lost: RocketMQ's brokers look at parked pulls every 5 s only.
+const PARKING_GRACE: Duration = Duration::from_secs(7);
 
 /// What a consumer wants of a topic.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use protocol::body::MessageQueue;
 use protocol::names;
 
@@ -18,10 +19,8 @@ use crate::builder::Client;
 use crate::consumer::StartFrom;
 use crate::errors::{InvalidMessage, RequestError, RouteError};
 use crate::message::ReceivedMessage;
-use crate::pull::{Pull, Pulled, Subscription};
+use crate::pull::{LONG_POLL, Pull, Pulled, Subscription};
 
-/// How long a pull of a queue without messages may be parked.
-const LONG_POLL: Duration = Duration::from_secs(15);
 const PULL_MESSAGES: i32 = 32;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -52,7 +51,7 @@ pub struct PullConsumer {
     /// What is wanted of a topic; everything if it is not here.
     subscriptions: BTreeMap<String, Arc<Subscription>>,
     positions: BTreeMap<Arc<MessageQueue>, Position>,
-    pulls: FuturesUnordered<BoxFuture<'static, Arrival>>,
+    pulls: Pulls,
     /// Counts assignments and seeks, so that the answer to a pull made before one is known as such.
     epoch: u64,
 }
@@ -67,6 +66,17 @@ struct Position {
     is_pulling: bool,
     suggested_id: i64,
     failures: u32,
+}
+
+/// Pulls on their way. Behind a lock that is never contended, because futures are not `Sync`, and without it a shared
+/// consumer could not be used across an await.
+#[derive(Debug, Default)]
+struct Pulls(Mutex<FuturesUnordered<BoxFuture<'static, Arrival>>>);
+
+impl Pulls {
+    fn all(&mut self) -> &mut FuturesUnordered<BoxFuture<'static, Arrival>> {
+        self.0.get_mut()
+    }
 }
 
 /// The answer to a pull.
@@ -84,7 +94,7 @@ impl PullConsumer {
             group: group.into(),
             subscriptions: BTreeMap::new(),
             positions: BTreeMap::new(),
-            pulls: FuturesUnordered::new(),
+            pulls: Pulls::default(),
             epoch: 0,
         })
     }
@@ -160,7 +170,7 @@ impl PullConsumer {
             let remaining = deadline.saturating_sub(clock.monotonic());
             let arrival = tokio::select! {
                 biased;
-                Some(arrival) = self.pulls.next() => arrival,
+                Some(arrival) = self.pulls.all().next() => arrival,
                 () = clock.sleep(remaining) => {
                     let all_failed = self.positions.values().all(|position| position.failures > 0);
                     return match last_error {
@@ -213,7 +223,7 @@ impl PullConsumer {
             let (client, group, subscription) = (self.client.clone(), self.group.clone(), subscription.clone());
             let (queue, epoch) = (queue.clone(), position.epoch);
             let (offset, suggested_id, failures) = (position.next, position.suggested_id, position.failures);
-            self.pulls.push(Box::pin(async move {
+            self.pulls.all().push(Box::pin(async move {
                 if failures > 0 {
                     // A failure may mean that the leader is another by now.
                     let _ = client.0.routes.refresh(&queue.topic).await;

@@ -189,6 +189,24 @@ impl Routes {
         }
     }
 
+    /// Resolves when the queue's broker group has another leader than at the time of the call. Cancel-safe.
+    pub(crate) async fn leader_moved(&self, queue: &MessageQueue) {
+        let leader = || {
+            let route = self.topics.lock().get(&queue.topic)?.route.load_full()?;
+            route.broker(&queue.broker_name).map(|broker| broker.members[0].clone())
+        };
+        let mut changes = self.changes();
+        let before = leader();
+        loop {
+            // The sender is in `self`, so the channel cannot close under the wait.
+            let _ = changes.changed().await;
+            match (&before, leader()) {
+                (Some(before), Some(now)) if before.address() != now.address() => return,
+                _ => {}
+            }
+        }
+    }
+
     /// Asks again for every topic in use.
     pub(crate) async fn refresh_all(&self) {
         let topics: Vec<String> = self.topics.lock().keys().cloned().collect();

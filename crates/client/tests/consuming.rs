@@ -308,6 +308,38 @@ async fn consumers_outlive_a_change_of_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_pull_follows_the_leader_though_the_old_one_keeps_silent() {
+    let cluster = Cluster::new(&[("T", 1)]);
+    let name_server = cluster.start("ns").await;
+    // Alive, and of another cluster: nothing that is sent below ever reaches it.
+    let elsewhere = Cluster::new(&[("T", 1)]);
+    let deposed = elsewhere.start("a").await;
+    cluster.remove_master("ns");
+    cluster.set_master("a", &deposed.address.to_string());
+    let client = client_of(&name_server).build().unwrap();
+    let seen = Seen::default();
+    let noting = seen.clone();
+    let consumer = client
+        .push_consumer("g")
+        .subscribe("T", "*")
+        .start(move |message: Arc<ReceivedMessage>| {
+            noting.note(&message);
+            async { Ok(()) }
+        })
+        .await
+        .unwrap();
+    until("a parked pull", || elsewhere.calls(RequestCode::PULL_MESSAGE) > 0).await;
+    let _leader = cluster.start("a").await;
+    // A producer of the same client finds out first: the old leader refuses it.
+    (0..1000).for_each(|_| elsewhere.afflict("a", scripted::Misfortune::Refuse(ResponseCode::SERVICE_NOT_AVAILABLE)));
+    let begun = Env::real().clock;
+    client.producer("pg").start().unwrap().send(Message::new("T", "x")).await.unwrap();
+    until("the message", || seen.times("x") == 1).await;
+    assert!(begun.monotonic() < Duration::from_secs(3), "sooner than a parked pull gives up");
+    consumer.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcasting_keeps_offsets_in_a_file() {
     let cluster = Cluster::new(&[("T", 2)]);
     let broker = cluster.start("a").await;

@@ -11,15 +11,13 @@ use super::owned_queue::{Ending, OwnedQueue};
 use super::session::{Offsets, Order, Session, StartFrom};
 use super::{concurrent, orderly};
 use crate::errors::RequestError;
-use crate::pull::{Pull, Pulled};
+use crate::pull::{LONG_POLL, Pull, Pulled};
 
 /// Between attempts to find out where to begin, or to get the lock.
 const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses after a pull that failed.
 const FIRST_PULL_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PULL_PAUSE: Duration = Duration::from_secs(1);
-/// How long a pull of a queue without messages may be parked.
-const LONG_POLL: Duration = Duration::from_secs(15);
 
 pub(crate) async fn run(session: Arc<Session>, owned: Arc<OwnedQueue>) {
     if let Some(offset) = owned.until_ended(prepare(&session, &owned)).await {
@@ -109,7 +107,13 @@ async fn pull(session: &Session, owned: &Arc<OwnedQueue>) {
             failures,
         };
         owned.last_pull_ms.store(client.0.env.clock.wall_ms(), Ordering::Relaxed);
-        let Some(pulled) = owned.until_ended(pull.make(client)).await else { return };
+        let pulled = tokio::select! {
+            biased;
+            () = owned.ended() => return,
+            pulled = pull.make(client) => pulled,
+            // A pull parked at a leader that is cut off would wait for its time to run out.
+            () = client.0.routes.leader_moved(&owned.queue) => continue,
+        };
         match pulled {
             Ok(Pulled::Found { messages, next, suggested_id: suggested }) => {
                 (suggested_id, failures) = (suggested, 0);
