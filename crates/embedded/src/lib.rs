@@ -23,8 +23,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming};
 use broker::broker::Broker;
+use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming};
 use client::admin::Admin;
 use env::Env;
 use nameserver::{NameServer, NameServerConfig};
@@ -148,9 +148,11 @@ impl Builder {
             Some(path) => Dir::Given(path),
             None => Dir::Temporary(Some(tempfile::Builder::new().prefix("raftmq-").tempdir()?)),
         };
-        let name_server =
-            NameServer::start(env.clone(), NameServerConfig { listen: self.name_server, ..NameServerConfig::default() })
-                .await?;
+        let name_server = NameServer::start(
+            env.clone(),
+            NameServerConfig { listen: self.name_server, ..NameServerConfig::default() },
+        )
+        .await?;
         let mut ports = Vec::new();
         for k in 0..self.nodes {
             ports.push(match self.first_port {
@@ -274,10 +276,10 @@ impl Cluster {
 
     /// Stops a broker in good order: leadership is handed over first.
     pub async fn stop(&mut self, node: usize) {
-        if let Some(broker) = self.nodes[node].broker.take() {
-            if let Err(error) = broker.stop().await {
-                tracing::warn!(node, %error, "the broker did not stop in good order");
-            }
+        if let Some(broker) = self.nodes[node].broker.take()
+            && let Err(error) = broker.stop().await
+        {
+            tracing::warn!(node, %error, "the broker did not stop in good order");
         }
     }
 

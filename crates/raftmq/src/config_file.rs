@@ -578,6 +578,27 @@ founders = ["127.0.0.1:10912"]
         assert!(said.starts_with("broker.toml:2: `namesrv`: "), "{said}");
     }
 
+    /// What broker.toml shows as a default is one, and it shows every key.
+    #[test]
+    fn the_shipped_broker_file_tells_the_truth_about_defaults() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/broker.toml");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let shipped = runtime.block_on(read(&Env::real(), &root)).expect("it is there");
+        let keys: Vec<String> = keys_of::<BrokerFile>().into_iter().chain(keys_of::<GroupFile>()).collect();
+        let uncommented = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if key_of(rest).is_some_and(|key| keys.iter().any(|known| known == key)) => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let spelled_out: String = shipped.lines().map(|line| uncommented(line) + "\n").collect();
+        for key in keys.iter().filter(|key| *key != "group") {
+            assert!(spelled_out.lines().any(|line| key_of(line) == Some(key)), "{key} is not in broker.toml");
+        }
+        let (shipped, spelled_out) =
+            (broker_from(&shipped).expect("it loads"), broker_from(&spelled_out).expect("it loads"));
+        assert_eq!(format!("{:?}", shipped.broker), format!("{:?}", spelled_out.broker));
+        assert!(spelled_out.name_server.is_some());
+    }
+
     /// Every file that is shipped goes through the path of `--check`.
     #[test]
     fn the_shipped_files_load() {

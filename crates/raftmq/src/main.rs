@@ -1,12 +1,13 @@
 //! The binary: flags -> config -> build -> run.
 
 mod admin;
+mod bench;
 mod config_file;
 mod demo;
 mod dev;
 mod serve;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -38,6 +39,8 @@ enum Command {
     NameServer(serve::Flags),
     /// Run a broker process: one or more replicas, as its file says.
     Broker(serve::Flags),
+    /// Measure load and latency, beside what the disk alone can do.
+    Bench(bench::Flags),
     /// Look at a running cluster and change it: mqadmin's commands, names and flags.
     Admin(admin::Flags),
     /// Print a script that completes commands and flags in a shell.
@@ -49,7 +52,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    tracing_subscriber::fmt().with_env_filter(flags.log).with_writer(io::stderr).init();
+    let ansi = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(flags.log).with_writer(io::stderr).with_ansi(ansi).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}")),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         match flags.command {
             Command::Demo(flags) => demo::run(&env, &flags).await,
             Command::Dev(flags) => dev::run(&env, &flags).await,
+            Command::Bench(flags) => bench::run(&env, &flags).await,
             Command::NameServer(flags) => serve::name_server(&env, &flags).await,
             Command::Broker(flags) => serve::broker(&env, &flags).await,
             Command::Admin(flags) => admin::run(&env, flags, std::env::var("NAMESRV_ADDR").ok()).await,

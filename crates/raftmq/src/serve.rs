@@ -29,7 +29,9 @@ pub async fn name_server(env: &Env, flags: &Flags) -> Result<(), String> {
     let mut signals = Signals::new()?;
     let server = start_name_server(env, config).await?;
     println!("boot success nameserver={}", server.local_addr());
-    tracing::info!(signal = signals.wait().await, "stopping");
+    // Awaited outside the macro, which evaluates nothing that the log filter drops.
+    let signal = signals.wait().await;
+    tracing::info!(signal, "stopping");
     server.stop();
     Ok(())
 }
@@ -68,10 +70,8 @@ pub async fn broker(env: &Env, flags: &Flags) -> Result<(), String> {
         }
     };
     println!("boot success{addresses}");
-    tracing::info!(
-        signal = signals.wait().await,
-        "stopping: leadership is handed over first; a second signal stops at once"
-    );
+    let signal = signals.wait().await;
+    tracing::info!(signal, "stopping: leadership is handed over first; a second signal stops at once");
     tokio::select! {
         biased;
         stopped = broker.stop() => stopped.map_err(|error| format!("the log did not end cleanly: {error}"))?,

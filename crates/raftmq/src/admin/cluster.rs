@@ -204,7 +204,7 @@ impl Execute for BrokerStatus {
 #[derive(Args)]
 struct BrokerName {
     /// The broker group.
-    #[arg(short = 'b', long = "brokerName", value_name = "NAME")]
+    #[arg(id = "broker", short = 'b', long = "brokerName", value_name = "NAME")]
     name: String,
 }
 

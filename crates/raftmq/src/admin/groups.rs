@@ -9,7 +9,7 @@ use client::admin::protocol::body::{
     self, BrokerData, Connection, ConsumeStats, MessageQueue, OffsetWrapper, SubscriptionGroupConfig,
 };
 use client::admin::protocol::code::ResponseCode;
-use client::admin::protocol::names::{group_of_retry_topic, retry_topic, validate_group};
+use client::admin::protocol::names::{dlq_topic, group_of_retry_topic, retry_topic, validate_group};
 use serde_json::{Value, json};
 
 use super::report::{Column, Report, Table, date};
@@ -20,7 +20,7 @@ use super::{Desk, Execute, Target, failed};
 #[derive(Args)]
 pub(super) struct GroupName {
     /// The group.
-    #[arg(short = 'g', long = "groupName", alias = "consumerGroup", value_name = "GROUP")]
+    #[arg(id = "group", short = 'g', long = "groupName", alias = "consumerGroup", value_name = "GROUP")]
     name: String,
 }
 
@@ -98,12 +98,26 @@ pub struct DeleteSubGroup {
 
 impl Execute for DeleteSubGroup {
     async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let (group, admin) = (&self.group.name, &desk.admin);
         let (mut text, mut json) = (String::new(), Vec::new());
+        let derived = [retry_topic(group), dlq_topic(group)];
         for broker in self.target.brokers(desk).await? {
-            let gone = desk.admin.delete_group(&broker.address, &self.group.name, self.remove_offset).await;
+            let gone = admin.delete_group(&broker.address, group, self.remove_offset).await;
             gone.map_err(|error| failed(format!("{text}delete group at {}", broker.address), error))?;
-            text += &format!("delete subscription group [{}] from {} success.\n", self.group.name, broker.address);
-            json.push(json!({"brokerName": broker.name, "addr": broker.address, "groupName": self.group.name}));
+            text += &format!("delete subscription group [{group}] from {} success.\n", broker.address);
+            // As mqadmin does: a whole cluster's retries and dead letters go with the group, one broker's do not.
+            for topic in derived.iter().filter(|_| self.target.cluster.is_some()) {
+                let gone = admin.delete_topic(&broker.address, topic).await;
+                gone.map_err(|error| failed(format!("{text}delete {topic} at {}", broker.address), error))?;
+                text += &format!("delete topic [{topic}] from {} success.\n", broker.address);
+            }
+            json.push(json!({"brokerName": broker.name, "addr": broker.address, "groupName": group}));
+        }
+        if let Some(cluster) = &self.target.cluster {
+            for topic in &derived {
+                let gone = admin.delete_topic_route(topic, Some(cluster)).await;
+                gone.map_err(|error| failed(format!("{text}route of {topic}"), error))?;
+            }
         }
         Ok(Report::new(text, Value::Array(json)))
     }

@@ -199,6 +199,9 @@ impl Execute for QueryMsgByOffset {
         let pulled = pulled.map_err(|error| failed(format!("queue {queue_id} of {topic} at {address}"), error))?;
         match pulled.records.first() {
             Some(record) => report([&record[..]]),
+            None if pulled.bounds.min_offset == pulled.bounds.max_offset => {
+                Err(format!("no message at offset {offset}: queue {queue_id} is empty"))
+            }
             None => Err(format!(
                 "no message at offset {offset} of queue {queue_id}: the queue has {} to {}",
                 pulled.bounds.min_offset,
@@ -254,9 +257,15 @@ impl Execute for SendMessage {
         }
         places.retain(|(_, _, queue_id)| self.queue_id.is_none_or(|wanted| wanted == *queue_id));
         if places.is_empty() {
-            return Err(format!(
-                "{topic} has no such queue to write to; see `raftmq admin topicRoute -l -t {topic}` for those it has"
-            ));
+            let leaderless = route.broker_datas.iter().find(|broker| broker.master_addr().is_none());
+            return Err(match leaderless {
+                Some(broker) => {
+                    format!("{} has no leader now; nothing was sent: try again in some seconds", broker.broker_name)
+                }
+                None => format!(
+                    "{topic} has no such queue to write to; see `raftmq admin topicRoute -l -t {topic}` for those it has"
+                ),
+            });
         }
         let (broker, address, queue_id) = places[desk.env.rng.below(places.len() as u64) as usize];
         let unique_key = self.unique_key(desk);

@@ -119,7 +119,7 @@ enum Command {
     DeleteTopic(With<ShortOutput, topics::DeleteTopic>),
     /// Create a consumer group or change it.
     UpdateSubGroup(With<LongOutput, groups::UpdateSubGroup>),
-    /// Delete a consumer group.
+    /// Delete a consumer group; of a whole cluster, with its retries and dead letters.
     DeleteSubGroup(With<ShortOutput, groups::DeleteSubGroup>),
     /// Offsets and lag of one consumer group or of all.
     ConsumerProgress(With<ShortOutput, groups::ConsumerProgress>),

@@ -18,7 +18,7 @@ use super::{Desk, Execute, Target, by_name, failed, no_topic};
 #[derive(Args)]
 pub(super) struct TopicName {
     /// The topic.
-    #[arg(short = 't', long = "topic", value_name = "TOPIC")]
+    #[arg(id = "topic", short = 't', long = "topic", value_name = "TOPIC")]
     pub(super) name: String,
 }
 
