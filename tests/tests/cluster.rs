@@ -1,0 +1,455 @@
+//! Stories over a real three-node cluster on loopback: what a user was promised is still true after the leader is gone.
+//!
+//! Each story has a cluster of its own. They run one after the other: two cores carry one cluster at its real speed, and
+//! elections are timed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use broker::config::MessagePolicy;
+use client::admin::Admin;
+use client::{Client, Message, Producer, ReceivedMessage, Retry, SendError, SendReceipt, StartFrom};
+use embedded::Cluster;
+use env::Env;
+use protocol::body::{LockBatchRequest, LockBatchResponse, MessageQueue};
+use protocol::code::{RequestCode, ResponseCode};
+use protocol::command::RemotingCommand;
+use protocol::header::CreateTopicRequest;
+use protocol::record::RecordView;
+use tests::raw::{Heard, RawConnection, encoded};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+/// One cluster at a time.
+static MACHINE: Mutex<()> = Mutex::const_new(());
+
+/// Longest wait for anything that must happen: many times what it takes on a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at something that has no bell.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Level 2 outlives a change of leader; from level 3 on, retries of consumers come quickly.
+const DELAY_LEVELS_MS: [u64; 5] = [100, 4_000, 100, 150, 200];
+const LONG_LEVEL: u8 = 2;
+
+/// How long an orderly consumer's lock holds here: longer than a change of leader, short enough to be waited for.
+const QUEUE_LOCK: Duration = Duration::from_secs(5);
+
+async fn three_nodes() -> Cluster {
+    let messages = MessagePolicy {
+        delay_levels: DELAY_LEVELS_MS.into_iter().map(Duration::from_millis).collect(),
+        queue_lock: QUEUE_LOCK,
+        ..MessagePolicy::default()
+    };
+    Cluster::builder().messages(messages).start().await.expect("a cluster of three")
+}
+
+/// Looks until there is something to see.
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let clock = Env::real().clock;
+    let deadline = clock.monotonic() + PATIENCE;
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
+        clock.sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn admin_of(cluster: &Cluster) -> Admin {
+    Admin::new(&Env::real(), vec![cluster.name_server().to_string()])
+}
+
+async fn leader_address(cluster: &Cluster) -> String {
+    cluster.address(cluster.leader().await.expect("a leader")).to_string()
+}
+
+async fn make_topic(cluster: &Cluster, topic: &str, queues: i32) {
+    let request = CreateTopicRequest {
+        topic: topic.to_owned(),
+        default_topic: Some("TBW102".to_owned()),
+        read_queue_nums: queues,
+        write_queue_nums: queues,
+        perm: 6,
+        ..CreateTopicRequest::default()
+    };
+    let admin = admin_of(cluster);
+    admin.put_topic(&leader_address(cluster).await, &request).await.expect("the topic is made");
+    until("the NameServer knows the topic", async || admin.topic_route(topic).await.ok().flatten()).await;
+    admin.close().await;
+}
+
+fn client_of(cluster: &Cluster) -> Client {
+    cluster.client().build().expect("a client")
+}
+
+fn producer_of(client: &Client) -> Producer {
+    client.producer("pg").timeout(PATIENCE).start().expect("a producer")
+}
+
+/// A message as a replica shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Read {
+    key: String,
+    body: String,
+}
+
+/// All that a replica shows of a topic, by queue and offset. `None` while it cannot be read.
+async fn read_all(admin: &Admin, replica: &str, topic: &str, queues: i32) -> Option<BTreeMap<(i32, i64), Read>> {
+    let mut all = BTreeMap::new();
+    for queue in 0..queues {
+        let mut next = 0;
+        loop {
+            let pulled = admin.pull(replica, "audit", topic, queue, next, 32).await.ok()?;
+            if pulled.code != ResponseCode::SUCCESS {
+                break;
+            }
+            for record in &pulled.records {
+                let record = RecordView::parse(record).expect("a whole record");
+                assert!(record.is_body_intact(), "the body's checksum at {queue}:{}", record.queue_offset());
+                let key = record.property("UNIQ_KEY").expect("a unique key").to_owned();
+                let body = String::from_utf8(record.body().to_vec()).expect("text");
+                let earlier = all.insert((queue, record.queue_offset()), Read { key, body });
+                assert_eq!(earlier, None, "one offset is shown twice");
+            }
+            next = pulled.bounds.next_begin_offset;
+        }
+    }
+    Some(all)
+}
+
+/// Four senders that each send one message after the other, until it is enough.
+struct Load {
+    sent: Arc<AtomicUsize>,
+    enough: Arc<AtomicBool>,
+    senders: Vec<JoinHandle<Sent>>,
+}
+
+/// Bodies, and what became of each.
+type Sent = Vec<(String, Result<SendReceipt, SendError>)>;
+
+impl Load {
+    fn start(producer: &Producer, topic: &'static str) -> Load {
+        let (sent, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let sender = |name: usize| {
+            let (producer, sent, enough) = (producer.clone(), sent.clone(), enough.clone());
+            tokio::spawn(async move {
+                let mut results = Vec::new();
+                while !enough.load(Ordering::Relaxed) {
+                    let body = format!("{name}-{}", results.len());
+                    let result = producer.send(Message::new(topic, body.clone())).await;
+                    results.push((body, result));
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+                results
+            })
+        };
+        let senders = (0..4).map(sender).collect();
+        Load { sent, enough, senders }
+    }
+
+    /// Resolves when `count` more sends have ended.
+    async fn goes_on(&self, count: usize) {
+        let wanted = self.sent.load(Ordering::Relaxed) + count;
+        until("sends go on", async || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(())).await;
+    }
+
+    /// Ends the senders. Every send must have been acknowledged; the receipts by unique key.
+    async fn receipts(self) -> BTreeMap<String, (String, SendReceipt)> {
+        self.enough.store(true, Ordering::Relaxed);
+        let mut receipts = BTreeMap::new();
+        for sender in self.senders {
+            for (body, result) in sender.await.expect("a sender") {
+                let receipt = result.unwrap_or_else(|error| panic!("the send of {body} failed: {error}"));
+                let earlier = receipts.insert(receipt.unique_key.clone(), (body, receipt));
+                assert_eq!(earlier, None, "two messages have one key");
+            }
+        }
+        receipts
+    }
+}
+
+/// A leader that dies in the middle of sends costs no acknowledged message, on no replica; and no offset has two values.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sends_go_on_across_a_killed_leader_and_every_acknowledged_one_is_on_every_replica() {
+    const QUEUES: i32 = 2;
+    let _machine = MACHINE.lock().await;
+    let mut cluster = three_nodes().await;
+    make_topic(&cluster, "Across", QUEUES).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    let load = Load::start(&producer, "Across");
+    load.goes_on(100).await;
+    let killed = cluster.leader().await.expect("a leader");
+    cluster.kill(killed).await;
+    load.goes_on(100).await;
+    assert_ne!(cluster.leader().await.expect("another leader"), killed);
+    let receipts = load.receipts().await;
+    cluster.restart(killed).await.expect("the killed one starts again");
+
+    let admin = admin_of(&cluster);
+    let mut shown = Vec::new();
+    for node in 0..cluster.nodes() {
+        let replica = cluster.address(node).to_string();
+        let all = until(&format!("node {node} shows every acknowledged message"), async || {
+            let all = read_all(&admin, &replica, "Across", QUEUES).await?;
+            let at_its_place = |(body, receipt): &(String, SendReceipt)| {
+                all.get(&(receipt.queue.queue_id, receipt.queue_offset))
+                    == Some(&Read { key: receipt.unique_key.clone(), body: body.clone() })
+            };
+            receipts.values().all(at_its_place).then_some(all)
+        })
+        .await;
+        shown.push(all);
+    }
+    // A follower may be behind by a copy that nobody acknowledged, never by another value.
+    for (node, all) in shown.iter().enumerate() {
+        for (place, read) in all {
+            let elsewhere: BTreeSet<_> = shown.iter().filter_map(|all| all.get(place)).map(|read| &read.body).collect();
+            assert_eq!(elsewhere.len(), 1, "{place:?} has several values: {elsewhere:?}");
+            assert!(receipts.contains_key(&read.key), "node {node} shows {read:?}, which nobody sent");
+        }
+        for (key, (body, receipt)) in &receipts {
+            let copies = all.values().filter(|read| read.key == *key).count();
+            // Only a send whose answer was lost may lie there a second time.
+            let is_explained = copies == 1 || (copies > 1 && receipt.attempts > 1);
+            assert!(is_explained, "{body} took {} attempts and lies there {copies} times", receipt.attempts);
+        }
+    }
+    admin.close().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// A group that stored its offsets does not see its messages again because the leader that took the offsets is dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stored_consumer_offsets_survive_the_leader() {
+    let _machine = MACHINE.lock().await;
+    let mut cluster = three_nodes().await;
+    make_topic(&cluster, "Offsets", 2).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    for n in 0..20 {
+        producer.send(Message::new("Offsets", format!("{n}"))).await.expect("sent");
+    }
+    let mut consumer = client.pull_consumer("og").expect("a consumer");
+    let queues = consumer.queues("Offsets").await.expect("queues");
+    consumer.assign(&queues, StartFrom::First).await.expect("assigned");
+    let mut count = 0;
+    while count < 20 {
+        let messages = consumer.poll(PATIENCE).await.expect("a poll");
+        assert!(!messages.is_empty(), "only {count} of 20 came");
+        count += messages.len();
+    }
+    consumer.commit().await.expect("stored");
+    let mut stored = BTreeMap::new();
+    for queue in &queues {
+        stored.insert(queue.clone(), consumer.committed(queue).await.expect("asked").expect("an offset"));
+    }
+    assert_eq!(stored.values().sum::<i64>(), 20, "{stored:?}");
+
+    let killed = cluster.leader().await.expect("a leader");
+    cluster.kill(killed).await;
+    assert_ne!(cluster.leader().await.expect("another leader"), killed);
+
+    // Another program of the same group: it knows nothing but what the cluster knows.
+    let other = client_of(&cluster);
+    let mut consumer = other.pull_consumer("og").expect("a consumer");
+    until("the group can be asked again", async || consumer.assign(&queues, StartFrom::First).await.ok()).await;
+    for queue in &queues {
+        assert_eq!(consumer.position(queue), Some(stored[queue]), "{queue:?}");
+    }
+    producer.send(Message::new("Offsets", "late")).await.expect("sent");
+    let bodies = until("the late one", async || {
+        let messages = consumer.poll(Duration::from_secs(1)).await.ok()?;
+        let bodies: Vec<_> = messages.iter().map(|message| message.body().clone()).collect();
+        (!bodies.is_empty()).then_some(bodies)
+    })
+    .await;
+    assert_eq!(bodies, ["late"], "what was consumed before came again");
+    client.shutdown().await;
+    other.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// A delay is a promise of the log, not of the leader that took it: kept by the next one, not early and not twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delayed_message_outlives_its_leader_and_comes_once_and_not_early() {
+    let _machine = MACHINE.lock().await;
+    let mut cluster = three_nodes().await;
+    let clock = Env::real().clock;
+    make_topic(&cluster, "Delayed", 1).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    let delay_ms = DELAY_LEVELS_MS[usize::from(LONG_LEVEL) - 1] as i64;
+
+    let asked_ms = clock.wall_ms();
+    let receipt = producer.send(Message::new("Delayed", "later").with_delay_level(LONG_LEVEL)).await.expect("sent");
+    assert_eq!(receipt.attempts, 1, "a repeated send may be delivered twice");
+    let killed = cluster.leader().await.expect("a leader");
+    cluster.kill(killed).await;
+    assert_ne!(cluster.leader().await.expect("another leader"), killed);
+
+    let mut consumer = client.pull_consumer("dg").expect("a consumer");
+    let queues = consumer.queues("Delayed").await.expect("queues");
+    until("the queue can be assigned", async || consumer.assign(&queues, StartFrom::First).await.ok()).await;
+    let came = until("the delayed message", async || {
+        let messages = consumer.poll(Duration::from_secs(1)).await.ok()?;
+        (!messages.is_empty()).then_some(messages)
+    })
+    .await;
+    let came_ms = clock.wall_ms();
+    assert_eq!(came.iter().map(|message| message.body().clone()).collect::<Vec<_>>(), ["later"]);
+    assert!(came_ms >= asked_ms + delay_ms, "{} ms early", asked_ms + delay_ms - came_ms);
+    assert!(came[0].stored_ms() >= asked_ms + delay_ms, "shown as visible before its time");
+    assert_eq!(came[0].unique_key(), Some(receipt.unique_key.as_str()));
+
+    // The killed one comes back and catches up, and has had its chance to deliver the message a second time when what was
+    // sent with the shortest delay after that is there.
+    cluster.restart(killed).await.expect("the killed one starts again");
+    producer.send(Message::new("Delayed", "last").with_delay_level(1)).await.expect("sent");
+    let mut behind = Vec::new();
+    while !behind.iter().any(|body| body == "last") {
+        let messages = consumer.poll(PATIENCE).await.expect("a poll");
+        assert!(!messages.is_empty(), "the last message did not come");
+        behind.extend(messages.iter().map(|message| message.body().clone()));
+    }
+    assert_eq!(behind, ["last"], "the delayed message came again");
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// A message that nobody can consume does not come for ever, and is not lost: it ends in the group's dead-letter queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_always_fails_ends_in_the_dead_letter_queue_once() {
+    const RETRIES: usize = 2;
+    let _machine = MACHINE.lock().await;
+    let cluster = three_nodes().await;
+    make_topic(&cluster, "Poison", 1).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let healthy = Arc::new(AtomicUsize::new(0));
+    let (counted, well) = (attempts.clone(), healthy.clone());
+    let consumer = client
+        .push_consumer("fg")
+        .subscribe("Poison", "*")
+        .start_from(StartFrom::First)
+        .max_reconsume_times(RETRIES as u16)
+        .start(move |message: Arc<ReceivedMessage>| {
+            let is_poison = &message.body()[..] == b"poison";
+            let count = if is_poison { &counted } else { &well };
+            count.fetch_add(1, Ordering::Relaxed);
+            async move { if is_poison { Err(Retry::later("cannot be consumed")) } else { Ok(()) } }
+        })
+        .await
+        .expect("a consumer");
+    producer.send(Message::new("Poison", "poison").with_key("p-1")).await.expect("sent");
+    producer.send(Message::new("Poison", "good")).await.expect("sent");
+
+    let admin = admin_of(&cluster);
+    let leader = leader_address(&cluster).await;
+    let dead_letters = "%DLQ%fg";
+    until("a dead letter", async || admin.max_offset(&leader, dead_letters, 0).await.ok().filter(|offset| *offset > 0))
+        .await;
+    // What is behind the dead letter in the log was decided after it: when this one is consumed, nothing is still under
+    // way for the other.
+    producer.send(Message::new("Poison", "good")).await.expect("sent");
+    until("the healthy ones", async || (healthy.load(Ordering::Relaxed) == 2).then_some(())).await;
+    consumer.shutdown().await;
+
+    assert_eq!(attempts.load(Ordering::Relaxed), 1 + RETRIES, "the first delivery and the retries");
+    assert_eq!(admin.max_offset(&leader, "%RETRY%fg", 0).await, Ok(RETRIES as i64), "one delivery a retry");
+    assert_eq!(admin.max_offset(&leader, dead_letters, 0).await, Ok(1), "one dead letter");
+    let pulled = admin.pull(&leader, "audit", dead_letters, 0, 0, 32).await.expect("a pull");
+    let letter = RecordView::parse(&pulled.records[0]).expect("a record");
+    assert_eq!(letter.body(), b"poison");
+    assert_eq!(letter.property("KEYS"), Some("p-1"));
+    assert_eq!(letter.property("RETRY_TOPIC"), Some("Poison"), "where it came from");
+    admin.close().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// Asks the leader for a queue's lock in the name of `client`; whether it was granted. `None` while nobody answers.
+async fn lock(cluster: &Cluster, client: &str, queue: &MessageQueue) -> Option<bool> {
+    let request = LockBatchRequest {
+        client_id: client.to_owned(),
+        consumer_group: "lg".to_owned(),
+        mq_set: vec![queue.clone()],
+        only_this_broker: false,
+    };
+    let request = RemotingCommand::request(RequestCode::LOCK_BATCH_MQ).with_json(&request);
+    let mut connection = RawConnection::open(&Env::real(), &leader_address(cluster).await).await.ok()?;
+    connection.say(&encoded(&request)).await;
+    match connection.hear(PATIENCE).await {
+        Heard::Answer(answer) if answer.is_success() => {
+            let held: LockBatchResponse = answer.json().expect("the queues held");
+            Some(held.lock_ok_mq_set.contains(queue))
+        }
+        _ => None,
+    }
+}
+
+/// Two consumers of one queue at a time are what an orderly group must not have, least of all while leaders change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_lock_survives_the_leader_and_ends_with_its_lease() {
+    let _machine = MACHINE.lock().await;
+    let mut cluster = three_nodes().await;
+    let clock = Env::real().clock;
+    make_topic(&cluster, "Orderly", 1).await;
+    let queue = MessageQueue::new("Orderly", "broker-a", 0);
+
+    let asked = clock.monotonic();
+    assert_eq!(lock(&cluster, "first", &queue).await, Some(true));
+    assert_eq!(lock(&cluster, "second", &queue).await, Some(false), "held by the first");
+    let killed = cluster.leader().await.expect("a leader");
+    cluster.kill(killed).await;
+    assert_ne!(cluster.leader().await.expect("another leader"), killed);
+
+    let mut refusals = 0;
+    let granted = until("the lease ends and the second gets the queue", async || {
+        match lock(&cluster, "second", &queue).await? {
+            true => Some(clock.monotonic()),
+            false => {
+                refusals += 1;
+                None
+            }
+        }
+    })
+    .await;
+    assert!(refusals > 0, "the new leader knew of no lock");
+    assert!(granted - asked >= QUEUE_LOCK, "the lease of {QUEUE_LOCK:?} was broken after {:?}", granted - asked);
+    assert_eq!(lock(&cluster, "first", &queue).await, Some(false), "the second holds it now");
+    cluster.shutdown().await;
+}
+
+/// A restart for maintenance is no incident: leadership is handed over, and producers see nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_send_fails_while_the_leader_stops_in_good_order() {
+    let _machine = MACHINE.lock().await;
+    let mut cluster = three_nodes().await;
+    make_topic(&cluster, "Maintained", 2).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    let load = Load::start(&producer, "Maintained");
+    load.goes_on(100).await;
+    let stopped = cluster.leader().await.expect("a leader");
+    cluster.stop(stopped).await;
+    load.goes_on(100).await;
+    assert_ne!(cluster.leader().await.expect("another leader"), stopped);
+    let receipts = load.receipts().await;
+    let admin = admin_of(&cluster);
+    let all = read_all(&admin, &leader_address(&cluster).await, "Maintained", 2).await.expect("the leader is read");
+    for (body, receipt) in receipts.values() {
+        let place = (receipt.queue.queue_id, receipt.queue_offset);
+        assert_eq!(all.get(&place), Some(&Read { key: receipt.unique_key.clone(), body: body.clone() }));
+    }
+    admin.close().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
