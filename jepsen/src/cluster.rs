@@ -108,8 +108,9 @@ impl Cluster {
     /// SIGKILL.
     pub fn kill_broker(&mut self, k: usize) -> io::Result<()> {
         let mut process = self.brokers[k].process.take().expect("it runs");
-        process.kill()?;
-        process.wait().map(drop)
+        let killed = process.kill();
+        process.wait()?;
+        killed
     }
 
     /// SIGSTOP: it no longer runs, and nobody is told.
