@@ -42,6 +42,9 @@ use crate::{admin, due, heartbeat, registration};
 /// Requests in the works get this long to end when the broker stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// A group that has neither stored nor shown a message for this long keeps no memory for the sake of speed.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// A broker process.
 pub struct Broker {
     groups: Vec<Arc<BrokerGroup>>,
@@ -181,7 +184,7 @@ impl Serving {
         tasks.spawn(due::run(group.clone()));
         tasks.spawn(consumer_offset::flush_late_updates(group.clone()));
         tasks.spawn(heartbeat::drop_the_silent(group.clone()));
-        tasks.spawn(tick_rates(group.clone()));
+        tasks.spawn(tick(group.clone()));
         tasks.spawn(admin::statistics::run(group.clone()));
         for name_server in &group.name_servers {
             tasks.spawn(registration::run(group.clone(), name_server.clone()));
@@ -217,9 +220,19 @@ impl Serving {
     }
 }
 
-async fn tick_rates(group: Arc<BrokerGroup>) {
+/// Once a second: remembers the rates' totals, and gives memory back when nothing was written or read for a while.
+async fn tick(group: Arc<BrokerGroup>) {
+    let (mut seen, mut seen_at) = (None, Duration::ZERO);
     loop {
-        group.rates.tick(group.env.clock.monotonic());
+        let now = group.env.clock.monotonic();
+        group.rates.tick(now);
+        let activity = Some((group.raft.log().tip().end.physical_offset, group.rates.get_transferred.total()));
+        if activity != seen {
+            (seen, seen_at) = (activity, now);
+        } else if now - seen_at >= IDLE {
+            group.raft.log().release_idle_memory();
+            seen_at = now;
+        }
         group.env.clock.sleep(Duration::from_secs(1)).await;
     }
 }

@@ -42,8 +42,13 @@ pub async fn update(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         if tables.groups().get(&request.consumer_group).is_none() {
             return Err(RequestError::NoGroup(request.consumer_group));
         }
-        if tables.topics().get(&request.topic).is_none() {
+        let Some(topic) = tables.topics().get(&request.topic) else {
             return Err(RequestError::NoTopic(request.topic));
+        };
+        // Each offset is a replicated row: there are no more of them than queues.
+        if i64::from(request.queue_id) >= i64::from(topic.queues()) {
+            let (queue, queues) = (request.queue_id, topic.queues());
+            return Err(RequestError::InvalidParameter(format!("queueId {queue}: the topic has {queues} queues")));
         }
     }
     let UpdateConsumerOffsetRequest { consumer_group, topic, queue_id, commit_offset, .. } = request;

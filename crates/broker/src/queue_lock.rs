@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use protocol::body::{LockBatchRequest, LockBatchResponse, MessageQueue};
 use protocol::code::ResponseCode;
+use protocol::names::validate_group;
 
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
@@ -19,7 +20,13 @@ const QUEUES_MAX: usize = 4096;
 /// Handles LOCK_BATCH_MQ: the answer names the queues that the client holds now.
 pub async fn lock(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let request: LockBatchRequest = call.request.json()?;
-    let queues = wanted(&request)?;
+    let mut queues = wanted(&request)?;
+    {
+        // Each lock is a replicated row: there are no more of them than queues. What does not exist is not granted.
+        let tables = broker.reader.tables();
+        let exists = |topic: &str, queue| tables.topics().get(topic).is_some_and(|topic| queue < topic.queues());
+        queues.retain(|(topic, queue)| exists(topic, *queue));
+    }
     let command = Command::LockQueues {
         group: request.consumer_group,
         client: request.client_id,
@@ -46,6 +53,7 @@ fn wanted(request: &LockBatchRequest) -> Result<Vec<(String, u32)>, RequestError
     if request.consumer_group.is_empty() || request.client_id.is_empty() {
         return Err(RequestError::InvalidParameter("a lock needs consumerGroup and clientId".to_owned()));
     }
+    validate_group(&request.consumer_group)?;
     if request.mq_set.len() > QUEUES_MAX {
         let asked = request.mq_set.len();
         return Err(RequestError::InvalidParameter(format!("{asked} queues in one request, at most {QUEUES_MAX}")));
