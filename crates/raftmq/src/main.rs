@@ -21,9 +21,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(name = "raftmq", version, arg_required_else_help = true)]
 struct Flags {
-    /// What to log on standard error: a level, or levels by module such as "info,raft_store=debug".
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info,openraft=warn")]
-    log: EnvFilter,
+    /// What to log on standard error: a level, or levels by module such as "info,raft_store=debug" [default:
+    /// "info,openraft=warn"; for the demo, whose brokers are meant to fail, "error"].
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<EnvFilter>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,7 +54,12 @@ enum Command {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let ansi = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(flags.log).with_writer(io::stderr).with_ansi(ansi).init();
+    let usual = if matches!(flags.command, Command::Demo(_)) { "error" } else { "info,openraft=warn" };
+    tracing_subscriber::fmt()
+        .with_env_filter(flags.log.unwrap_or_else(|| EnvFilter::new(usual)))
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}")),

@@ -70,7 +70,12 @@ pub async fn broker(env: &Env, flags: &Flags) -> Result<(), String> {
         }
     };
     println!("boot success{addresses}");
-    let signal = signals.wait().await;
+    let signal = tokio::select! {
+        biased;
+        signal = signals.wait() => signal,
+        // Whatever supervises this process starts it again; until then the other replicas serve.
+        reason = broker.failed() => return Err(format!("a replica has stopped, start the process again: {reason}")),
+    };
     tracing::info!(signal, "stopping: leadership is handed over first; a second signal stops at once");
     tokio::select! {
         biased;
