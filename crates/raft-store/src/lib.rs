@@ -16,6 +16,7 @@ pub mod index;
 pub mod keyed;
 pub mod log;
 pub mod materializer;
+mod member;
 pub mod position;
 pub mod proposer;
 pub mod raft;

@@ -20,15 +20,17 @@ use openraft::Raft;
 use openraft::error::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
+use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::entry::{CoreCommand, Operation, encode_entry, encoded_bytes};
 use crate::fold::{Outcome, Reader, Refusal, Tables};
-use crate::group::{Office, Peer};
+use crate::group::Peer;
+use crate::member::Office;
 use crate::position::Timestamp;
 use crate::raft::machine::Machine;
-use crate::raft::tickets::{Ended, Tickets};
+use crate::raft::tickets::Ended;
 use crate::raft::types::{Body, Ticket, Types, leader_of};
 
 /// An entry is filled up to this, unless one submission alone is longer.
@@ -210,8 +212,6 @@ pub struct Proposer<T: Tables> {
     pub raft: Raft<Types, Machine<T>>,
     /// What is applied.
     pub reader: Reader<T>,
-    /// Which proposal stands where.
-    pub tickets: Arc<Tickets>,
     /// Who waits.
     pub waiters: Arc<Waiters<T::Reply>>,
     /// What arrives.
@@ -450,7 +450,6 @@ impl<T: Tables> Proposer<T> {
             return;
         }
         let waiters = self.waiters.clone();
-        use openraft::type_config::TypeConfigExt;
         drop(Types::spawn(async move {
             let mut in_flight = in_flight;
             while let Some((ticket, answer)) = in_flight.next().await {

@@ -35,8 +35,8 @@ pub async fn update(_broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     Ok(call.request.reply(ResponseCode::SUCCESS))
 }
 
-/// Handles CLEAN_EXPIRED_CONSUMEQUEUE, CLEAN_UNUSED_TOPIC and DELETE_EXPIRED_COMMITLOG: what expires is trimmed by the
-/// group's own clock, on all replicas alike, and there is never more to clean.
+/// Handles CLEAN_EXPIRED_CONSUMEQUEUE, CLEAN_UNUSED_TOPIC and DELETE_EXPIRED_COMMITLOG. Nothing is done on a tool's word
+/// to one replica: what may go is decided in the log, for all replicas alike.
 pub async fn clean(_broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     Ok(call.request.reply(ResponseCode::SUCCESS))
 }

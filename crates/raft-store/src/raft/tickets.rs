@@ -55,11 +55,6 @@ impl Tickets {
         let covered = std::mem::replace(&mut *by_index, beyond);
         covered.into_values().flatten().map(|(_, ticket)| (ticket, Ended::Covered)).collect()
     }
-
-    /// Whether `ticket` was appended here.
-    pub fn is_registered(&self, ticket: Ticket) -> bool {
-        self.by_index.lock().values().flatten().any(|(_, registered)| *registered == ticket)
-    }
 }
 
 #[cfg(test)]
@@ -78,7 +73,6 @@ mod tests {
         tickets.register(id(3, 6), Ticket(12));
         assert_eq!(tickets.applied(id(3, 5)), [(Ticket(10), Ended::Superseded), (Ticket(11), Ended::Applied)]);
         assert_eq!(tickets.applied(id(3, 5)), []);
-        assert!(tickets.is_registered(Ticket(12)));
         assert_eq!(tickets.applied(id(4, 6)), [(Ticket(12), Ended::Superseded)]);
     }
 

@@ -301,7 +301,7 @@ pub fn decode_membership(bytes: Bytes) -> Result<Membership, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
@@ -349,6 +349,5 @@ mod tests {
         bytes.extend_from_slice(&7u64.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());
         assert!(decode_membership(Bytes::from(bytes)).is_err());
-        let _: BTreeMap<u64, Node> = BTreeMap::new();
     }
 }

@@ -1,0 +1,594 @@
+//! Member: what a [`crate::group::Group`] is a handle to. Opens the directory, takes part in the founding, runs Raft, the
+//! peer server and the proposer, and ends them.
+//!
+//! All of it lives on one single-threaded runtime ("raft-…"): fewer wake-ups, and batches that form by themselves.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use env::{Env, fault};
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::metrics::RaftServerMetrics;
+use openraft::type_config::TypeConfigExt;
+use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use crate::fold::{Fold, Reader, Tables};
+use crate::founding::{self, Start};
+use crate::group::{
+    CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
+};
+use crate::identity::{Directory, Expected};
+use crate::log::segment::Layout;
+use crate::log::{Log, LogOptions};
+use crate::materializer::{Derived, DerivedOptions};
+use crate::position::NodeId;
+use crate::proposer::{Proposer, Submission, Waiters};
+use crate::raft::machine::{Machine, SharedFold, member_ids};
+use crate::raft::peer::PeerCounters;
+use crate::raft::peer::client::{Factory, Links};
+use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
+use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
+use crate::raft::storage::{NextBeginning, Storage};
+use crate::raft::tickets::Tickets;
+use crate::raft::types::{Node, Types};
+
+/// A hand-over that takes longer is given up; the leader stays.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
+
+type RaftOf<T> = Raft<Types, Machine<T>>;
+
+/// Who leads, as Raft sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Office {
+    /// This node.
+    Leading {
+        /// Its term.
+        term: u64,
+    },
+    /// Another one, or nobody yet.
+    Following {
+        /// Newest term known.
+        term: u64,
+        /// Who leads it, if anybody does.
+        leader: Option<Peer>,
+        /// This node is campaigning.
+        campaigning: bool,
+    },
+    /// Raft has ended.
+    Stopped,
+}
+
+/// Somebody who waits for a read to be current.
+pub(crate) type Read = oneshot::Sender<Result<(), ReadError>>;
+
+/// What a [`crate::group::Group`] asks of its member.
+pub(crate) enum Command {
+    HandOver(oneshot::Sender<Result<(), HandOverError>>),
+    ChangeMembers(MemberChange, oneshot::Sender<Result<(), MembersError>>),
+    Stop(oneshot::Sender<io::Result<()>>),
+    Kill(oneshot::Sender<()>),
+}
+
+/// What the Raft runtime gives out once it runs.
+pub(crate) struct Opened<T: Tables> {
+    pub node: NodeId,
+    pub was_clean: bool,
+    pub reader: Reader<T>,
+    pub role: watch::Receiver<Role>,
+    pub raft: RaftOf<T>,
+    pub log: Log,
+    pub waiters: Arc<Waiters<T::Reply>>,
+    pub counters: Arc<PeerCounters>,
+    pub links: Arc<Links>,
+    pub elections: Arc<AtomicU64>,
+    pub reads: mpsc::UnboundedSender<Read>,
+}
+
+/// What lives on the Raft runtime.
+pub(crate) struct Member<T: Tables> {
+    pub env: Env,
+    pub options: GroupOptions,
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    pub submissions: mpsc::UnboundedReceiver<Submission<T::Reply>>,
+}
+
+/// What was recovered from the directory.
+struct Recovered<T: Tables> {
+    directory: Directory,
+    log: Log,
+    fold: SharedFold<T>,
+    reader: Reader<T>,
+    members: Vec<NodeId>,
+}
+
+/// Everything that runs.
+struct Running<T: Tables> {
+    recovered: Recovered<T>,
+    raft: RaftOf<T>,
+    waiters: Arc<Waiters<T::Reply>>,
+    paused: watch::Sender<bool>,
+    /// A follower not heard of for this long is not there.
+    heard_limit: Duration,
+    end: LifetimeEnd,
+}
+
+/// What runs, before it is given its surroundings.
+struct Started<T: Tables> {
+    raft: RaftOf<T>,
+    waiters: Arc<Waiters<T::Reply>>,
+    paused: watch::Sender<bool>,
+    handle: Opened<T>,
+}
+
+type OpenResult<T> = Result<Opened<T>, OpenError>;
+
+impl<T: Tables> Member<T> {
+    /// Opens, says so in `opened`, and serves commands until one ends it or all its handles are gone.
+    pub async fn run(mut self, tables: T, mut opened: oneshot::Sender<OpenResult<T>>) {
+        let (running, handle) = match self.start(tables, opened.closed()).await {
+            Ok(started) => started,
+            Err(error) => {
+                let _ = opened.send(Err(error));
+                return;
+            }
+        };
+        if opened.send(Ok(handle)).is_err() {
+            return running.kill().await;
+        }
+        while let Some(command) = self.commands.recv().await {
+            match command {
+                Command::HandOver(answer) => {
+                    let _ = answer.send(running.hand_over(&self.env).await);
+                }
+                Command::ChangeMembers(change, answer) => {
+                    let raft = running.raft.clone();
+                    // Beside other commands: catching up takes long.
+                    drop(Types::spawn(async move {
+                        let _ = answer.send(change_members(&raft, change).await);
+                    }));
+                }
+                Command::Stop(answer) => {
+                    let _ = running.hand_over(&self.env).await;
+                    let stopped = running.stop().await;
+                    let _ = answer.send(stopped);
+                    return;
+                }
+                Command::Kill(answer) => {
+                    running.kill().await;
+                    let _ = answer.send(());
+                    return;
+                }
+            }
+        }
+        running.kill().await;
+    }
+
+    /// Recovers and runs; what was recovered is closed again if `interrupted` resolves, or anything fails, before.
+    async fn start(
+        &mut self,
+        tables: T,
+        interrupted: impl Future<Output = ()>,
+    ) -> Result<(Running<T>, Opened<T>), OpenError> {
+        let config = self.options.raft_config().map_err(|error| OpenError::Configuration(error.to_string()))?;
+        let recovered = self.recover(tables).await?;
+        let (end, lifetime) = Lifetime::new();
+        let started = tokio::select! { biased;
+            () = interrupted => Err(OpenError::Interrupted),
+            started = self.run_recovered(&recovered, config, lifetime) => started,
+        };
+        match started {
+            Ok(Started { raft, waiters, paused, handle }) => {
+                let heard_limit = Duration::from_millis(self.options.election_ms.1);
+                Ok((Running { recovered, raft, waiters, paused, heard_limit, end }, handle))
+            }
+            Err(error) => {
+                end.end().await;
+                recovered.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_recovered(
+        &mut self,
+        recovered: &Recovered<T>,
+        config: openraft::Config,
+        lifetime: Lifetime,
+    ) -> Result<Started<T>, OpenError> {
+        let (env, options) = (self.env.clone(), self.options.clone());
+        let Recovered { directory, log, .. } = recovered;
+        let was_clean = directory.was_clean;
+        let own = directory.founder();
+        let hello = Hello {
+            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
+            cluster: options.cluster.clone(),
+            group: options.group.clone(),
+            node: own.id,
+            expects: 0,
+            segment_bytes: options.segment_bytes,
+            frame_version: FRAME_VERSION,
+            features: 0,
+            cluster_version: CLUSTER_VERSION_MAX,
+            wall_ms: env.clock.wall_ms(),
+            channel: Channel::Founding,
+        };
+
+        let counters = Arc::new(PeerCounters::default());
+        let (raft_runs, raft_running) = watch::channel(None);
+        let server = Arc::new(Server {
+            env: env.clone(),
+            hello: hello.clone(),
+            layout: Layout { segment_bytes: options.segment_bytes },
+            entry_bytes_max: options.log.max_entry_bytes,
+            founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
+            raft: raft_running,
+            counters: counters.clone(),
+            lifetime: lifetime.clone(),
+        });
+        let listener = env
+            .net
+            .listen(options.peer_listen)
+            .await
+            .map_err(|source| OpenError::Listen { address: options.peer_listen, source })?;
+        lifetime.spawn(server.run(listener));
+
+        let start = Start {
+            hello: hello.clone(),
+            founders: options.founders.clone(),
+            join: options.join,
+            has_history: log.vote().is_some() || log.last().is_some(),
+        };
+        let to_initialize = founding::take_part(&env, directory, &start).await?;
+
+        let tickets = Arc::new(Tickets::default());
+        let waiters: Arc<Waiters<T::Reply>> = Arc::default();
+        let beginning = NextBeginning::default();
+        let storage = Storage::new(log.clone(), tickets.clone(), beginning.clone());
+        let machine = Machine {
+            env: env.clone(),
+            log: log.clone(),
+            fold: recovered.fold.clone(),
+            tickets,
+            waiters: waiters.clone(),
+            beginning,
+        };
+        let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
+        let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
+            .await
+            .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
+        raft_runs.send_replace(Some(raft.clone()));
+        if let Some(set) = to_initialize {
+            lifetime.spawn(initialize(env.clone(), directory.clone(), start, set, raft.clone()));
+        }
+
+        let elections = Arc::new(AtomicU64::new(0));
+        let (office, watch_office) = watch::channel(office_of(&raft.server_metrics().borrow_watched()));
+        let (ready, watch_ready) = watch::channel(None);
+        let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
+        lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
+        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, role)));
+        let (paused, watch_paused) = watch::channel(false);
+        let (reads, asked) = mpsc::unbounded_channel();
+        lifetime.spawn(answer_reads(raft.clone(), asked));
+        let (_, none) = mpsc::unbounded_channel();
+        let proposer = Proposer {
+            clock: env.clock.clone(),
+            raft: raft.clone(),
+            reader: recovered.reader.clone(),
+            waiters: waiters.clone(),
+            queue: std::mem::replace(&mut self.submissions, none),
+            office: watch_office,
+            ready,
+            paused: watch_paused,
+            arrivals: 0,
+        };
+        drop(Types::spawn(proposer.run()));
+
+        let handle = Opened {
+            node: own.id,
+            was_clean,
+            reader: recovered.reader.clone(),
+            role: watch_role,
+            raft: raft.clone(),
+            log: log.clone(),
+            waiters: waiters.clone(),
+            counters,
+            links,
+            elections,
+            reads,
+        };
+        Ok(Started { raft, waiters, paused, handle })
+    }
+
+    async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
+        let (env, options) = (&self.env, &self.options);
+        let expected = Expected {
+            cluster: options.cluster.clone(),
+            group: options.group.clone(),
+            segment_bytes: options.segment_bytes,
+            flush_mode: options.flush_mode,
+            node: Node { peer_address: options.peer_address.clone(), client_address: options.client_address.clone() },
+        };
+        let directory = Directory::open(env, &options.dir, &expected).await?;
+        let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
+        let derived = Derived::probe(env, options.dir.clone(), derived).await?;
+        let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
+        let log = Log::open(env.clone(), options.dir.clone(), log_options, derived.log_floor()).await?;
+        let fold = match Fold::open(derived, log.clone(), tables).await {
+            Ok(fold) => fold,
+            Err(error) => {
+                log.kill().await;
+                return Err(error.into());
+            }
+        };
+        if let Some(applied) = fold.applied() {
+            log.set_applied(applied.index);
+        }
+        let (reader, members) = (fold.reader(), member_ids(&fold));
+        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members })
+    }
+}
+
+impl<T: Tables> Recovered<T> {
+    /// Ends what was recovered without writing anything more.
+    async fn end(self) {
+        self.log.kill().await;
+        if let Some(fold) = self.fold.lock().await.take() {
+            fold.kill().await;
+        }
+    }
+}
+
+fn founding_status(
+    directory: Directory,
+    log: Log,
+    members: Vec<NodeId>,
+) -> Arc<dyn Fn() -> FoundingStatus + Send + Sync> {
+    Arc::new(move || FoundingStatus {
+        founder: directory.founder(),
+        has_vote: log.vote().is_some(),
+        has_log: log.last().is_some(),
+        set: directory.identity().founding_set,
+        members: members.clone(),
+    })
+}
+
+/// The first founder's last step. If it fails or is interrupted, this node's next start tries again.
+async fn initialize<T: Tables>(env: Env, directory: Directory, start: Start, set: Vec<Founder>, raft: RaftOf<T>) {
+    match founding::all_confirmed(&env, &directory, &start, &set).await {
+        Ok(true) => {}
+        // The group exists.
+        Ok(false) => return,
+        Err(error) => {
+            tracing::error!(%error, "the group cannot be founded");
+            return;
+        }
+    }
+    let members: BTreeMap<NodeId, Node> = set.into_iter().map(|founder| (founder.id, founder.node)).collect();
+    fault!("founding.initialize");
+    match raft.initialize(members).await {
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+        Err(error) => tracing::error!(%error, "initializing the group"),
+    }
+    fault!("founding.initialized");
+}
+
+fn office_of(server: &RaftServerMetrics<Types>) -> Office {
+    let term = server.vote.leader_id.term;
+    match server.state {
+        ServerState::Leader => Office::Leading { term },
+        ServerState::Shutdown => Office::Stopped,
+        state => {
+            let membership = server.membership_config.membership();
+            let leader = server.current_leader.filter(|leader| *leader != server.id);
+            let leader = leader.and_then(|id| Some(Peer::new(id, membership.get_node(&id)?)));
+            Office::Following { term, leader, campaigning: state == ServerState::Candidate }
+        }
+    }
+}
+
+fn role_of(office: &Office, ready: Option<u64>, reason: Option<String>) -> Role {
+    match office {
+        Office::Leading { term } => Role::Leader { term: *term, ready: ready == Some(*term) },
+        Office::Following { term, campaigning: true, .. } => Role::Candidate { term: *term },
+        Office::Following { term, leader, .. } => Role::Follower { term: *term, leader: leader.clone() },
+        Office::Stopped => Role::Stopped { reason },
+    }
+}
+
+/// Publishes who leads, as it changes, until Raft ends.
+async fn follow_office<T: Tables>(raft: RaftOf<T>, office: watch::Sender<Office>, elections: Arc<AtomicU64>) {
+    // Server metrics change with votes and leaders only, the others with every entry.
+    let mut changes = raft.server_metrics();
+    loop {
+        let ended = changes.changed().await.is_err();
+        let now = if ended { Office::Stopped } else { office_of(&changes.borrow_watched()) };
+        office.send_if_modified(|before| {
+            let changed = *before != now;
+            if changed {
+                elections.fetch_add(1, Ordering::Relaxed);
+                *before = now.clone();
+            }
+            changed
+        });
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Publishes the role, which is the office and whether its holder is ready.
+async fn follow_role<T: Tables>(
+    raft: RaftOf<T>,
+    mut office: watch::Receiver<Office>,
+    mut ready: watch::Receiver<Option<u64>>,
+    role: watch::Sender<Role>,
+) {
+    loop {
+        let (now, term) = (office.borrow_and_update().clone(), *ready.borrow_and_update());
+        let failed = raft.metrics().borrow_watched().running_state.clone().err();
+        let failed = failed.filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped));
+        let now_role = role_of(&now, term, failed.map(|fatal| fatal.to_string()));
+        role.send_if_modified(|before| {
+            let changed = *before != now_role;
+            *before = now_role.clone();
+            changed
+        });
+        if now == Office::Stopped {
+            return;
+        }
+        let ended = tokio::select! { biased;
+            changed = office.changed() => changed.is_err(),
+            changed = ready.changed() => changed.is_err(),
+        };
+        if ended {
+            role.send_replace(role_of(&Office::Stopped, None, None));
+            return;
+        }
+    }
+}
+
+/// One round to a majority answers everybody who asked before it began.
+async fn answer_reads<T: Tables>(raft: RaftOf<T>, mut asked: mpsc::UnboundedReceiver<Read>) {
+    while let Some(first) = asked.recv().await {
+        let mut askers = vec![first];
+        while let Ok(asker) = asked.try_recv() {
+            askers.push(asker);
+        }
+        let result = match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                let leader = forward.leader_id.zip(forward.leader_node.as_ref());
+                Err(ReadError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
+            Err(RaftError::Fatal(_)) => Err(ReadError::Stopped),
+        };
+        for asker in askers {
+            let _ = asker.send(result.clone());
+        }
+    }
+}
+
+async fn change_members<T: Tables>(raft: &RaftOf<T>, change: MemberChange) -> Result<(), MembersError> {
+    let changed = match change {
+        MemberChange::Add(Peer { id, peer_address, client_address }) => {
+            raft.add_learner(id, Node { peer_address, client_address }, true).await.map_err(members_error)?;
+            raft.change_membership(ChangeMembers::AddVoterIds([id].into()), false).await
+        }
+        MemberChange::Remove(id) => {
+            raft.change_membership(ChangeMembers::RemoveVoters([id].into()), false).await.map_err(members_error)?;
+            // A voter is gone with that; a learner is removed by this.
+            raft.change_membership(ChangeMembers::RemoveNodes([id].into()), false).await
+        }
+    };
+    changed.map(|_| ()).map_err(members_error)
+}
+
+fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            let leader = forward.leader_id.zip(forward.leader_node.as_ref());
+            MembersError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => MembersError::Unknown,
+        RaftError::APIError(error) => MembersError::Refused(error.to_string()),
+    }
+}
+
+impl<T: Tables> Running<T> {
+    async fn hand_over(&self, env: &Env) -> Result<(), HandOverError> {
+        let own = *self.raft.node_id();
+        let mut metrics = self.raft.metrics();
+        {
+            let now = metrics.borrow_watched();
+            if now.state != ServerState::Leader {
+                return Err(HandOverError::NotLeader);
+            }
+            if now.membership_config.membership().voter_ids().all(|voter| voter == own) {
+                return Err(HandOverError::Alone);
+            }
+        }
+        // What waits goes to the successor's clients; what is in flight is waited for, so that somebody holds it all.
+        self.paused.send_replace(true);
+        let handed_over = env.clock.timeout(HAND_OVER_LIMIT, async {
+            let successor = loop {
+                let successor = successor(&metrics.borrow_watched(), self.heard_limit);
+                match successor {
+                    Successor::NotLeader => return Ok(()),
+                    Successor::Is(id) => break id,
+                    Successor::Nobody => return Err(HandOverError::NotTaken),
+                    Successor::NotYet => metrics.changed().await.map_err(|_| HandOverError::Stopped)?,
+                }
+            };
+            self.raft.trigger().transfer_leader(successor).await.map_err(|_| HandOverError::Stopped)?;
+            loop {
+                let leads = metrics.borrow_watched().current_leader;
+                if leads.is_some_and(|leader| leader != own) {
+                    return Ok(());
+                }
+                metrics.changed().await.map_err(|_| HandOverError::Stopped)?;
+            }
+        });
+        let handed_over = handed_over.await.unwrap_or(Err(HandOverError::NotTaken));
+        self.paused.send_replace(false);
+        handed_over
+    }
+
+    /// Everything ends, whatever fails on the way; the clean-stop mark is written only if nothing did.
+    async fn stop(self) -> io::Result<()> {
+        let shutdown = self.raft.shutdown().await.map_err(io::Error::other);
+        self.end.end().await;
+        self.waiters.end();
+        let fold = self.recovered.fold.lock().await.take();
+        let fold_closed = match fold {
+            Some(fold) => fold.close().await,
+            None => Ok(()),
+        };
+        self.recovered.log.close().await?;
+        shutdown.and(fold_closed)?;
+        self.recovered.directory.stopped_cleanly().await
+    }
+
+    /// Ends everything without writing anything more. The lock is released last.
+    async fn kill(self) {
+        // The log first: whoever waits for it, waits for nothing.
+        self.recovered.log.kill().await;
+        let _ = self.raft.shutdown().await;
+        self.end.end().await;
+        self.waiters.end();
+        self.recovered.end().await;
+    }
+}
+
+enum Successor {
+    /// This node leads no more.
+    NotLeader,
+    /// No other voter was heard of lately.
+    Nobody,
+    /// Whoever was heard of does not hold everything yet.
+    NotYet,
+    Is(NodeId),
+}
+
+/// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
+fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
+    let (ServerState::Leader, Some(replication), Some(heard)) =
+        (metrics.state, &metrics.replication, &metrics.heartbeat)
+    else {
+        return Successor::NotLeader;
+    };
+    let voters = metrics.membership_config.membership().voter_ids().filter(|voter| *voter != metrics.id);
+    let is_there = |voter: &NodeId| heard.get(voter).copied().flatten().is_some_and(|at| at.elapsed() < heard_limit);
+    let mut there = voters.filter(is_there).peekable();
+    if there.peek().is_none() {
+        return Successor::Nobody;
+    }
+    let held = |voter: &NodeId| replication.get(voter).cloned().flatten().map(|matched| matched.index);
+    there.find(|voter| held(voter) >= metrics.last_log_index).map_or(Successor::NotYet, Successor::Is)
+}
