@@ -79,6 +79,8 @@ on_both_disks! {
     writing_beyond_the_end_leaves_zeros,
     cutting_and_extending_shows_zeros,
     allocating_extends_but_never_cuts,
+    pages_are_written_whole_however_many,
+    zeros_cover_exactly_what_they_should,
     syncing_changes_nothing_one_can_see,
     renaming_replaces,
     a_removed_file_lives_on_in_its_handles,
@@ -159,6 +161,41 @@ async fn allocating_extends_but_never_cuts(world: World) {
     let mut expected = b"data".to_vec();
     expected.resize(1 << 16, 0);
     assert_eq!(file.read_at(0, usize::MAX).await.unwrap(), expected);
+}
+
+async fn zeros_cover_exactly_what_they_should(world: World) {
+    let page = 4096_u64;
+    for (from, len) in [(1, 10), (page, page), (100, 3 * page), (page, 40 * page + 7), (0, 300 * page), (5, 0)] {
+        let file = world.create("f", &vec![7; 301 * page as usize]).await;
+        file.write_zeros(from, len).await.unwrap();
+        file.sync_data().await.unwrap();
+        let mut expected = vec![7; 301 * page as usize];
+        expected[from as usize..(from + len) as usize].fill(0);
+        assert!(world.read("f").await.unwrap() == expected, "zeros at {from}, {len} of them");
+        world.disk.remove_file(&world.path("f")).await.unwrap();
+    }
+    let file = world.create("g", b"abc").await;
+    file.write_zeros(2 * page, page).await.unwrap();
+    assert_eq!(file.len().unwrap(), 3 * page, "they make the file longer");
+}
+
+async fn pages_are_written_whole_however_many(world: World) {
+    let page = 4096_usize;
+    for pages in [1, 3, 16, 300] {
+        let file = world.create("f", &vec![7; 302 * page]).await;
+        // Cached before, so that a write past the cache must be seen through it.
+        assert_eq!(world.read("f").await.unwrap().len(), 302 * page);
+        let bytes: Vec<u8> = (0..pages * page).map(|at| (at / 1000) as u8).collect();
+        let (first, rest) = bytes.split_at(1001);
+        let buffers = [Bytes::copy_from_slice(first), Bytes::new(), Bytes::copy_from_slice(rest)];
+        file.write_pages(page as u64, &buffers).await.unwrap();
+        file.sync_data().await.unwrap();
+        let mut expected = vec![7; 302 * page];
+        expected[page..(1 + pages) * page].copy_from_slice(&bytes);
+        assert!(world.read("f").await.unwrap() == expected, "{pages} pages");
+        assert!(file.map_sealed(0, expected.len()).unwrap() == expected, "{pages} pages, mapped");
+        world.disk.remove_file(&world.path("f")).await.unwrap();
+    }
 }
 
 async fn syncing_changes_nothing_one_can_see(world: World) {

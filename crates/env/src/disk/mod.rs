@@ -90,6 +90,32 @@ pub struct Space {
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code)] pub(crate) Box<dyn Debug + Send + Sync>);
 
+/// The unit of the page cache, and of writes past it.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Panics unless `offset` and `buffers` make whole pages.
+fn assert_whole_pages(offset: u64, buffers: &[Bytes]) {
+    let len: usize = buffers.iter().map(Bytes::len).sum();
+    let whole = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES);
+    assert!(whole(offset) && whole(len as u64), "{len} bytes at {offset} are not whole pages");
+}
+
+/// Zeros at an address that direct I/O takes.
+#[repr(align(4096))]
+struct Zeros([u8; 64 << 10]);
+
+static ZEROS: Zeros = Zeros([0; 64 << 10]);
+
+/// `len` zeros as buffers for a vectored write; they take no memory.
+pub fn zeros(len: u64) -> Vec<Bytes> {
+    let chunk = ZEROS.0.len() as u64;
+    let mut buffers = vec![Bytes::from_static(&ZEROS.0); (len / chunk) as usize];
+    if !len.is_multiple_of(chunk) {
+        buffers.push(Bytes::from_static(&ZEROS.0[..(len % chunk) as usize]));
+    }
+    buffers
+}
+
 /// An open file.
 pub trait File: Send + Sync + Debug + 'static {
     /// Reads up to `len` bytes at `offset`; fewer only at the end of the file.
@@ -98,6 +124,15 @@ pub trait File: Send + Sync + Debug + 'static {
     /// Writes all of `buffers`, one behind the other, at `offset`; grows the file where needed. After an error an
     /// unknown part of them is written.
     fn write_at<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Writes whole pages: `offset` and the length of all `buffers` are multiples of [`PAGE_BYTES`], else it panics. As
+    /// [`File::write_at`], but long writes go past the page cache where the file system can do that: for a log, whose
+    /// readers have their own cache of what is new. Such a page, read later, comes from the disk.
+    fn write_pages<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Writes `len` zeros at `offset`; grows the file where needed. For blocks that are made ready for later writes: on
+    /// the real disk past the page cache, where the file system can do that, so that it costs neither a copy nor memory.
+    fn write_zeros<'a>(&'a self, offset: u64, len: u64) -> BoxFuture<'a, io::Result<()>>;
 
     /// `fdatasync`: data written so far, and the length it needs, are durable when this returns `Ok`. After an error
     /// nothing is known of them, and a second call proves nothing: never retry, stop the store.

@@ -3,11 +3,12 @@
 //! Everything is created for the owner alone (files 0600, directories 0700), never followed through a symbolic link in
 //! the last step of a path, and closed on exec. The futures block the thread that polls them.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -16,13 +17,20 @@ use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::map::Map;
-use super::{Disk, File, Lock, Name, Open, Space};
+use super::{Disk, File, Lock, Name, Open, PAGE_BYTES, Space, assert_whole_pages, zeros};
 
 /// Most buffers one `pwritev` takes (Linux `IOV_MAX`).
 const MAX_BUFFERS_PER_CALL: usize = 1024;
 
-/// Zeros written by one call where the file system cannot allocate.
-const ZERO_FILL_BYTES: usize = 1 << 20;
+/// Zeros written by one call. Short enough that a writer of the same file, or of the same disk, hardly waits for it.
+const ZEROS_PER_CALL: u64 = 1 << 20;
+
+/// Pages this many bytes long or longer are written past the page cache: there a copy into a page that the kernel has to
+/// find first costs more than the wait for the disk that follows anyway. Shorter ones go with the sync.
+const DIRECT_FROM_BYTES: usize = 64 << 10;
+
+/// One direct write. Each thread that writes has a buffer of this size.
+const DIRECT_BYTES: usize = 1 << 20;
 
 /// The machine's file systems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,7 +44,8 @@ impl Disk for RealDisk {
                 Open::OrCreate => OFlags::CREATE,
                 Open::New => OFlags::CREATE | OFlags::EXCL,
             };
-            let file: Arc<dyn File> = Arc::new(RealFile { descriptor: open(path, flags)?, map: Map::default() });
+            let file: Arc<dyn File> =
+                Arc::new(RealFile { descriptor: open(path, flags)?, map: Map::default(), direct: OnceLock::new() });
             Ok(file)
         }
         .boxed()
@@ -132,6 +141,13 @@ fn list(path: &Path) -> io::Result<Vec<Name>> {
 struct RealFile {
     descriptor: OwnedFd,
     map: Map,
+    /// The same file for writes past the page cache, once one was asked for; `None` where that cannot be had.
+    direct: OnceLock<Option<OwnedFd>>,
+}
+
+thread_local! {
+    /// Direct I/O takes memory that is aligned as the disk is: buffers are copied here first.
+    static ALIGNED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl File for RealFile {
@@ -160,6 +176,25 @@ impl File for RealFile {
         async move { write_all_at(&self.descriptor, offset, buffers) }.boxed()
     }
 
+    fn write_pages<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            assert_whole_pages(offset, buffers);
+            let is_long = buffers.iter().map(Bytes::len).sum::<usize>() >= DIRECT_FROM_BYTES;
+            match self.direct().filter(|_| is_long) {
+                Some(direct) => match write_aligned(direct, offset, buffers) {
+                    Err(error) if is_refused(&error) => write_all_at(&self.descriptor, offset, buffers),
+                    written => written,
+                },
+                None => write_all_at(&self.descriptor, offset, buffers),
+            }
+        }
+        .boxed()
+    }
+
+    fn write_zeros<'a>(&'a self, offset: u64, len: u64) -> BoxFuture<'a, io::Result<()>> {
+        async move { self.fill_with_zeros(offset, offset + len) }.boxed()
+    }
+
     fn sync_data<'a>(&'a self) -> BoxFuture<'a, io::Result<()>> {
         // No retry, not even of EINTR: what a failed sync leaves behind is unknown.
         async move { Ok(rustix::fs::fdatasync(&self.descriptor)?) }.boxed()
@@ -183,7 +218,7 @@ impl File for RealFile {
                 match rustix::fs::fallocate(&self.descriptor, FallocateFlags::empty(), 0, len) {
                     Ok(()) => return Ok(()),
                     Err(Errno::INTR) => {}
-                    Err(Errno::OPNOTSUPP | Errno::NOSYS) => return self.fill_with_zeros(len),
+                    Err(Errno::OPNOTSUPP | Errno::NOSYS) => return self.fill_with_zeros(self.len()?, len),
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -205,17 +240,81 @@ impl File for RealFile {
 }
 
 impl RealFile {
-    /// Allocates the slow way, where the file system has no other: writes zeros from the end of the file up to `len`.
-    fn fill_with_zeros(&self, len: u64) -> io::Result<()> {
-        let zeros = Bytes::from(vec![0; ZERO_FILL_BYTES]);
-        let mut at = self.len()?;
-        while at < len {
-            let part = zeros.slice(..zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX)));
-            write_all_at(&self.descriptor, at, std::slice::from_ref(&part))?;
-            at += part.len() as u64;
+    /// Whole pages go past the page cache, the rest through it, as does everything where direct I/O is refused.
+    fn fill_with_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let mut direct = self.direct();
+        let mut at = from;
+        while at < to {
+            let whole = direct.filter(|_| at.is_multiple_of(PAGE_BYTES) && to - at >= PAGE_BYTES);
+            let end = match whole {
+                Some(_) => (at + ZEROS_PER_CALL).min(to - to % PAGE_BYTES),
+                None if direct.is_some() => (at + 1).next_multiple_of(PAGE_BYTES).min(to),
+                None => (at + ZEROS_PER_CALL).min(to),
+            };
+            match write_all_at(whole.unwrap_or(&self.descriptor), at, &zeros(end - at)) {
+                Err(error) if whole.is_some() && is_refused(&error) => direct = None,
+                written => {
+                    written?;
+                    at = end;
+                }
+            }
         }
         Ok(())
     }
+
+    fn direct(&self) -> Option<&OwnedFd> {
+        let open = || {
+            let itself = format!("/proc/self/fd/{}", self.descriptor.as_raw_fd());
+            rustix::fs::open(itself, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty()).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+}
+
+/// The file system has no direct I/O, or not for pages.
+fn is_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+}
+
+/// [`write_all_at`] of whole pages to a descriptor for direct I/O.
+fn write_aligned(file: &OwnedFd, offset: u64, buffers: &[Bytes]) -> io::Result<()> {
+    let page = PAGE_BYTES as usize;
+    ALIGNED.with_borrow_mut(|memory| {
+        memory.resize(DIRECT_BYTES + page, 0);
+        let start = memory.as_ptr().align_offset(page);
+        let aligned = &mut memory[start..start + DIRECT_BYTES];
+        let (mut filled, mut at) = (0, offset);
+        for buffer in buffers {
+            let mut rest = &buffer[..];
+            while !rest.is_empty() {
+                let fits = rest.len().min(DIRECT_BYTES - filled);
+                aligned[filled..filled + fits].copy_from_slice(&rest[..fits]);
+                filled += fits;
+                rest = &rest[fits..];
+                if filled == DIRECT_BYTES {
+                    write_whole(file, at, aligned)?;
+                    at += filled as u64;
+                    filled = 0;
+                }
+            }
+        }
+        write_whole(file, at, &aligned[..filled])
+    })
+}
+
+fn write_whole(file: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                bytes = &bytes[written..];
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Writes all buffers one behind the other: as many calls as the kernel's limits and short writes make necessary.

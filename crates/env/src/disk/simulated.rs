@@ -38,7 +38,7 @@ pub use names::FileId;
 pub use state::Operation;
 use state::State;
 
-use super::{Disk, File, Lock, Name, Open, Space};
+use super::{Disk, File, Lock, Name, Open, Space, assert_whole_pages, zeros};
 use crate::Rng;
 
 /// Size of a disk whose [`SimDisk::set_capacity`] was never called.
@@ -730,6 +730,15 @@ impl File for SimFile {
 
     fn write_at<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
         self.call(|latency| latency.write, move |machine| machine.write(self.file, offset, buffers)).boxed()
+    }
+
+    fn write_pages<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
+        assert_whole_pages(offset, buffers);
+        self.write_at(offset, buffers)
+    }
+
+    fn write_zeros<'a>(&'a self, offset: u64, len: u64) -> BoxFuture<'a, io::Result<()>> {
+        self.call(|latency| latency.write, move |machine| machine.write(self.file, offset, &zeros(len))).boxed()
     }
 
     fn sync_data<'a>(&'a self) -> BoxFuture<'a, io::Result<()>> {

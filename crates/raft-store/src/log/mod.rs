@@ -295,7 +295,7 @@ impl Log {
                 stopped: None,
             }),
             queued: Notify::new(),
-            preparation: Preparation::new(end),
+            preparation: Preparation::new(end, &options),
             synced: watch::Sender::new(Synced {
                 index: recovered.last.map(|last| last.index),
                 physical_end: end,
@@ -307,8 +307,7 @@ impl Log {
             cut: RwLock::new(()),
             options,
         });
-        let piece_bytes = shared.options.prepare_piece_bytes;
-        let preparer = prepare::run(env.clone(), Arc::clone(&shared), commitlog.clone(), piece_bytes);
+        let preparer = prepare::run(env.clone(), Arc::clone(&shared), commitlog.clone());
         let preparer = env.executor.run("log-prepare", preparer);
         if let Err(error) = shared.preparation.reach(PhysicalOffset(end.0 + 1)).await {
             // Nobody will write: let the preparer end.

@@ -1,8 +1,9 @@
 //! Preparer: writes zeros into segment files ahead of the log's end, so that the writer overwrites blocks that exist.
 //!
 //! Overwriting is two to three times as fast as growing a file or writing into blocks that are only reserved. The
-//! preparer stays a bounded distance ahead and crosses into the next segment by itself, so that a full segment never
-//! stops the writer. It publishes a piece once the piece is synced, and, of a new file, the directory as well: the
+//! preparer crosses into the next segment by itself, so that a full segment never stops the writer, and draws ahead until
+//! it is a whole segment in front: then it always works on another file than the writer, who else would wait for that
+//! file's lock and for the journal entries that new blocks need. It publishes a piece once the piece is synced, and, of a new file, the directory as well: the
 //! writer may then rely on both.
 
 use std::io;
@@ -13,11 +14,12 @@ use env::Env;
 use env::disk::Open;
 use tokio::sync::{Mutex, Notify, watch};
 
-use super::segment::{Segment, zeros};
+use super::LogOptions;
+use super::segment::Segment;
 use super::state::Shared;
 use crate::position::PhysicalOffset;
 
-/// How many pieces the preparer stays ahead of what was submitted.
+/// How many pieces the preparer stays ahead of what was submitted, at least.
 const PIECES_AHEAD: u64 = 2;
 
 /// How far the files are prepared, or why not further.
@@ -38,13 +40,38 @@ pub struct Preparation {
     pub wanted: Notify,
     /// Held while files are made or replaced: the end of what is prepared.
     pub end: Mutex<PhysicalOffset>,
+    /// Where the log ended when it was opened.
+    opened: PhysicalOffset,
+    piece_bytes: u64,
+    segment_bytes: u64,
 }
 
 impl Preparation {
-    /// Everything below `end` counts as prepared.
-    pub fn new(end: PhysicalOffset) -> Preparation {
-        let prepared = watch::Sender::new(Prepared { end, failed: None });
-        Preparation { prepared, wanted: Notify::new(), end: Mutex::new(end) }
+    /// The log ends at `end`, and everything below counts as prepared.
+    pub fn new(end: PhysicalOffset, options: &LogOptions) -> Preparation {
+        Preparation {
+            prepared: watch::Sender::new(Prepared { end, failed: None }),
+            wanted: Notify::new(),
+            end: Mutex::new(end),
+            opened: end,
+            piece_bytes: options.prepare_piece_bytes,
+            segment_bytes: options.segment_bytes,
+        }
+    }
+
+    /// Up to where to prepare while the log ends at `submitted`: at first as much as a start can wait for, then twice as
+    /// fast as the log grows, until it is a segment.
+    fn wanted_end(&self, submitted: PhysicalOffset) -> PhysicalOffset {
+        let least = PIECES_AHEAD * self.piece_bytes;
+        let grown = submitted.0.saturating_sub(self.opened.0);
+        PhysicalOffset(submitted.0 + grown.saturating_mul(2).clamp(least, self.segment_bytes.max(least)))
+    }
+
+    /// The log has grown to `submitted`: wakes the preparer if it has something to do.
+    pub fn follow(&self, submitted: PhysicalOffset) {
+        if self.prepared.borrow().end < self.wanted_end(submitted) {
+            self.wanted.notify_one();
+        }
     }
 
     /// Resolves once everything below `end` is prepared; an error if that was tried and failed.
@@ -82,16 +109,16 @@ enum Failure {
 }
 
 /// The future that prepares until the log closes.
-pub async fn run(env: Env, shared: Arc<Shared>, commitlog: PathBuf, piece_bytes: u64) {
+pub async fn run(env: Env, shared: Arc<Shared>, commitlog: PathBuf) {
     let preparation = &shared.preparation;
     while !shared.is_ending() {
         let mut end = preparation.end.lock().await;
-        if end.0 >= shared.submitted_end().0 + PIECES_AHEAD * piece_bytes {
+        if *end >= preparation.wanted_end(shared.submitted_end()) {
             drop(end);
             preparation.wanted.notified().await;
             continue;
         }
-        match prepare_piece(&env, &shared, &commitlog, *end, piece_bytes).await {
+        match prepare_piece(&env, &shared, &commitlog, *end, preparation.piece_bytes).await {
             Ok(prepared) => {
                 *end = prepared;
                 preparation.prepared.send_replace(Prepared { end: prepared, failed: None });
@@ -129,9 +156,9 @@ async fn prepare_piece(
     let file = env.disk.open(&path, how).await.map_err(Failure::CannotGrow)?;
     if is_new {
         file.allocate(layout.file_bytes()).await.map_err(Failure::CannotGrow)?;
-        file.write_at(0, &zeros(layout.file_offset(at))).await.map_err(Failure::Fatal)?;
+        file.write_zeros(0, layout.file_offset(at)).await.map_err(Failure::Fatal)?;
     }
-    file.write_at(layout.file_offset(at), &zeros(end.0 - at.0)).await.map_err(Failure::Fatal)?;
+    file.write_zeros(layout.file_offset(at), end.0 - at.0).await.map_err(Failure::Fatal)?;
     env::fault!("log.piece_written");
     file.sync_data().await.map_err(Failure::Fatal)?;
     if is_new {
@@ -150,5 +177,25 @@ async fn remove_half_made(env: &Env, shared: &Shared, commitlog: &Path, first: P
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::error!(%error, segment = %first, "cannot remove a half-made segment file");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_waits_for_little_and_a_busy_log_is_a_segment_ahead() {
+        let ahead = |submitted: u64, opened: u64, segment_bytes: u64| {
+            let options = LogOptions { prepare_piece_bytes: 16, segment_bytes, ..LogOptions::default() };
+            let preparation = Preparation::new(PhysicalOffset(opened), &options);
+            preparation.wanted_end(PhysicalOffset(submitted)).0 - submitted
+        };
+        assert_eq!([ahead(5000, 5000, 1024), ahead(5016, 5000, 1024), ahead(5100, 5000, 1024)], [32, 32, 200]);
+        assert_eq!([ahead(6000, 5000, 1024), ahead(1 << 40, 5000, 1024)], [1024, 1024]);
+        // The log was cut, or begun anew, before the place where it was opened.
+        assert_eq!(ahead(100, 5000, 1024), 32);
+        // Segments that are shorter than what a start prepares.
+        assert_eq!(ahead(64, 0, 16), 32);
     }
 }

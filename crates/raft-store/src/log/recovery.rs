@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use env::disk::Open;
+use env::disk::{Open, zeros};
 use env::{Env, File};
 
 use super::frame::{BadFrame, Boundary, Cursor, HEADER_BYTES, Header, Kind, frame_bytes};
 use super::hard_state::{HardState, HardStateFiles, TruncationPoint};
 use super::points::{Points, SideFile, parse_side_file_name, side_file_name, write_side_file};
-use super::segment::{Layout, MARK_BYTES, Mark, SLOT_BYTES, Segment, parse_file_name, zeros};
+use super::segment::{Layout, MARK_BYTES, Mark, SLOT_BYTES, Segment, parse_file_name};
 use super::writer::GROUP_BYTES;
 use super::{LogOptions, OpenError};
 use crate::position::{LogId, PhysicalOffset};

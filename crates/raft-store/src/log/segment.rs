@@ -17,7 +17,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use env::File;
 
 use super::frame::{Boundary, Cursor};
@@ -34,24 +33,6 @@ pub const MARK_BYTES: usize = 60;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQM");
 const VERSION: u8 = 1;
-
-/// Zeros for fills, preparation and truncation.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-
-/// `len` zeros as buffers for a vectored write.
-pub fn zeros(len: u64) -> Vec<Bytes> {
-    let chunk = ZEROS.len() as u64;
-    let mut buffers = vec![Bytes::from_static(&ZEROS); (len / chunk) as usize];
-    if !len.is_multiple_of(chunk) {
-        buffers.push(Bytes::from_static(&ZEROS[..(len % chunk) as usize]));
-    }
-    buffers
-}
-
-/// Up to 63 zeros, behind a body.
-pub fn fill(len: u64) -> Bytes {
-    Bytes::from_static(&ZEROS[..len as usize])
-}
 
 /// How physical offsets map to files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,13 +185,6 @@ mod tests {
         assert_eq!(pieces, [offsets(4000, 96), offsets(4096, 4096), offsets(8192, 4096), offsets(12288, 64)]);
         assert_eq!(LAYOUT.pieces(PhysicalOffset(64), PhysicalOffset(64)).count(), 0);
         assert_eq!(LAYOUT.pieces(PhysicalOffset(128), PhysicalOffset(64)).count(), 0);
-    }
-
-    #[test]
-    fn zeros_are_as_many_as_asked() {
-        for len in [0, 1, 65_536, 65_537, 200_000] {
-            assert_eq!(zeros(len).iter().map(|buffer| buffer.len() as u64).sum::<u64>(), len);
-        }
     }
 
     proptest! {

@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use env::Env;
+use env::disk::{PAGE_BYTES, zeros};
 
 use super::frame::{Boundary, Cursor, Frame, HEADER_BYTES, Header, frame_bytes};
 use super::hard_state::{HardStateFiles, TruncationPoint};
 use super::points::{Points, SideFile, side_file_name, write_side_file};
 use super::recovery::begin_anew;
-use super::segment::{self, Mark, SLOT_BYTES, Segment, zeros};
+use super::segment::{Mark, SLOT_BYTES, Segment};
 use super::state::{Command, Reply, Shared};
 use super::{Done, Synced};
 use crate::position::{LogId, PhysicalOffset};
@@ -49,6 +50,8 @@ pub struct Writer {
     marked: PhysicalOffset,
     /// Up to where side files are written.
     side_filed: PhysicalOffset,
+    /// What is in the page where the log ends, up to there; `None`: to be read.
+    last_page: Option<Bytes>,
 }
 
 /// Frames that are written and synced together.
@@ -99,7 +102,7 @@ impl Writer {
             let state = shared.state.lock();
             ((state.last, state.submitted), state.submitted.physical_offset)
         };
-        Writer { env, shared, commitlog, hard, slots, synced, marked, side_filed }
+        Writer { env, shared, commitlog, hard, slots, synced, marked, side_filed, last_page: None }
     }
 
     /// The future that writes until the log is closed or poisoned.
@@ -188,7 +191,7 @@ impl Writer {
         let mut files = Vec::new();
         for run in self.runs(frames) {
             let segment = self.segment(run.segment)?;
-            segment.file.write_at(run.file_offset, &run.buffers).await?;
+            self.write_run(&segment, run).await?;
             env::fault!("log.run_written");
             if files.last().is_none_or(|last: &Segment| last.first != segment.first) {
                 files.push(segment);
@@ -212,7 +215,7 @@ impl Writer {
         self.synced = (Some(last.id), end);
         self.publish_synced();
         self.shared.stats.lock().note_group(frames.len() as u64, bytes, took);
-        self.shared.preparation.wanted.notify_one();
+        self.shared.preparation.follow(end.physical_offset);
         Ok(())
     }
 
@@ -245,9 +248,27 @@ impl Writer {
             at = frame.end();
             encoded.put_slice(&header_of(frame).encode());
             let fill = at.physical_offset.0 - frame.physical_offset.0 - HEADER_BYTES - frame.body.len() as u64;
-            add(frame.physical_offset, [encoded.split().freeze(), frame.body.clone(), segment::fill(fill)]);
+            add(frame.physical_offset, [encoded.split().freeze(), frame.body.clone(), zeros_up_to_a_page(fill)]);
         }
         runs
+    }
+
+    /// Writes a run as whole pages, so that none must be read before: the first one begins with what is in it already,
+    /// and behind the last frame the file is zero.
+    async fn write_run(&mut self, segment: &Segment, run: Run) -> io::Result<()> {
+        let begun = run.file_offset % PAGE_BYTES;
+        let page = match &self.last_page {
+            _ if begun == 0 => Bytes::new(),
+            Some(page) => page.clone(),
+            None => segment.file.read_at(run.file_offset - begun, begun as usize).await?,
+        };
+        assert_eq!(page.len() as u64, begun, "the page that the log ends in is known up to there");
+        let end = run.file_offset + run.len;
+        let mut buffers = run.buffers;
+        self.last_page = Some(last_page(&page, &buffers, end));
+        buffers.insert(0, page);
+        buffers.push(zeros_up_to_a_page(end.next_multiple_of(PAGE_BYTES) - end));
+        segment.file.write_pages(run.file_offset - begun, &buffers).await
     }
 
     fn publish_synced(&self) {
@@ -281,7 +302,9 @@ impl Writer {
         let generation = self.hard.state().generation;
         let mark = Mark { generation, synced: Boundary { id, end }, segment: segment.first };
         let slot = self.slots.entry(segment.first).or_insert(0);
-        segment.file.write_at(*slot * SLOT_BYTES, &[Bytes::copy_from_slice(&mark.encode())]).await?;
+        let bytes = Bytes::copy_from_slice(&mark.encode());
+        let rest = zeros_up_to_a_page(SLOT_BYTES - bytes.len() as u64);
+        segment.file.write_pages(*slot * SLOT_BYTES, &[bytes, rest]).await?;
         *slot = 1 - *slot;
         Ok(Some(segment))
     }
@@ -360,6 +383,7 @@ impl Writer {
             cut_end
         };
         self.synced = (last, end);
+        self.last_page = None;
         self.announce_synced();
         env::fault!("log.before_truncation");
         self.hard
@@ -464,6 +488,7 @@ impl Writer {
             env::fault!("log.restart_removed_a_segment");
         }
         self.slots.clear();
+        self.last_page = None;
         (self.marked, self.side_filed) = (end.physical_offset, end.physical_offset);
         *prepared_end = end.physical_offset;
         shared.preparation.prepared.send_modify(|prepared| prepared.end = end.physical_offset);
@@ -517,6 +542,29 @@ impl Writer {
         let points = self.shared.state.lock().points.within(segment..covered.end.physical_offset);
         write_side_file(&self.env, &self.commitlog, &SideFile { segment, covered, points }).await;
     }
+}
+
+/// Less than a page of zeros.
+fn zeros_up_to_a_page(len: u64) -> Bytes {
+    assert!(len < PAGE_BYTES, "{len} zeros are more than a page");
+    zeros(len).pop().unwrap_or_default()
+}
+
+/// What is in the page where a run ends, whose first page begins with `page`.
+fn last_page(page: &Bytes, buffers: &[Bytes], end: u64) -> Bytes {
+    let len = (end % PAGE_BYTES) as usize;
+    let mut last = vec![0; len];
+    let mut missing = len;
+    for buffer in buffers.iter().rev().chain([page]) {
+        let part = &buffer[buffer.len() - buffer.len().min(missing)..];
+        last[missing - part.len()..missing].copy_from_slice(part);
+        missing -= part.len();
+        if missing == 0 {
+            break;
+        }
+    }
+    assert_eq!(missing, 0, "a run begins where a page does, or with the page it begins in");
+    last.into()
 }
 
 fn header_of(frame: &Frame) -> Header {

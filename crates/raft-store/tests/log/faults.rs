@@ -233,17 +233,19 @@ fn what_cannot_be_read_is_corruption() {
 #[test]
 fn a_misdirected_write_is_noticed() {
     let disk = disk(18);
+    let options = LogOptions { tail_bytes: 0, max_entry_bytes: 10_000, ..one_segment() };
     simulate(async {
-        let log = open(&disk, LogOptions { tail_bytes: 0, ..one_segment() }).await.expect("opens");
+        let log = open(&disk, options.clone()).await.expect("opens");
         append(&log, vec![entry(1, 0, 500), entry(1, 1, 500)]).await.expect("appended");
         // The first write is the mark's.
         disk.misdirect_write(segment_path(0), 2, segment_path(0), 500_000);
-        append(&log, vec![entry(1, 2, 500)]).await.expect("the disk says so");
+        // Longer than a page: the page that the log ends in is written again with the next group, and so made whole.
+        append(&log, vec![entry(1, 2, 9000)]).await.expect("the disk says so");
         log.read(2..3, 1).await.expect_err("it is not there");
         append(&log, vec![entry(1, 3, 500)]).await.expect("appended");
     });
     disk.process_kill();
-    let result = recover(&disk, &one_segment(), None);
+    let result = recover(&disk, &options, None);
     assert!(matches!(result, Err(OpenError::Corrupt { .. })), "{result:?}");
 }
 

@@ -74,6 +74,14 @@ impl File for LyingFile {
         self.0.write_at(offset, buffers)
     }
 
+    fn write_pages<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
+        self.0.write_pages(offset, buffers)
+    }
+
+    fn write_zeros<'a>(&'a self, offset: u64, len: u64) -> BoxFuture<'a, io::Result<()>> {
+        self.0.write_zeros(offset, len)
+    }
+
     fn sync_data<'a>(&'a self) -> BoxFuture<'a, io::Result<()>> {
         async { Ok(()) }.boxed()
     }
