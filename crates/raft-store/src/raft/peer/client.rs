@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use env::Env;
 use env::disk::Open;
+use env::{Clock, Env};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -46,6 +46,9 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often a receiver says that it is still waiting for its disk.
 pub const WORKING_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the news of what is committed may wait for entries to go with. Most entries are followed by others.
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 
 /// Part of an image in one message.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
@@ -307,14 +310,35 @@ async fn run_unary(
     Ok(())
 }
 
+/// The next request to send. One without entries only says how far is committed, which the next one says as well: it
+/// waits for that one a moment, and goes alone if none comes. openraft takes an answer for all requests up to its log id.
+async fn next_request(
+    clock: &Clock,
+    input: &mut (impl Stream<Item = AppendEntriesRequest<Types>> + Unpin),
+    is_first: bool,
+) -> Option<AppendEntriesRequest<Types>> {
+    let mut request = input.next().await?;
+    // The first of a session finds out what the peer has: somebody waits for the answer.
+    while request.entries.is_empty() && !is_first {
+        match clock.timeout(COMMIT_NEWS_DELAY, input.next()).await {
+            Some(Some(later)) => request = later,
+            Some(None) | None => break,
+        }
+    }
+    Some(request)
+}
+
 /// The writing side of an append session. Shared with the reading side: how many requests are out.
 async fn write_session(
+    clock: Clock,
     log: Log,
     mut input: impl Stream<Item = AppendEntriesRequest<Types>> + Unpin,
     mut writer: MessageWriter,
     sent: Arc<AtomicU64>,
 ) -> io::Result<MessageWriter> {
-    while let Some(request) = input.next().await {
+    let mut is_first = true;
+    while let Some(request) = next_request(&clock, &mut input, is_first).await {
+        is_first = false;
         let append = append_of(&log, request).await?;
         sent.fetch_add(1, Ordering::Release);
         writer.write(&Message::Append(append)).await?;
@@ -439,7 +463,13 @@ impl RaftNetworkV2<Types> for Client {
             let (reader, writer) = self.append_connection().await?;
             let sent = Arc::new(AtomicU64::new(0));
             let input = futures::stream::iter([first]).chain(input);
-            let writing = AbortOnDrop(Types::spawn(write_session(self.links.log.clone(), input, writer, sent.clone())));
+            let writing = AbortOnDrop(Types::spawn(write_session(
+                self.links.env.clock.clone(),
+                self.links.log.clone(),
+                input,
+                writer,
+                sent.clone(),
+            )));
             let heard = self.links.env.clock.monotonic();
             let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
