@@ -1,7 +1,10 @@
 //! Open loop: messages leave at a fixed rate whatever becomes of those before them, and a push consumer takes each as it
 //! becomes visible. Measured from the moment a message should have been sent, so that a stall counts in full.
+//!
+//! Begins when the consumer has come to the end of what the topic held before: a new group may start at its beginning.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +12,8 @@ use clap::Args;
 use client::{Message, ReceivedMessage, StartFrom};
 use env::Env;
 use futures::stream::{FuturesUnordered, StreamExt};
+use hdrhistogram::Histogram;
+use tokio::sync::Notify;
 
 use super::{AnyError, Common, Measured, histogram};
 
@@ -25,6 +30,12 @@ pub struct Flags {
 /// Messages that fall due together leave together, this often.
 const TICK: Duration = Duration::from_millis(1);
 
+/// While the consumer has not come to the end of the topic, another message is sent this often.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long it may take to get there.
+const CATCH_UP: Duration = Duration::from_secs(120);
+
 /// A message on its way when the time is over may take this long.
 const LAST_ARRIVALS: Duration = Duration::from_secs(5);
 
@@ -34,29 +45,44 @@ pub async fn measure(env: &Env, flags: &Flags) -> Result<Measured, AnyError> {
     let clock = env.clock.clone();
     let client = common.client(env)?;
     let producer = client.producer("bench-e2e").start()?;
-    producer.send(Message::new(common.topic.as_str(), stamped(0, common.body_bytes))).await?;
+    let run = env.rng.u64();
+    let message = |due: Duration| Message::new(common.topic.as_str(), stamped(due, run, common.body_bytes));
 
-    let from = clock.monotonic() + Duration::from_secs(common.warm_up_seconds);
-    let until = from + Duration::from_secs(common.seconds);
-    let latency = Arc::new(Mutex::new(histogram()));
-    let (arrivals, at) = (latency.clone(), clock.clone());
+    let arrivals =
+        Arc::new(Arrivals { run, latency: Mutex::new(histogram()), window: OnceLock::new(), is_there: Notify::new() });
+    let (taking, at) = (arrivals.clone(), clock.clone());
+    // Also creates the topic, which the consumer then finds.
+    producer.send(message(clock.monotonic())).await?;
     let consumer = client
-        .push_consumer(format!("bench-e2e-{}", env.rng.u64()))
+        .push_consumer(format!("bench-e2e-{run}"))
         .start_from(StartFrom::Last)
         .subscribe(&common.topic, "*")
         .start(move |message: Arc<ReceivedMessage>| {
-            let (arrivals, now) = (arrivals.clone(), at.monotonic());
-            async move {
-                let due = message.body().first_chunk().map_or(0, |stamp| u64::from_be_bytes(*stamp));
-                let due = Duration::from_micros(due);
-                if due >= from && due < until {
-                    let took = now.saturating_sub(due).as_micros() as u64;
-                    arrivals.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(took);
-                }
-                Ok(())
-            }
+            taking.take(message.body(), at.monotonic());
+            std::future::ready(Ok(()))
         })
         .await?;
+    let caught_up = async {
+        loop {
+            producer.send(message(clock.monotonic())).await?;
+            if clock.timeout(PROBE_INTERVAL, arrivals.is_there.notified()).await.is_some() {
+                return Ok::<_, AnyError>(());
+            }
+        }
+    };
+    match clock.timeout(CATCH_UP, caught_up).await {
+        Some(caught_up) => caught_up?,
+        None => {
+            return Err(format!(
+                "the consumer did not reach the end of {} within {CATCH_UP:?}; use a new --topic",
+                common.topic
+            )
+            .into());
+        }
+    }
+    let from = clock.monotonic() + Duration::from_secs(common.warm_up_seconds);
+    let until = from + Duration::from_secs(common.seconds);
+    arrivals.window.set(from..until).expect("set once");
 
     let mut on_their_way = FuturesUnordered::new();
     let (mut sent, mut counted, mut errors) = (0_u64, 0_u64, 0_u64);
@@ -67,8 +93,7 @@ pub async fn measure(env: &Env, flags: &Flags) -> Result<Measured, AnyError> {
         while sent < due {
             let moment = start + Duration::from_secs_f64(sent as f64 / flags.rate as f64);
             counted += u64::from(moment >= from && moment < until);
-            let message = Message::new(common.topic.as_str(), stamped(moment.as_micros() as u64, common.body_bytes));
-            on_their_way.push(producer.send(message));
+            on_their_way.push(producer.send(message(moment)));
             sent += 1;
         }
         if now >= until && on_their_way.is_empty() {
@@ -80,7 +105,7 @@ pub async fn measure(env: &Env, flags: &Flags) -> Result<Measured, AnyError> {
             () = clock.sleep(TICK), if now < until => {}
         }
     }
-    let arrived = || latency.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let arrived = || arrivals.latency().len();
     let all = async {
         while arrived() + errors < counted {
             clock.sleep(TICK).await;
@@ -91,12 +116,46 @@ pub async fn measure(env: &Env, flags: &Flags) -> Result<Measured, AnyError> {
     }
     consumer.shutdown().await;
     client.shutdown().await;
-    let latency = latency.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let latency = arrivals.latency().clone();
     Ok(Measured { messages_per_s: latency.len() as f64 / common.seconds as f64, latency, errors })
 }
 
-fn stamped(due_us: u64, bytes: usize) -> Bytes {
-    let mut body = vec![b'.'; bytes.max(8)];
-    body[..8].copy_from_slice(&due_us.to_be_bytes());
+/// What the consumer has seen of this run.
+struct Arrivals {
+    run: u64,
+    latency: Mutex<Histogram<u64>>,
+    /// Messages that should have been sent in it count.
+    window: OnceLock<Range<Duration>>,
+    /// One has arrived.
+    is_there: Notify,
+}
+
+impl Arrivals {
+    fn take(&self, body: &[u8], now: Duration) {
+        let Some((due, _)) = stamp_of(body).filter(|(_, run)| *run == self.run) else { return };
+        match self.window.get() {
+            Some(window) if window.contains(&due) => {
+                self.latency().saturating_record(now.saturating_sub(due).as_micros() as u64);
+            }
+            Some(_) => {}
+            None => self.is_there.notify_one(),
+        }
+    }
+
+    fn latency(&self) -> MutexGuard<'_, Histogram<u64>> {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body that says when it is due, and in which run: a topic may hold those of others.
+fn stamped(due: Duration, run: u64, bytes: usize) -> Bytes {
+    let mut body = vec![b'.'; bytes.max(16)];
+    body[..8].copy_from_slice(&(due.as_micros() as u64).to_be_bytes());
+    body[8..16].copy_from_slice(&run.to_be_bytes());
     body.into()
+}
+
+fn stamp_of(body: &[u8]) -> Option<(Duration, u64)> {
+    let (due, rest) = body.split_first_chunk()?;
+    Some((Duration::from_micros(u64::from_be_bytes(*due)), u64::from_be_bytes(*rest.first_chunk()?)))
 }
