@@ -231,6 +231,7 @@ async fn tick(group: Arc<BrokerGroup>) {
             (seen, seen_at) = (activity, now);
         } else if now - seen_at >= IDLE {
             group.raft.log().release_idle_memory();
+            group.env.executor.blocking(env::memory::give_back).await;
             seen_at = now;
         }
         group.env.clock.sleep(Duration::from_secs(1)).await;

@@ -9,12 +9,14 @@
 //! - [`disk`]: files; [`disk::real`] and [`disk::simulated`], whose crashes lose, tear and reorder unsynced writes.
 //! - [`net`]: TCP, tokio's or turmoil's.
 //! - [`executor`]: a future on a thread of its own (real), or as a task (simulated).
+//! - [`memory`]: giving back what the process does not use.
 //! - [`mod@fault`]: named points in the code at which a test may strike.
 
 pub mod clock;
 pub mod disk;
 pub mod executor;
 pub mod fault;
+pub mod memory;
 pub mod net;
 pub mod rng;
 

@@ -14,9 +14,6 @@ use clap::{CommandFactory, Parser, Subcommand};
 use env::Env;
 use tracing_subscriber::EnvFilter;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A RocketMQ-compatible message broker on one Raft log.
 #[derive(Parser)]
 #[command(name = "raftmq", version, arg_required_else_help = true)]
