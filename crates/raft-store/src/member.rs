@@ -258,6 +258,7 @@ impl<T: Tables> Member<T> {
             beginning,
         };
         let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
+        lifetime.spawn(links.clone().run());
         let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
             .await
             .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;

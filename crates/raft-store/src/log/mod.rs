@@ -328,6 +328,14 @@ impl Log {
     /// Returns as soon as the entries are readable by everyone; `done` runs after `fdatasync`, in order of the calls,
     /// exactly once, also if this fails (then at once, with an error). All entries are appended or none.
     pub fn append(&self, entries: Vec<AppendEntry>, done: Done) -> Result<Vec<PhysicalOffset>, AppendError> {
+        let appended = self.append_quietly(entries, done);
+        self.wake_writer();
+        appended
+    }
+
+    /// As [`Log::append`], but the writer may not hear of it before [`Log::wake_writer`]: for who has more urgent things to
+    /// do than to let another thread have its core, such as to send the entries to others.
+    pub fn append_quietly(&self, entries: Vec<AppendEntry>, done: Done) -> Result<Vec<PhysicalOffset>, AppendError> {
         let mut state = self.shared().state.lock();
         match self.place(&state, &entries) {
             Ok(places) => {
@@ -341,6 +349,11 @@ impl Log {
                 Err(error)
             }
         }
+    }
+
+    /// Lets the writer begin, if it waits.
+    pub fn wake_writer(&self) {
+        self.shared().queued.notify_one();
     }
 
     /// Where the entries go, if all of them may.
@@ -391,7 +404,7 @@ impl Log {
         }
         commands.push(Command::Done(done));
         state.tail.shrink(self.shared().options.tail_bytes, state.written);
-        self.shared().submit(state, commands);
+        self.shared().enqueue(state, commands);
     }
 
     /// Asks the writer and waits for its answer. It is done also if nobody waits for the end.

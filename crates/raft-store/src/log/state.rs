@@ -174,13 +174,18 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Queues commands for the writer, all or none.
+    /// Queues commands for the writer, all or none, and wakes it.
     pub fn submit(&self, state: &mut State, commands: impl IntoIterator<Item = Command>) {
+        self.enqueue(state, commands);
+        self.queued.notify_one();
+    }
+
+    /// As [`Shared::submit`], but without waking the writer.
+    pub fn enqueue(&self, state: &mut State, commands: impl IntoIterator<Item = Command>) {
         for command in commands {
             state.queued_bytes += command.queued_bytes();
             state.queue.push_back(command);
         }
-        self.queued.notify_one();
     }
 
     /// Takes the next command if `wanted`.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use futures::Stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
 
 use crate::log::{self, AppendEntry, Boundary, Frame, Log};
@@ -158,7 +159,7 @@ impl RaftLogStorage<Types> for Storage {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries
+        let entries: Vec<AppendEntry> = entries
             .into_iter()
             .map(|entry| {
                 let (id, carried_chain) = (entry.id(), entry.placed.map(|placed| placed.chain));
@@ -169,7 +170,20 @@ impl RaftLogStorage<Types> for Storage {
                 AppendEntry { id, kind, body, body_crc, carried_chain }
             })
             .collect();
-        self.log.append(entries, Box::new(move |result| callback.io_completed(result)))?;
+        let from_a_leader = entries.first().is_some_and(|entry| entry.carried_chain.is_some());
+        let done = Box::new(move |result| callback.io_completed(result));
+        if from_a_leader {
+            self.log.append(entries, done)?;
+            return Ok(());
+        }
+        // A leader's entries are sent first: the way over a follower's disk is the longer one.
+        self.log.append_quietly(entries, done)?;
+        let log = self.log.clone();
+        drop(Types::spawn(async move {
+            // Until everything else that is ready on this runtime has had its turn.
+            tokio::task::yield_now().await;
+            log.wake_writer();
+        }));
         Ok(())
     }
 

@@ -28,7 +28,7 @@ use openraft::raft::{
 };
 use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::log::Log;
 use crate::position::NodeId;
@@ -48,7 +48,34 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 pub const WORKING_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long the news of what is committed may wait for entries to go with. Most entries are followed by others.
-const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(2);
+
+/// Says when the news of what is committed has waited long enough: one timer for all that wait, not one for each.
+#[derive(Debug, Default)]
+struct CommitNews {
+    waits: Notify,
+    due: Notify,
+}
+
+impl CommitNews {
+    /// Resolves after [`COMMIT_NEWS_DELAY`] or sooner.
+    async fn due(&self) {
+        let due = self.due.notified();
+        tokio::pin!(due);
+        // Registered before it is asked for.
+        due.as_mut().enable();
+        self.waits.notify_one();
+        due.await;
+    }
+
+    async fn run(&self, clock: &Clock) {
+        loop {
+            self.waits.notified().await;
+            clock.sleep(COMMIT_NEWS_DELAY).await;
+            self.due.notify_waiters();
+        }
+    }
+}
 
 /// Part of an image in one message.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
@@ -67,6 +94,7 @@ pub struct Links {
     counters: Arc<PeerCounters>,
     /// Newest cluster version each peer said it can apply.
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
+    news: CommitNews,
 }
 
 type Asked = (Request, oneshot::Sender<Reply>);
@@ -76,7 +104,12 @@ impl Links {
     /// `hello` says who this node is; peer and channel are filled in.
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
-        Arc::new(Links { env, log, hello, unary, counters, cluster_versions })
+        Arc::new(Links { env, log, hello, unary, counters, cluster_versions, news: CommitNews::default() })
+    }
+
+    /// Serves what is waited for. To be run as long as there are clients.
+    pub async fn run(self: Arc<Links>) {
+        self.news.run(&self.env.clock).await;
     }
 
     /// Newest cluster version that each peer reached so far can apply.
@@ -313,16 +346,19 @@ async fn run_unary(
 /// The next request to send. One without entries only says how far is committed, which the next one says as well: it
 /// waits for that one a moment, and goes alone if none comes. openraft takes an answer for all requests up to its log id.
 async fn next_request(
-    clock: &Clock,
+    news: &CommitNews,
     input: &mut (impl Stream<Item = AppendEntriesRequest<Types>> + Unpin),
     is_first: bool,
 ) -> Option<AppendEntriesRequest<Types>> {
     let mut request = input.next().await?;
     // The first of a session finds out what the peer has: somebody waits for the answer.
     while request.entries.is_empty() && !is_first {
-        match clock.timeout(COMMIT_NEWS_DELAY, input.next()).await {
-            Some(Some(later)) => request = later,
-            Some(None) | None => break,
+        tokio::select! { biased;
+            later = input.next() => match later {
+                Some(later) => request = later,
+                None => break,
+            },
+            () = news.due() => break,
         }
     }
     Some(request)
@@ -330,16 +366,15 @@ async fn next_request(
 
 /// The writing side of an append session. Shared with the reading side: how many requests are out.
 async fn write_session(
-    clock: Clock,
-    log: Log,
+    links: Arc<Links>,
     mut input: impl Stream<Item = AppendEntriesRequest<Types>> + Unpin,
     mut writer: MessageWriter,
     sent: Arc<AtomicU64>,
 ) -> io::Result<MessageWriter> {
     let mut is_first = true;
-    while let Some(request) = next_request(&clock, &mut input, is_first).await {
+    while let Some(request) = next_request(&links.news, &mut input, is_first).await {
         is_first = false;
-        let append = append_of(&log, request).await?;
+        let append = append_of(&links.log, request).await?;
         sent.fetch_add(1, Ordering::Release);
         writer.write(&Message::Append(append)).await?;
     }
@@ -463,13 +498,7 @@ impl RaftNetworkV2<Types> for Client {
             let (reader, writer) = self.append_connection().await?;
             let sent = Arc::new(AtomicU64::new(0));
             let input = futures::stream::iter([first]).chain(input);
-            let writing = AbortOnDrop(Types::spawn(write_session(
-                self.links.env.clock.clone(),
-                self.links.log.clone(),
-                input,
-                writer,
-                sent.clone(),
-            )));
+            let writing = AbortOnDrop(Types::spawn(write_session(self.links.clone(), input, writer, sent.clone())));
             let heard = self.links.env.clock.monotonic();
             let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
