@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(ansi)
         .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}")),
     };
@@ -80,6 +80,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => fail(&reason),
     }
+}
+
+/// A core is left to the threads beside the runtime: Raft's and the log writer's. With two cores a second worker would
+/// mostly be woken to find nothing.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }
 
 /// Says why on standard error, log filter or not.
