@@ -475,7 +475,11 @@ fn members_and_locks() -> Vec<Case> {
         let body = format!(r#"{{"clientId":"c","consumerGroup":"{GROUP}","mqSet":[{queues}]}}"#);
         with_text(Q::LOCK_BATCH_MQ, body)
     };
-    let groups: Vec<String> = (0..1_000).map(|n| format!(r#"{{"groupName":"p{n}"}}"#)).collect();
+    let names = |count: u32| {
+        let groups: Vec<String> = (0..count).map(|n| format!(r#"{{"groupName":"p{n}"}}"#)).collect();
+        groups.join(",")
+    };
+    let topics: Vec<String> = (0..2_000).map(|n| format!(r#"{{"topic":"T{n}","subString":"*"}}"#)).collect();
     vec![
         refused("a lock of nothing", RemotingCommand::request(Q::LOCK_BATCH_MQ), R::SYSTEM_ERROR),
         refused("a lock that is no JSON", with_text(Q::LOCK_BATCH_MQ, "lock it"), R::SYSTEM_ERROR),
@@ -509,7 +513,28 @@ fn members_and_locks() -> Vec<Case> {
         ),
         accepted(
             "a heartbeat of a thousand groups",
-            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, groups.join(","))),
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, names(1_000))),
+        ),
+        refused(
+            "a heartbeat of two thousand groups",
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, names(2_000))),
+            R::INVALID_PARAMETER,
+        ),
+        refused(
+            "a heartbeat of a group that wants two thousand topics",
+            with_text(
+                Q::HEART_BEAT,
+                format!(
+                    r#"{{"clientID":"c","consumerDataSet":[{{"groupName":"g1","subscriptionDataSet":[{}]}}]}}"#,
+                    topics.join(",")
+                ),
+            ),
+            R::INVALID_PARAMETER,
+        ),
+        refused(
+            "a heartbeat of 2 MiB",
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"{}"}}"#, "c".repeat(2 << 20))),
+            R::INVALID_PARAMETER,
         ),
         refused("a farewell of nobody", RemotingCommand::request(Q::UNREGISTER_CLIENT), R::SYSTEM_ERROR),
         accepted(

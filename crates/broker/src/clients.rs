@@ -15,6 +15,12 @@ use protocol::tag::{BadTagExpression, TagExpression};
 /// A client that has been silent for longer is gone.
 pub const EXPIRY: Duration = Duration::from_secs(120);
 
+/// Groups that one heartbeat may name, producers' and consumers' together.
+pub const GROUPS_MAX: usize = 1_024;
+
+/// Topics that one heartbeat may subscribe a group to.
+pub const SUBSCRIPTIONS_MAX: usize = 1_024;
+
 /// A connection, by the number that `remoting` gave it.
 pub type ConnectionId = u64;
 
@@ -221,7 +227,8 @@ impl ConsumerGroup {
             }
         }
         let before = self.subscriptions.len();
-        self.subscriptions.retain(|topic, _| wanted.iter().any(|subscription| subscription.topic == *topic));
+        let named: BTreeSet<&str> = wanted.iter().map(|subscription| subscription.topic.as_str()).collect();
+        self.subscriptions.retain(|topic, _| named.contains(topic.as_str()));
         changed || self.subscriptions.len() < before
     }
 }
