@@ -267,7 +267,7 @@ fn numbers(groups: &[std::sync::Arc<BrokerGroup>]) -> Vec<Metric> {
             false,
             each(&|group, _| group.reader.pending().bytes as f64),
         ),
-        ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().iter().count() as f64)),
+        ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().count() as f64)),
         (
             "raftmq_connections",
             "Connections that a heartbeat was heard on",
