@@ -84,18 +84,32 @@ impl BrokerGroup {
         if let Some(known) = self.reader.tables().groups().get(name) {
             return Ok(known.clone());
         }
-        names::validate_group(name)?;
-        if !self.config.messages.auto_create_groups {
-            return Err(RequestError::NoGroup(name.to_owned()));
-        }
-        let config = GroupConfig::new(name);
-        let command = Command::PutGroup { config: config.clone(), only_if_absent: true };
-        self.refuse_beyond_limits(std::slice::from_ref(&command))?;
-        self.command(&command).await?;
-        tracing::info!(group = %self.broker_name(), consumer_group = %name, "consumer group created on demand");
-        self.registration.wake();
+        self.ensure_groups(&[name.to_owned()]).await?;
         // Another client may have made it at the same time, with other settings.
-        Ok(self.reader.tables().groups().get(name).cloned().unwrap_or(config))
+        Ok(self.reader.tables().groups().get(name).cloned().unwrap_or_else(|| GroupConfig::new(name)))
+    }
+
+    /// Makes those groups that do not exist with their retry topics, if that is allowed: all or none.
+    pub(crate) async fn ensure_groups(&self, names: &[String]) -> Result<(), RequestError> {
+        let mut commands = Vec::new();
+        for name in names {
+            if self.reader.tables().groups().get(name).is_some() {
+                continue;
+            }
+            names::validate_group(name)?;
+            if !self.config.messages.auto_create_groups {
+                return Err(RequestError::NoGroup(name.clone()));
+            }
+            commands.push(Command::PutGroup { config: GroupConfig::new(name), only_if_absent: true });
+        }
+        if commands.is_empty() {
+            return Ok(());
+        }
+        self.refuse_beyond_limits(&commands)?;
+        self.commands(&commands).await?;
+        tracing::info!(group = %self.broker_name(), consumer_groups = ?names, "consumer groups created on demand");
+        self.registration.wake();
+        Ok(())
     }
 
     /// Makes what every broker has and this one lacks. The first leader of a group does it, and the first one of a newer

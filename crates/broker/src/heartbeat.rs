@@ -37,8 +37,15 @@ pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let mut heartbeat: HeartbeatData = call.request.json()?;
     refuse_too_much(&heartbeat)?;
     // As in RocketMQ, a group that cannot be is passed over in silence; the rest of the heartbeat counts.
+    heartbeat.producer_data_set.retain(|group| names::validate_group(&group.group_name).is_ok());
     heartbeat.consumer_data_set.retain(|group| broker.may_exist(group));
 
+    let missing = broker.missing_groups(&heartbeat);
+    let made = if missing.is_empty() { Ok(()) } else { make_groups(broker, call, &missing).await };
+    if made.is_err() {
+        // There are members of what exists, whatever becomes of the rest.
+        heartbeat.consumer_data_set.retain(|group| broker.group_exists(&group.group_name));
+    }
     let mut needs_subscriptions = false;
     if !call.is_forwarded {
         let member = Member {
@@ -49,14 +56,11 @@ pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             last_seen: broker.env.clock.monotonic(),
         };
         broker.connections.lock().insert(call.connection.id(), call.connection.clone());
-        let heard = broker.clients.lock().heartbeat(call.connection.id(), member, &heartbeat);
+        let heard = broker.clients.lock().heartbeat(call.connection.id(), member, &heartbeat)?;
         needs_subscriptions = heard.needs_subscriptions;
         broker.tell_members(&heard.changed);
     }
-    let missing = broker.missing_groups(&heartbeat);
-    if !missing.is_empty() {
-        make_groups(broker, call, &missing).await?;
-    }
+    made?;
     let header = HeartbeatResponse {
         is_support_heart_beat_v2: true,
         // Heartbeats of the first version carry everything every time; Java answers them so.
@@ -85,9 +89,7 @@ async fn make_groups(broker: &Arc<BrokerGroup>, call: &Call, groups: &[String]) 
     let patience = broker.env.clock.monotonic() + broker.config.limits.leader_wait;
     match broker.wait_for_leader(patience.min(call.deadline)).await? {
         Leader::Here => {
-            for group in groups {
-                broker.ensure_group(group).await?;
-            }
+            broker.ensure_groups(groups).await?;
             Ok(())
         }
         Leader::At(leader) if call.is_forwarded => Err(RequestError::NotLeader { leader: Some(leader) }),
@@ -148,8 +150,11 @@ pub async fn drop_the_silent(broker: Arc<BrokerGroup>) {
 impl BrokerGroup {
     fn may_exist(&self, group: &ConsumerData) -> bool {
         let name = &group.group_name;
-        let exists = || self.reader.tables().groups().get(name).is_some();
-        names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || exists())
+        names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || self.group_exists(name))
+    }
+
+    fn group_exists(&self, name: &str) -> bool {
+        self.reader.tables().groups().get(name).is_some()
     }
 
     fn missing_groups(&self, heartbeat: &HeartbeatData) -> Vec<String> {

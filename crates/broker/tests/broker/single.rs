@@ -107,6 +107,35 @@ async fn what_a_producer_may_not_do() {
     assert!(undecodable.remark_text().contains("topic"), "the field is named: {}", undecodable.remark_text());
 }
 
+/// Names cost memory here and a retry topic on every replica: who makes them up must run into a wall.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_makes_a_member_only_of_a_group_that_can_be() {
+    let one = one_with(|group| group.limits.topics = 30).await;
+    let (wire, group) = (&one.wire, &one.broker.groups()[0]);
+    wire.heartbeat("c", "cg", &[("T", "*")]).await;
+    let names = (0..100).map(|n| format!(r#"{{"groupName":"many{n}"}}"#)).collect::<Vec<_>>().join(",");
+    let body = format!(
+        r#"{{"clientID":"c","consumerDataSet":[{{"groupName":"cg"}},{names}],"producerDataSet":[{{"groupName":"a.b"}},{{"groupName":"pg"}}]}}"#
+    );
+    let answer = wire.call(RemotingCommand::request(RequestCode::HEART_BEAT).with_body(body)).await;
+    assert_eq!(answer.code, 2, "more groups than there may be: {}", answer.remark_text());
+    let table = RemotingCommand::request(RequestCode::GET_ALL_PRODUCER_INFO);
+    let producers = String::from_utf8(wire.call(table).await.body.to_vec()).expect("text");
+    assert!(producers.contains(r#""pg""#) && !producers.contains("a.b"), "{producers}");
+    for (name, code) in [("cg", 0), ("many0", 1), ("many99", 1)] {
+        let request = ConsumerGroupRequest { consumer_group: name.to_owned(), broker_name: None };
+        let members = RemotingCommand::request_with(RequestCode::GET_CONSUMER_LIST_BY_GROUP, &request);
+        assert_eq!(wire.call(members).await.code, code, "{name}");
+    }
+    let tables = group.raft().reader();
+    assert_eq!(
+        tables.tables().groups().iter().filter(|group| group.name.starts_with("many")).count(),
+        0,
+        "all or none"
+    );
+    one.broker.stop().await.expect("it stops");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_take_consecutive_offsets_and_one_way_sends_are_stored() {
     let one = one().await;
