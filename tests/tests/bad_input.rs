@@ -484,6 +484,14 @@ fn members_and_locks() -> Vec<Case> {
         refused("a lock of nothing", RemotingCommand::request(Q::LOCK_BATCH_MQ), R::SYSTEM_ERROR),
         refused("a lock that is no JSON", with_text(Q::LOCK_BATCH_MQ, "lock it"), R::SYSTEM_ERROR),
         refused("a lock for nobody", with_text(Q::LOCK_BATCH_MQ, "{}"), R::INVALID_PARAMETER),
+        refused(
+            "a lock for a group that nobody made",
+            with_text(
+                Q::LOCK_BATCH_MQ,
+                r#"{"clientId":"c","consumerGroup":"made-up","mqSet":[{"topic":"Plain","brokerName":"b","queueId":0}]}"#,
+            ),
+            R::SUBSCRIPTION_GROUP_NOT_EXIST,
+        ),
         refused("a lock of five thousand queues", lock(&queues.join(",")), R::INVALID_PARAMETER),
         refused("a lock in JSON that never ends", with_text(Q::LOCK_BATCH_MQ, deep.clone()), R::SYSTEM_ERROR),
         accepted("a lock of a negative queue", lock(r#"{"topic":"Plain","brokerName":"broker-a","queueId":-5}"#)),

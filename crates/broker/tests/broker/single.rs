@@ -362,11 +362,35 @@ async fn members_of_a_group_hear_of_each_other() {
     until("a closed connection leaves too", async || ids(wire.call(list("g")).await) == ["c1"]).await;
 }
 
+/// Each lock is a row on every replica: who never comes back must not leave it there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_whose_holders_are_gone_are_not_kept() {
+    let one = one_with(|group| group.messages.queue_lock = Duration::from_millis(200)).await;
+    let (wire, reader) = (&one.wire, one.broker.groups()[0].raft().reader());
+    for topic in ["T", "U", "V"] {
+        wire.sent(topic, "m", &[]).await;
+    }
+    let count = || reader.tables().locks().count();
+    wire.heartbeat("c1", "g", &[("T", "*")]).await;
+    wire.heartbeat("c1", "h", &[("T", "*")]).await;
+    assert!(wire.lock("c1", "g", "T").await && wire.lock("c1", "g", "U").await && wire.lock("c1", "h", "T").await);
+    assert_eq!(count(), 3);
+    Env::real().clock.sleep(Duration::from_millis(300)).await;
+    assert!(wire.lock("c2", "g", "V").await);
+    assert_eq!(count(), 2, "h's last one, and the new one");
+    let delete = RemotingCommand::request(RequestCode::DELETE_SUBSCRIPTIONGROUP).with_field("groupName", "h");
+    assert_eq!(wire.call(delete.with_field("cleanOffset", false)).await.code, 0);
+    assert_eq!(count(), 1, "a group's locks end with it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_group_s_queue_has_one_owner_and_its_failures_are_dead_letters() {
     let one = one().await;
     let wire = &one.wire;
     wire.sent("T", "m", &[]).await;
+    let stranger = RemotingCommand::request(RequestCode::LOCK_BATCH_MQ);
+    let stranger = wire.call(stranger.with_json(&lock_request("c1", "g", "T"))).await;
+    assert_eq!(stranger.code, 26, "a group that does not exist locks nothing: {}", stranger.remark_text());
     wire.heartbeat("c1", "g", &[("T", "*")]).await;
     assert!(wire.lock("c1", "g", "T").await);
     assert!(wire.lock("c1", "g", "T").await, "renewed");
