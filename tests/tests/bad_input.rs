@@ -656,6 +656,11 @@ fn name_server() -> Vec<Case> {
             registration(&[("bodyCrc32", "1")], vec![1; 64]),
             R::SYSTEM_ERROR,
         ),
+        refused(
+            "a broker with a name of 4 KiB",
+            registration(&[("brokerName", &long), ("compressed", "false")], Vec::new()),
+            R::SYSTEM_ERROR,
+        ),
         refused("a broker id that is a word", registration(&[("brokerId", "first")], Vec::new()), R::SYSTEM_ERROR),
         refused(
             "a setting that may not be changed over the network",
