@@ -4,9 +4,10 @@
 //! table more than a map is that registrations of one group arrive from several replicas, over several connections, in
 //! any order, and some of their senders do not know yet that they were deposed:
 //!
-//! - **The term decides.** `DataVersion.state_version` is the Raft term. A claim to id 0 below the highest term that
-//!   ever held it is ignored; the term outlives the leader, as long as any member of the group is known. A late word of
-//!   a lower term about an address or an id never undoes one of a higher term.
+//! - **The term decides.** `DataVersion.state_version` is the Raft term. A claim to id 0 below the term that holds it is
+//!   ignored. When the leader is gone, a claim must still reach what the remaining members say of the term: they outlive
+//!   a leader, and a term that was only ever claimed does not outlive who claimed it. A late word of a lower term about
+//!   an address or an id never undoes one of a higher term.
 //! - **Topics come from the leader.** A leader's registration carries all topics and replaces what was known; one that is
 //!   older than what is known, by its counter, only counts as a sign of life.
 //! - **Deleted stays deleted.** A topic deleted here comes back only with a counter above the one at which it was
@@ -135,7 +136,7 @@ struct Group {
     zone: Option<String>,
     /// By broker id. Never empty; no address stands here twice.
     members: BTreeMap<i64, Member>,
-    /// Highest term in which anybody held id 0. Never decreases.
+    /// The term that a claim to id 0 must reach. Decreases only when nobody holds id 0.
     leader_term: i64,
     /// Version of `topics`: the last leader's.
     version: Option<DataVersion>,
@@ -194,6 +195,7 @@ impl RouteTable {
             group.zone = registration.zone;
             group.replace_topics(&broker_name, version, topics);
         }
+        group.forget_term_without_leader();
         Ok(Registered::Accepted { leader_changed: group.leader_address() != leader_before.as_deref() })
     }
 
@@ -293,6 +295,7 @@ impl RouteTable {
                 }
                 !leaves
             });
+            group.forget_term_without_leader();
             !group.members.is_empty()
         });
         removed
@@ -428,6 +431,16 @@ impl Group {
         let same_address = self.members.values().find(|member| member.address == address);
         let of_address = same_address.map(|member| member.version.state_version);
         [of_leader, of_id, of_address].into_iter().flatten().max().filter(|known| *known > term)
+    }
+
+    /// Without a leader the highest term that a remaining member registered stands, if it is lower: a mistaken or forged
+    /// claim in a term that the group will never reach must not lock its leaders out once it is gone.
+    fn forget_term_without_leader(&mut self) {
+        if self.members.contains_key(&MASTER_ID) {
+            return;
+        }
+        let of_members = self.members.values().map(|member| member.version.state_version).max();
+        self.leader_term = self.leader_term.min(of_members.unwrap_or(i64::MIN));
     }
 
     fn replace_topics(&mut self, broker_name: &str, version: DataVersion, topics: Vec<TopicConfig>) {
@@ -620,6 +633,32 @@ mod tests {
               gone [n2]
             4 register a 0 n9 1.1 9 NEW:1
               new leader; a 0=n9 | NEW:1:RW-
+            ",
+        );
+    }
+
+    #[test]
+    fn a_claim_in_a_term_that_nobody_reaches_ends_with_who_made_it() {
+        check(
+            "
+            0 register a 0 n1 5.1 1 T:4
+              new leader; a 0=n1 | T:4:RW-
+            0 register a 1 n2 5.1 2
+              accepted; a 0=n1 1=n2 | T:4:RW-
+            1 register a 0 evil 9223372036854775807.1 9 T:4
+              new leader; a 0=evil 1=n2 | T:4:RW-
+            2 register a 0 n1 5.2 1 T:4
+              ignored, term 9223372036854775807 is known; a 0=evil 1=n2 | T:4:RW-
+            3 close 9
+              gone [evil]; a 1=n2 | T:4:RW-
+            4 register a 0 n1 5.2 1 T:4
+              new leader; a 0=n1 1=n2 | T:4:RW-
+            5 register a 7 evil 9223372036854775807.1 9
+              accepted; a 0=n1 1=n2 7=evil | T:4:RW-
+            6 register a 1 n1 5.2 1
+              new leader; a 1=n1 7=evil | T:4:RW-
+            7 register a 0 n2 6.1 2 T:4
+              new leader; a 0=n2 1=n1 7=evil | T:4:RW-
             ",
         );
     }
