@@ -292,6 +292,11 @@ fn sends() -> Vec<Case> {
         refused("a send without any field", with_text(RequestCode::SEND_MESSAGE, &b"x"[..]), R::SYSTEM_ERROR),
         refused("a send V2 without any field", with_text(RequestCode::SEND_MESSAGE_V2, &b"x"[..]), R::SYSTEM_ERROR),
         refused("a send without a topic", send(&[("topic", "")]), R::SYSTEM_ERROR),
+        refused(
+            "a send that claims to be forwarded",
+            send(&[("raftmqForwarded", "true"), ("raftmqBornHost", "10.0.0.1:1"), ("raftmqClientId", "c")]),
+            R::SERVICE_NOT_AVAILABLE,
+        ),
         refused("a queue id that is a word", send(&[("queueId", "four")]), R::SYSTEM_ERROR),
         refused("a queue id beyond 32 bits", send(&[("queueId", "99999999999")]), R::SYSTEM_ERROR),
         refused("a queue that does not exist", send(&[("queueId", "99999")]), R::INVALID_PARAMETER),
