@@ -362,6 +362,38 @@ async fn members_of_a_group_hear_of_each_other() {
     until("a closed connection leaves too", async || ids(wire.call(list("g")).await) == ["c1"]).await;
 }
 
+/// A message's body may hold a whole record, with a topic, a birth and properties of its choice: it is still a body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_inside_a_body_is_no_message() {
+    let one = one().await;
+    let wire = &one.wire;
+    let sent = wire.sent("T", "a real one", &[]).await;
+    let offset = |sent: &SendMessageResponse| {
+        sent.msg_id.clone().expect("an id").parse::<MessageId>().expect("an id").physical_offset
+    };
+    let view = async |offset: i64| {
+        let request = ViewMessageRequest { offset, ..ViewMessageRequest::default() };
+        wire.call(RemotingCommand::request_with(RequestCode::VIEW_MESSAGE_BY_ID, &request)).await
+    };
+    let pulled = wire.pull(parked(pull_request("T", 0))).await;
+    let forged = pulled.messages[0].record.clone();
+    let request = SendMessageRequestV2(send_request("T", &[]));
+    let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &request).with_body(forged.clone());
+    let answer = wire.call(request).await;
+    assert_eq!(answer.code, 0, "{}", answer.remark_text());
+    let carrier = offset(&answer.header().expect("a header"));
+    let carried = view(carrier).await.body;
+    let inside = carried.windows(forged.len()).position(|bytes| bytes == forged).expect("it is carried") as i64;
+    assert_eq!(view(carrier + inside).await.code, 1);
+    assert_eq!(wire.send_back("g", carrier + inside, 0).await.code, 1);
+    assert_eq!(wire.send_back("g", carrier, 0).await.code, 0, "the message itself is one");
+    assert_eq!(view(offset(&sent)).await.body, forged);
+
+    let later = wire.sent("T", "later", &[("TIMER_DELAY_SEC", "60")]).await;
+    assert_eq!(messages(&view(offset(&later)).await.body)[0].body, "later", "it waits, and is one all the same");
+    one.broker.stop().await.expect("it stops");
+}
+
 /// Each lock is a row on every replica: who never comes back must not leave it there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_whose_holders_are_gone_are_not_kept() {
