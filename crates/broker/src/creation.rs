@@ -89,18 +89,27 @@ impl BrokerGroup {
         Ok(self.reader.tables().groups().get(name).cloned().unwrap_or_else(|| GroupConfig::new(name)))
     }
 
-    /// Makes those groups that do not exist with their retry topics, if that is allowed: all or none.
+    /// Whether the group does not exist, or the retry topic that it should have.
+    pub(crate) fn is_group_missing(&self, name: &str) -> bool {
+        let tables = self.reader.tables();
+        let Some(group) = tables.groups().get(name) else { return true };
+        TopicConfig::retry_of(group).is_some_and(|retry| tables.topics().get(&retry.name).is_none())
+    }
+
+    /// Makes what is missing of those groups and their retry topics, as far as that is allowed: all or nothing.
     pub(crate) async fn ensure_groups(&self, names: &[String]) -> Result<(), RequestError> {
         let mut commands = Vec::new();
-        for name in names {
-            if self.reader.tables().groups().get(name).is_some() {
-                continue;
+        for name in names.iter().filter(|name| self.is_group_missing(name)) {
+            let known = self.reader.tables().groups().get(name).cloned();
+            if known.is_none() {
+                names::validate_group(name)?;
+                if !self.config.messages.auto_create_groups {
+                    return Err(RequestError::NoGroup(name.clone()));
+                }
             }
-            names::validate_group(name)?;
-            if !self.config.messages.auto_create_groups {
-                return Err(RequestError::NoGroup(name.clone()));
-            }
-            commands.push(Command::PutGroup { config: GroupConfig::new(name), only_if_absent: true });
+            // A retry topic that was deleted comes back as its group has it.
+            let config = known.unwrap_or_else(|| GroupConfig::new(name));
+            commands.push(Command::PutGroup { config, only_if_absent: true });
         }
         if commands.is_empty() {
             return Ok(());

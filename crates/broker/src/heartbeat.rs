@@ -158,9 +158,8 @@ impl BrokerGroup {
     }
 
     fn missing_groups(&self, heartbeat: &HeartbeatData) -> Vec<String> {
-        let tables = self.reader.tables();
         let names = heartbeat.consumer_data_set.iter().map(|group| &group.group_name);
-        names.filter(|name| tables.groups().get(name).is_none()).cloned().collect()
+        names.filter(|name| self.is_group_missing(name)).cloned().collect()
     }
 
     /// Tells members that their group has changed. A member that cannot be told asks by itself every 20 s.

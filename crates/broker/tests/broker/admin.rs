@@ -76,6 +76,29 @@ fn text(body: &Bytes) -> &str {
     std::str::from_utf8(body).expect("text")
 }
 
+/// A retry topic that an operator deleted is needed again as soon as somebody consumes, or fails to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_retry_topic_comes_back_as_its_group_has_it() {
+    let one = one().await;
+    let wire = &one.wire;
+    let create = RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP);
+    let create = create.with_body(r#"{"groupName":"cg","retryQueueNums":3}"#);
+    assert_eq!(wire.call(create).await.code, 0);
+    let queues = async || {
+        let shown: TopicConfig = wire.told(RequestCode::GET_TOPIC_CONFIG, &[("topic", "%RETRY%cg")]).await;
+        (shown.read_queue_nums, shown.write_queue_nums)
+    };
+    assert_eq!(queues().await, (3, 3));
+    let delete = async || wire.ask(RequestCode::DELETE_TOPIC_IN_BROKER, &[("topic", "%RETRY%cg")]).await.code;
+    assert_eq!(delete().await, 0);
+    wire.heartbeat("c", "cg", &[("T", "*")]).await;
+    assert_eq!(queues().await, (3, 3), "by a heartbeat");
+    assert_eq!(delete().await, 0);
+    assert_eq!(wire.send(send_request("%RETRY%cg", &[]), "m").await.code, 0);
+    assert_eq!(queues().await, (3, 3), "by a send");
+    one.broker.stop().await.expect("it stops");
+}
+
 /// Topics are made by 17 and 18, retry topics by 200 and 225 and by whoever consumes: none of the doors may be open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_makes_more_topics_groups_or_queues_than_there_may_be() {
