@@ -517,6 +517,9 @@ async fn metrics_and_health_are_served() {
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     assert!(page.contains("raftmq_role{group=\"broker-t\",role=\"leader\"} 1"), "{page}");
     assert!(page.contains("raftmq_messages_put_total{group=\"broker-t\"} 1"), "{page}");
+    for depth in ["log_writer_bytes", "derived_changes_bytes", "half_messages"] {
+        assert!(page.contains(&format!("raftmq_{depth}{{group=\"broker-t\"}}")), "{depth}: {page}");
+    }
     assert!(get("/health/live").await.starts_with("HTTP/1.1 200"));
     assert!(get("/health/ready").await.starts_with("HTTP/1.1 200"));
 }
