@@ -137,7 +137,8 @@ impl Hello {
                 other.segment_bytes, self.segment_bytes
             ));
         }
-        if other.expects != 0 && other.expects != self.node {
+        let is_anybody_meant = other.expects == 0 && other.channel == Channel::Founding;
+        if other.expects != self.node && !is_anybody_meant {
             return Some(format!(
                 "is looking for node {:016x}, this is node {:016x}: another node, or a wiped one, has this address",
                 other.expects, self.node
@@ -987,7 +988,8 @@ mod tests {
         };
         let theirs = Hello { node: 2, expects: 1, ..ours.clone() };
         assert_eq!(ours.refuses(&theirs), None);
-        assert_eq!(ours.refuses(&Hello { expects: 0, ..theirs.clone() }), None);
+        let anybody = Hello { expects: 0, ..theirs.clone() };
+        assert_eq!(ours.refuses(&Hello { channel: Channel::Founding, ..anybody.clone() }), None);
         for wrong in [
             Hello { protocol: (3, 4), ..theirs.clone() },
             Hello { cluster: "d".into(), ..theirs.clone() },
@@ -995,6 +997,7 @@ mod tests {
             Hello { segment_bytes: 8192, ..theirs.clone() },
             Hello { frame_version: 2, ..theirs.clone() },
             Hello { expects: 3, ..theirs.clone() },
+            anybody,
             Hello { node: 1, ..theirs.clone() },
         ] {
             assert!(ours.refuses(&wrong).is_some(), "{wrong:?}");
