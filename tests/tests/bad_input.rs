@@ -6,6 +6,7 @@
 //! grow.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +18,7 @@ use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{CreateTopicRequest, SendMessageRequest};
 use protocol::record::RecordView;
+use remoting::{Limits, NoRequests};
 use tests::raw::{BINARY, Heard, JSON, RawConnection, encoded, framed};
 
 /// Who is spoken to.
@@ -31,6 +33,8 @@ enum Server {
 enum Manner {
     AtOnce,
     ByteByByte,
+    /// The last bytes one by one, a second apart.
+    ByteASecond,
 }
 
 /// What must happen.
@@ -56,6 +60,9 @@ struct Case {
 
 /// Long enough for a busy machine; a case that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// So many seconds does a case of one byte a second take.
+const PACED_BYTES: usize = 4;
 
 /// The request number of every case: an answer under another one is no answer.
 const OPAQUE: i32 = 4_711;
@@ -91,6 +98,11 @@ impl Case {
 
     fn byte_by_byte(mut self) -> Case {
         self.manner = Manner::ByteByByte;
+        self
+    }
+
+    fn byte_a_second(mut self) -> Case {
+        self.manner = Manner::ByteASecond;
         self
     }
 }
@@ -209,6 +221,7 @@ fn framing() -> Vec<Case> {
         raw("a frame but for its last byte", &whole[..whole.len() - 1], BearHangUp),
         raw("16 MiB announced and never sent", length_word(16 * 1024 * 1024 - 4), BearHangUp),
         raw("one byte at a time", whole.clone(), Answer(ResponseCode::SUCCESS)).byte_by_byte(),
+        raw("one byte a second", whole.clone(), Answer(ResponseCode::SUCCESS)).byte_a_second(),
         raw("no header", header(""), StaySilent),
         raw("a header that is no JSON", header("no header"), StaySilent),
         raw("a header that is a list", header("[]"), StaySilent),
@@ -292,6 +305,11 @@ fn sends() -> Vec<Case> {
         refused("a send without any field", with_text(RequestCode::SEND_MESSAGE, &b"x"[..]), R::SYSTEM_ERROR),
         refused("a send V2 without any field", with_text(RequestCode::SEND_MESSAGE_V2, &b"x"[..]), R::SYSTEM_ERROR),
         refused("a send without a topic", send(&[("topic", "")]), R::SYSTEM_ERROR),
+        refused(
+            "a send that claims to be forwarded",
+            send(&[("raftmqForwarded", "true"), ("raftmqBornHost", "10.0.0.1:1"), ("raftmqClientId", "c")]),
+            R::SERVICE_NOT_AVAILABLE,
+        ),
         refused("a queue id that is a word", send(&[("queueId", "four")]), R::SYSTEM_ERROR),
         refused("a queue id beyond 32 bits", send(&[("queueId", "99999999999")]), R::SYSTEM_ERROR),
         refused("a queue that does not exist", send(&[("queueId", "99999")]), R::INVALID_PARAMETER),
@@ -475,11 +493,23 @@ fn members_and_locks() -> Vec<Case> {
         let body = format!(r#"{{"clientId":"c","consumerGroup":"{GROUP}","mqSet":[{queues}]}}"#);
         with_text(Q::LOCK_BATCH_MQ, body)
     };
-    let groups: Vec<String> = (0..1_000).map(|n| format!(r#"{{"groupName":"p{n}"}}"#)).collect();
+    let names = |count: u32| {
+        let groups: Vec<String> = (0..count).map(|n| format!(r#"{{"groupName":"p{n}"}}"#)).collect();
+        groups.join(",")
+    };
+    let topics: Vec<String> = (0..2_000).map(|n| format!(r#"{{"topic":"T{n}","subString":"*"}}"#)).collect();
     vec![
         refused("a lock of nothing", RemotingCommand::request(Q::LOCK_BATCH_MQ), R::SYSTEM_ERROR),
         refused("a lock that is no JSON", with_text(Q::LOCK_BATCH_MQ, "lock it"), R::SYSTEM_ERROR),
         refused("a lock for nobody", with_text(Q::LOCK_BATCH_MQ, "{}"), R::INVALID_PARAMETER),
+        refused(
+            "a lock for a group that nobody made",
+            with_text(
+                Q::LOCK_BATCH_MQ,
+                r#"{"clientId":"c","consumerGroup":"made-up","mqSet":[{"topic":"Plain","brokerName":"b","queueId":0}]}"#,
+            ),
+            R::SUBSCRIPTION_GROUP_NOT_EXIST,
+        ),
         refused("a lock of five thousand queues", lock(&queues.join(",")), R::INVALID_PARAMETER),
         refused("a lock in JSON that never ends", with_text(Q::LOCK_BATCH_MQ, deep.clone()), R::SYSTEM_ERROR),
         accepted("a lock of a negative queue", lock(r#"{"topic":"Plain","brokerName":"broker-a","queueId":-5}"#)),
@@ -504,12 +534,37 @@ fn members_and_locks() -> Vec<Case> {
             R::SYSTEM_ERROR,
         ),
         accepted(
+            "a heartbeat of a producer that is a path",
+            with_text(Q::HEART_BEAT, r#"{"clientID":"c","producerDataSet":[{"groupName":"../x"},{"groupName":""}]}"#),
+        ),
+        accepted(
             "a heartbeat of a group that is a path",
             with_text(Q::HEART_BEAT, r#"{"clientID":"c","consumerDataSet":[{"groupName":"../x"},{"groupName":""}]}"#),
         ),
         accepted(
             "a heartbeat of a thousand groups",
-            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, groups.join(","))),
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, names(1_000))),
+        ),
+        refused(
+            "a heartbeat of two thousand groups",
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"c","producerDataSet":[{}]}}"#, names(2_000))),
+            R::INVALID_PARAMETER,
+        ),
+        refused(
+            "a heartbeat of a group that wants two thousand topics",
+            with_text(
+                Q::HEART_BEAT,
+                format!(
+                    r#"{{"clientID":"c","consumerDataSet":[{{"groupName":"g1","subscriptionDataSet":[{}]}}]}}"#,
+                    topics.join(",")
+                ),
+            ),
+            R::INVALID_PARAMETER,
+        ),
+        refused(
+            "a heartbeat of 2 MiB",
+            with_text(Q::HEART_BEAT, format!(r#"{{"clientID":"{}"}}"#, "c".repeat(2 << 20))),
+            R::INVALID_PARAMETER,
         ),
         refused("a farewell of nobody", RemotingCommand::request(Q::UNREGISTER_CLIENT), R::SYSTEM_ERROR),
         accepted(
@@ -529,6 +584,13 @@ fn administration() -> Vec<Case> {
     use ResponseCode as R;
     let long = "x".repeat(4096);
     let named = |code: Q, field: &str, name: &str| request(code, &[], &[(field, name)]);
+    let list = |key: &str, count: u32, one: &dyn Fn(u32) -> String| {
+        format!(r#"{{"{key}":[{}]}}"#, (0..count).map(one).collect::<Vec<_>>().join(","))
+    };
+    let wide = list("topicConfigList", 62, &|n| {
+        format!(r#"{{"topicName":"Wide{n}","readQueueNums":16384,"writeQueueNums":1,"perm":6}}"#)
+    });
+    let many = list("groupConfigList", 100_001, &|n| format!(r#"{{"groupName":"many{n}","retryQueueNums":0}}"#));
     vec![
         refused("a new topic without any field", RemotingCommand::request(Q::UPDATE_AND_CREATE_TOPIC), R::SYSTEM_ERROR),
         refused("a new topic that is a path", create_topic(&[("topic", "../x")]), R::INVALID_PARAMETER),
@@ -546,6 +608,12 @@ fn administration() -> Vec<Case> {
             "a new topic with 2 billion queues",
             create_topic(&[("writeQueueNums", "2147483647")]),
             R::INVALID_PARAMETER,
+        ),
+        refused("more queues than there may be", with_text(Q::UPDATE_AND_CREATE_TOPIC_LIST, wide), R::SYSTEM_BUSY),
+        refused(
+            "more groups than there may be",
+            with_text(Q::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST, many),
+            R::SYSTEM_BUSY,
         ),
         refused("a new topic with a permission of 1000", create_topic(&[("perm", "1000")]), R::INVALID_PARAMETER),
         refused(
@@ -623,6 +691,11 @@ fn name_server() -> Vec<Case> {
             registration(&[("bodyCrc32", "1")], vec![1; 64]),
             R::SYSTEM_ERROR,
         ),
+        refused(
+            "a broker with a name of 4 KiB",
+            registration(&[("brokerName", &long), ("compressed", "false")], Vec::new()),
+            R::SYSTEM_ERROR,
+        ),
         refused("a broker id that is a word", registration(&[("brokerId", "first")], Vec::new()), R::SYSTEM_ERROR),
         refused(
             "a setting that may not be changed over the network",
@@ -630,6 +703,13 @@ fn name_server() -> Vec<Case> {
             R::NO_PERMISSION,
         ),
         refused("a text without a name", RemotingCommand::request(Q::PUT_KV_CONFIG), R::SYSTEM_ERROR),
+        accepted(
+            "a broker that wants to be remembered for ever",
+            registration(
+                &[("compressed", "false"), ("heartbeatTimeoutMillis", &i64::MAX.to_string())],
+                br#"{"topicConfigSerializeWrapper":{"dataVersion":{"stateVersion":9223372036854775807}}}"#.to_vec(),
+            ),
+        ),
         refused(
             "a text that nobody put",
             request(Q::GET_KV_CONFIG, &[], &[("namespace", "../x"), ("key", "../y")]),
@@ -687,6 +767,14 @@ async fn play(env: &Env, cluster: &Cluster, case: &Case) -> Result<(), String> {
         Manner::AtOnce => connection.say(&case.bytes).await,
         Manner::ByteByByte => {
             for byte in &case.bytes {
+                connection.say(std::slice::from_ref(byte)).await;
+            }
+        }
+        Manner::ByteASecond => {
+            let (at_once, paced) = case.bytes.split_at(case.bytes.len() - PACED_BYTES);
+            connection.say(at_once).await;
+            for byte in paced {
+                env.clock.sleep(Duration::from_secs(1)).await;
                 connection.say(std::slice::from_ref(byte)).await;
             }
         }
@@ -789,4 +877,66 @@ async fn nothing_that_can_be_said_hurts_those_who_say_something_sensible() {
     assert_eq!(entries, ["broker-a-1"]);
     admin.close().await;
     cluster.shutdown().await;
+}
+
+/// Time is a limit like any other: who says half of it, and who says nothing, holds a connection no longer than that.
+#[tokio::test]
+async fn half_a_frame_and_silence_last_as_long_as_is_configured() {
+    const WHOLE_FRAME: Duration = Duration::from_secs(3);
+    const IDLE: Duration = Duration::from_secs(5);
+    /// A busy machine is late, never early.
+    const LATE: Duration = Duration::from_secs(5);
+    let env = Env::real();
+    let limits = Limits { whole_frame: WHOLE_FRAME, idle: IDLE, ..Limits::default() };
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let server = remoting::Server::start(&env, any, limits, Arc::new(NoRequests)).await.expect("a port");
+    let address = server.local_addr().to_string();
+    let clock = env.clock.clone();
+    let open = async || RawConnection::open(&env, &address).await.expect("a connection");
+    let mut request = RemotingCommand::request(RequestCode(9_999));
+    request.opaque = OPAQUE;
+    let whole = encoded(&request);
+
+    let drips = async {
+        let (mut connection, began) = (open().await, clock.monotonic());
+        let mut said = 0;
+        for byte in &whole {
+            connection.say(std::slice::from_ref(byte)).await;
+            said += 1;
+            match connection.hear(Duration::from_secs(1)).await {
+                Heard::Silence => {}
+                heard => {
+                    assert_eq!(heard, Heard::Closed, "after {said} bytes");
+                    break;
+                }
+            }
+        }
+        let took = clock.monotonic() - began;
+        assert!((WHOLE_FRAME..WHOLE_FRAME + LATE).contains(&took), "closed after {said} bytes and {took:?}");
+    };
+    let finishes = async {
+        let mut connection = open().await;
+        let (first, last) = whole.split_at(whole.len() - 2);
+        connection.say(first).await;
+        for byte in last {
+            clock.sleep(Duration::from_secs(1)).await;
+            connection.say(std::slice::from_ref(byte)).await;
+        }
+        assert!(matches!(connection.hear(PATIENCE).await, Heard::Answer(_)), "two bytes a second apart are in time");
+    };
+    let says_nothing = async {
+        let (mut connection, began) = (open().await, clock.monotonic());
+        assert_eq!(connection.hear(PATIENCE).await, Heard::Closed);
+        let took = clock.monotonic() - began;
+        assert!((IDLE..IDLE + LATE).contains(&took), "closed after {took:?}");
+    };
+    let speaks_at_times = async {
+        let mut connection = open().await;
+        for _ in 0..4 {
+            clock.sleep(IDLE / 2).await;
+            connection.say(&whole).await;
+            assert!(matches!(connection.hear(PATIENCE).await, Heard::Answer(_)), "it is not idle");
+        }
+    };
+    futures::join!(drips, finishes, says_nothing, speaks_at_times);
 }

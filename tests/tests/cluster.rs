@@ -13,7 +13,7 @@ use client::admin::Admin;
 use client::{Client, Message, Producer, ReceivedMessage, Retry, SendError, SendReceipt, StartFrom};
 use embedded::Cluster;
 use env::Env;
-use protocol::body::{LockBatchRequest, LockBatchResponse, MessageQueue};
+use protocol::body::{LockBatchRequest, LockBatchResponse, MessageQueue, SubscriptionGroupConfig};
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::CreateTopicRequest;
@@ -402,6 +402,9 @@ async fn an_orderly_lock_survives_the_leader_and_ends_with_its_lease() {
     let mut cluster = three_nodes().await;
     let clock = Env::real().clock;
     make_topic(&cluster, "Orderly", 1).await;
+    let admin = admin_of(&cluster);
+    admin.put_group(&leader_address(&cluster).await, &SubscriptionGroupConfig::new("lg")).await.expect("it is made");
+    admin.close().await;
     let queue = MessageQueue::new("Orderly", "broker-a", 0);
 
     let asked = clock.monotonic();

@@ -15,6 +15,15 @@ use protocol::tag::{BadTagExpression, TagExpression};
 /// A client that has been silent for longer is gone.
 pub const EXPIRY: Duration = Duration::from_secs(120);
 
+/// Groups that one client may be in, as producer and as consumer together.
+pub const GROUPS_MAX: usize = 1_024;
+
+/// Memberships of all clients together: ten thousand connections with a hundred groups each.
+const MEMBERSHIPS_MAX: usize = 1_000_000;
+
+/// Topics that one heartbeat may subscribe a group to.
+pub const SUBSCRIPTIONS_MAX: usize = 1_024;
+
 /// A connection, by the number that `remoting` gave it.
 pub type ConnectionId = u64;
 
@@ -56,16 +65,43 @@ pub struct ConsumerGroup {
     /// The newest subscription to each topic.
     pub subscriptions: BTreeMap<String, Subscription>,
     /// Members by connection.
-    pub members: BTreeMap<ConnectionId, Member>,
+    pub members: BTreeMap<ConnectionId, Arc<Member>>,
 }
 
 /// Everybody who is connected.
 #[derive(Debug, Default)]
 pub struct Clients {
-    /// What the client behind a connection calls itself.
-    names: BTreeMap<ConnectionId, String>,
-    producers: BTreeMap<String, BTreeMap<ConnectionId, Member>>,
+    known: BTreeMap<ConnectionId, Known>,
+    producers: BTreeMap<String, BTreeMap<ConnectionId, Arc<Member>>>,
     consumers: BTreeMap<String, ConsumerGroup>,
+    /// Groups of all that is known, added up.
+    memberships: usize,
+}
+
+/// The client behind a connection.
+#[derive(Debug, Default)]
+struct Known {
+    /// What it calls itself.
+    client_id: String,
+    /// What it is a member of, so that its farewell need not look into every group.
+    groups: BTreeSet<(Role, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Producer,
+    Consumer,
+}
+
+/// A heartbeat that is not taken in: nothing of it counts.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooManyGroups {
+    /// Of this client: it should leave some.
+    #[error("a client would be in {0} groups, at most {GROUPS_MAX}")]
+    OfClient(usize),
+    /// Of all clients together: later, or elsewhere.
+    #[error("all clients together would be in {0} groups, at most {MEMBERSHIPS_MAX}")]
+    OfAll(usize),
 }
 
 /// Members to tell that their group has changed.
@@ -95,9 +131,15 @@ pub struct Heard {
 
 impl Clients {
     /// Takes in a heartbeat.
-    pub fn heartbeat(&mut self, connection: ConnectionId, member: Member, heartbeat: &HeartbeatData) -> Heard {
+    pub fn heartbeat(
+        &mut self,
+        connection: ConnectionId,
+        member: Member,
+        heartbeat: &HeartbeatData,
+    ) -> Result<Heard, TooManyGroups> {
+        self.know(connection, &member.client_id, heartbeat)?;
+        let member = Arc::new(member);
         let mut heard = Heard::default();
-        self.names.insert(connection, member.client_id.clone());
         for producer in &heartbeat.producer_data_set {
             self.producers.entry(producer.group_name.clone()).or_default().insert(connection, member.clone());
         }
@@ -121,37 +163,68 @@ impl Clients {
                 heard.changed.0.insert(described.group_name.clone(), group.members.keys().copied().collect());
             }
         }
-        heard
+        Ok(heard)
+    }
+
+    /// Remembers who is behind a connection and what groups it is in, unless these are too many.
+    fn know(
+        &mut self,
+        connection: ConnectionId,
+        client_id: &str,
+        heartbeat: &HeartbeatData,
+    ) -> Result<(), TooManyGroups> {
+        let producers = heartbeat.producer_data_set.iter().map(|group| (Role::Producer, group.group_name.clone()));
+        let consumers = heartbeat.consumer_data_set.iter().map(|group| (Role::Consumer, group.group_name.clone()));
+        let mut groups: BTreeSet<(Role, String)> = producers.chain(consumers).collect();
+        let known = self.known.entry(connection).or_default();
+        client_id.clone_into(&mut known.client_id);
+        groups.retain(|group| !known.groups.contains(group));
+        let (of_client, of_all) = (known.groups.len() + groups.len(), self.memberships + groups.len());
+        if of_client > GROUPS_MAX {
+            return Err(TooManyGroups::OfClient(of_client));
+        }
+        if of_all > MEMBERSHIPS_MAX && !groups.is_empty() {
+            return Err(TooManyGroups::OfAll(of_all));
+        }
+        self.memberships = of_all;
+        known.groups.append(&mut groups);
+        Ok(())
     }
 
     /// A client leaves one group, or both of its roles.
     pub fn unregister(&mut self, connection: ConnectionId, producer: Option<&str>, consumer: Option<&str>) -> Changed {
-        self.remove(
-            |group, id| id == connection && producer == Some(group),
-            |group, id| id == connection && consumer == Some(group),
-        )
+        let named = [producer.map(|group| (Role::Producer, group)), consumer.map(|group| (Role::Consumer, group))];
+        let named = named.into_iter().flatten();
+        self.remove(named.map(|(role, group)| (connection, role, group.to_owned())).collect())
     }
 
     /// A connection is closed: its client leaves every group.
     pub fn closed(&mut self, connection: ConnectionId) -> Changed {
-        self.names.remove(&connection);
-        self.remove(|_, id| id == connection, |_, id| id == connection)
+        let Some(known) = self.known.get(&connection) else { return Changed::default() };
+        let all = known.groups.iter().map(|(role, group)| (connection, *role, group.clone())).collect();
+        let changed = self.remove(all);
+        self.known.remove(&connection);
+        changed
     }
 
     /// Drops who has been silent for too long.
     pub fn expire(&mut self, now: Duration) -> Changed {
         let silent = |member: &Member| now.saturating_sub(member.last_seen) > EXPIRY;
-        let mut gone = BTreeSet::new();
-        for members in self.producers.values().chain(self.consumers.values().map(|group| &group.members)) {
-            gone.extend(members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| *id));
+        let mut gone = Vec::new();
+        let producers = self.producers.iter().map(|(name, members)| (Role::Producer, name, members));
+        let consumers = self.consumers.iter().map(|(name, group)| (Role::Consumer, name, &group.members));
+        for (role, name, members) in producers.chain(consumers) {
+            let silent = members.iter().filter(|(_, member)| silent(member));
+            gone.extend(silent.map(|(connection, _)| (*connection, role, name.clone())));
         }
-        self.names.retain(|id, _| !gone.contains(id));
-        self.remove(|_, id| gone.contains(&id), |_, id| gone.contains(&id))
+        let changed = self.remove(gone);
+        self.known.retain(|_, known| !known.groups.is_empty());
+        changed
     }
 
     /// What the client behind a connection calls itself, if it was heard.
     pub fn client_id(&self, connection: ConnectionId) -> Option<&str> {
-        self.names.get(&connection).map(String::as_str)
+        self.known.get(&connection).map(|known| known.client_id.as_str())
     }
 
     /// The consumer group, if anybody of it is connected.
@@ -165,32 +238,46 @@ impl Clients {
     }
 
     /// The group's producers, by connection.
-    pub fn producer_group(&self, name: &str) -> Option<&BTreeMap<ConnectionId, Member>> {
+    pub fn producer_group(&self, name: &str) -> Option<&BTreeMap<ConnectionId, Arc<Member>>> {
         self.producers.get(name)
     }
 
     /// All producer groups with members.
-    pub fn producer_groups(&self) -> impl Iterator<Item = (&str, &BTreeMap<ConnectionId, Member>)> {
+    pub fn producer_groups(&self) -> impl Iterator<Item = (&str, &BTreeMap<ConnectionId, Arc<Member>>)> {
         self.producers.iter().map(|(name, members)| (name.as_str(), members))
     }
 
-    fn remove(
-        &mut self,
-        is_producer: impl Fn(&str, ConnectionId) -> bool,
-        is_consumer: impl Fn(&str, ConnectionId) -> bool,
-    ) -> Changed {
-        self.producers.retain(|group, members| {
-            members.retain(|id, _| !is_producer(group, *id));
-            !members.is_empty()
-        });
+    fn remove(&mut self, gone: Vec<(ConnectionId, Role, String)>) -> Changed {
         let mut changed = Changed::default();
-        self.consumers.retain(|name, group| {
-            let before = group.members.len();
-            group.members.retain(|id, _| !is_consumer(name, *id));
-            if group.members.len() < before && !group.members.is_empty() {
-                changed.0.insert(name.clone(), group.members.keys().copied().collect());
+        for (connection, role, group) in gone {
+            let place = (role, group);
+            if !self.known.get_mut(&connection).is_some_and(|known| known.groups.remove(&place)) {
+                continue;
             }
-            !group.members.is_empty()
+            self.memberships -= 1;
+            let (_, name) = place;
+            match role {
+                Role::Producer => {
+                    let members = self.producers.get_mut(&name).expect("a member's group is known");
+                    members.remove(&connection);
+                    if members.is_empty() {
+                        self.producers.remove(&name);
+                    }
+                }
+                Role::Consumer => {
+                    let members = &mut self.consumers.get_mut(&name).expect("a member's group is known").members;
+                    members.remove(&connection);
+                    if members.is_empty() {
+                        self.consumers.remove(&name);
+                    }
+                    changed.0.insert(name, BTreeSet::new());
+                }
+            }
+        }
+        // Only those who are still there when all of them have left.
+        changed.0.retain(|name, members| {
+            members.extend(self.consumers.get(name).iter().flat_map(|group| group.members.keys()));
+            !members.is_empty()
         });
         changed
     }
@@ -221,7 +308,8 @@ impl ConsumerGroup {
             }
         }
         let before = self.subscriptions.len();
-        self.subscriptions.retain(|topic, _| wanted.iter().any(|subscription| subscription.topic == *topic));
+        let named: BTreeSet<&str> = wanted.iter().map(|subscription| subscription.topic.as_str()).collect();
+        self.subscriptions.retain(|topic, _| named.contains(topic.as_str()));
         changed || self.subscriptions.len() < before
     }
 }
@@ -263,6 +351,10 @@ mod tests {
         }
     }
 
+    fn hear(clients: &mut Clients, connection: ConnectionId, member: Member, said: &HeartbeatData) -> Heard {
+        clients.heartbeat(connection, member, said).expect("few groups")
+    }
+
     fn told(changed: &Changed) -> Vec<(&str, Vec<ConnectionId>)> {
         changed.iter().map(|(group, members)| (group, members.iter().copied().collect())).collect()
     }
@@ -271,9 +363,9 @@ mod tests {
     fn members_are_told_of_a_newcomer_and_of_a_leaver_and_of_nothing_else() {
         let mut clients = Clients::default();
         let wanted = heartbeat("g", &[("T", "*", 1)]);
-        assert_eq!(told(&clients.heartbeat(1, member("b", 0), &wanted).changed), [("g", vec![1])]);
-        assert!(clients.heartbeat(1, member("b", 30), &wanted).changed.is_empty());
-        assert_eq!(told(&clients.heartbeat(2, member("a", 30), &wanted).changed), [("g", vec![1, 2])]);
+        assert_eq!(told(&hear(&mut clients, 1, member("b", 0), &wanted).changed), [("g", vec![1])]);
+        assert!(hear(&mut clients, 1, member("b", 30), &wanted).changed.is_empty());
+        assert_eq!(told(&hear(&mut clients, 2, member("a", 30), &wanted).changed), [("g", vec![1, 2])]);
         assert_eq!(clients.consumer_group("g").expect("a group").client_ids(), ["a", "b"]);
         assert_eq!((clients.client_id(2), clients.client_id(3)), (Some("a"), None));
         assert!(clients.unregister(2, Some("p"), None).is_empty(), "a producer leaves nobody to tell");
@@ -285,25 +377,25 @@ mod tests {
     #[test]
     fn the_newest_subscription_wins_and_a_topic_no_longer_named_is_dropped() {
         let mut clients = Clients::default();
-        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "A", 5), ("U", "*", 5)]));
-        let changed = clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "B", 4)])).changed;
+        hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "A", 5), ("U", "*", 5)]));
+        let changed = hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "B", 4)])).changed;
         assert!(!changed.is_empty(), "U is gone");
         let filter = |clients: &Clients| {
             let group = clients.consumer_group("g").expect("a group");
             group.subscriptions["T"].filter.clone().expect("a filter")
         };
         assert!(filter(&clients).matches(Some("A")), "an older version does not win");
-        assert!(clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "B", 6)])).changed.is_empty());
+        assert!(hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "B", 6)])).changed.is_empty());
         assert!(filter(&clients).matches(Some("B")));
-        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "||", 7)]));
+        hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "||", 7)]));
         assert!(clients.consumer_group("g").expect("a group").subscriptions["T"].filter.is_err());
     }
 
     #[test]
     fn the_silent_are_gone_after_two_minutes() {
         let mut clients = Clients::default();
-        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[]));
-        clients.heartbeat(2, member("b", 100), &heartbeat("g", &[]));
+        hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[]));
+        hear(&mut clients, 2, member("b", 100), &heartbeat("g", &[]));
         assert!(clients.expire(Duration::from_secs(120)).is_empty());
         assert_eq!(told(&clients.expire(Duration::from_secs(121))), [("g", vec![2])]);
         assert_eq!(clients.producer_group("p").expect("one is left").len(), 1);
@@ -313,10 +405,40 @@ mod tests {
     fn a_short_heartbeat_keeps_what_is_known_and_asks_for_what_is_not() {
         let mut clients = Clients::default();
         let short = HeartbeatData { without_sub: true, ..heartbeat("g", &[]) };
-        let heard = clients.heartbeat(1, member("a", 0), &short);
+        let heard = hear(&mut clients, 1, member("a", 0), &short);
         assert!(heard.needs_subscriptions && !heard.changed.is_empty(), "a member of unknown subscriptions");
-        clients.heartbeat(1, member("a", 0), &heartbeat("g", &[("T", "*", 1)]));
-        assert_eq!(clients.heartbeat(1, member("a", 30), &short), Heard::default());
+        hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "*", 1)]));
+        assert_eq!(hear(&mut clients, 1, member("a", 30), &short), Heard::default());
         assert!(clients.consumer_group("g").expect("a group").subscriptions.contains_key("T"));
+    }
+
+    #[test]
+    fn who_leaves_one_group_out_is_gone_from_that_one_only() {
+        let mut clients = Clients::default();
+        hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[]));
+        hear(&mut clients, 1, member("a", 100), &heartbeat("h", &[]));
+        assert!(clients.expire(Duration::from_secs(121)).is_empty(), "nobody is left in g");
+        assert!(clients.consumer_group("g").is_none() && clients.consumer_group("h").is_some());
+        assert_eq!(clients.client_id(1), Some("a"));
+        clients.expire(Duration::from_secs(221));
+        assert_eq!((clients.client_id(1), clients.memberships), (None, 0));
+    }
+
+    #[test]
+    fn a_client_that_names_other_groups_each_time_is_refused_in_the_end() {
+        let mut clients = Clients::default();
+        let producers = |names: std::ops::Range<usize>| HeartbeatData {
+            producer_data_set: names.map(|n| ProducerData { group_name: format!("p{n}") }).collect(),
+            ..HeartbeatData::default()
+        };
+        hear(&mut clients, 1, member("a", 0), &producers(0..1_000));
+        let refused = clients.heartbeat(1, member("a", 1), &producers(500..1_025));
+        assert_eq!(refused, Err(TooManyGroups::OfClient(1_025)));
+        assert!(clients.producer_group("p1001").is_none(), "nothing of it counts");
+        hear(&mut clients, 1, member("a", 2), &producers(500..1_024));
+        hear(&mut clients, 2, member("b", 2), &heartbeat("g", &[]));
+        assert_eq!(clients.memberships, 1_026);
+        clients.closed(1);
+        assert_eq!((clients.memberships, clients.producer_groups().count()), (2, 1));
     }
 }

@@ -81,8 +81,10 @@ pub struct Limits {
     pub scheduled_messages: u64,
     /// Client connections.
     pub connections: usize,
-    /// Topics, retry and dead-letter topics among them; beyond it none is created on demand.
+    /// Topics, retry and dead-letter topics among them. Also consumer groups.
     pub topics: usize,
+    /// Queues of all topics together.
+    pub queues: u64,
     /// How long a request waits for a leader that is not ready, before it is refused.
     pub leader_wait: Duration,
     /// How long a client is assumed to wait for the answer to a send: the wire does not say.
@@ -120,6 +122,7 @@ impl Default for Limits {
             scheduled_messages: 5_000_000,
             connections: 10_000,
             topics: 100_000,
+            queues: 1_000_000,
             leader_wait: Duration::from_millis(2_500),
             send_deadline: Duration::from_secs(3),
         }

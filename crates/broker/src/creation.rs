@@ -11,7 +11,7 @@ use crate::error::RequestError;
 use crate::tables::Tables;
 use crate::tables::command::Command;
 use crate::tables::groups::GroupConfig;
-use crate::tables::topics::TopicConfig;
+use crate::tables::topics::{Topic, TopicConfig};
 
 /// Queues of the topic named after the cluster.
 const CLUSTER_TOPIC_QUEUES: u32 = 16;
@@ -52,9 +52,10 @@ fn system_topics(cluster: &str, broker_name: &str, template_queues: Option<u32>)
 impl BrokerGroup {
     /// Makes the topic unless it exists.
     pub(crate) async fn ensure_topic(&self, config: TopicConfig) -> Result<(), RequestError> {
-        self.refuse_too_many_topics()?;
         let name = config.name.clone();
-        self.command(&Command::PutTopic { config, only_if_absent: true }).await?;
+        let command = Command::PutTopic { config, only_if_absent: true };
+        self.refuse_beyond_limits(std::slice::from_ref(&command))?;
+        self.command(&command).await?;
         tracing::info!(group = %self.broker_name(), topic = %name, "topic created on demand");
         self.registration.wake();
         Ok(())
@@ -83,17 +84,41 @@ impl BrokerGroup {
         if let Some(known) = self.reader.tables().groups().get(name) {
             return Ok(known.clone());
         }
-        names::validate_group(name)?;
-        if !self.config.messages.auto_create_groups {
-            return Err(RequestError::NoGroup(name.to_owned()));
-        }
-        self.refuse_too_many_topics()?;
-        let config = GroupConfig::new(name);
-        self.command(&Command::PutGroup { config: config.clone(), only_if_absent: true }).await?;
-        tracing::info!(group = %self.broker_name(), consumer_group = %name, "consumer group created on demand");
-        self.registration.wake();
+        self.ensure_groups(&[name.to_owned()]).await?;
         // Another client may have made it at the same time, with other settings.
-        Ok(self.reader.tables().groups().get(name).cloned().unwrap_or(config))
+        Ok(self.reader.tables().groups().get(name).cloned().unwrap_or_else(|| GroupConfig::new(name)))
+    }
+
+    /// Whether the group does not exist, or the retry topic that it should have.
+    pub(crate) fn is_group_missing(&self, name: &str) -> bool {
+        let tables = self.reader.tables();
+        let Some(group) = tables.groups().get(name) else { return true };
+        TopicConfig::retry_of(group).is_some_and(|retry| tables.topics().get(&retry.name).is_none())
+    }
+
+    /// Makes what is missing of those groups and their retry topics, as far as that is allowed: all or nothing.
+    pub(crate) async fn ensure_groups(&self, names: &[String]) -> Result<(), RequestError> {
+        let mut commands = Vec::new();
+        for name in names.iter().filter(|name| self.is_group_missing(name)) {
+            let known = self.reader.tables().groups().get(name).cloned();
+            if known.is_none() {
+                names::validate_group(name)?;
+                if !self.config.messages.auto_create_groups {
+                    return Err(RequestError::NoGroup(name.clone()));
+                }
+            }
+            // A retry topic that was deleted comes back as its group has it.
+            let config = known.unwrap_or_else(|| GroupConfig::new(name));
+            commands.push(Command::PutGroup { config, only_if_absent: true });
+        }
+        if commands.is_empty() {
+            return Ok(());
+        }
+        self.refuse_beyond_limits(&commands)?;
+        self.commands(&commands).await?;
+        tracing::info!(group = %self.broker_name(), consumer_groups = ?names, "consumer groups created on demand");
+        self.registration.wake();
+        Ok(())
     }
 
     /// Makes what every broker has and this one lacks. The first leader of a group does it, and the first one of a newer
@@ -124,12 +149,58 @@ impl BrokerGroup {
         Ok(())
     }
 
-    fn refuse_too_many_topics(&self) -> Result<(), RequestError> {
-        let limit = self.config.limits.topics;
-        if self.reader.tables().topics().iter().count() >= limit {
-            return Err(RequestError::Busy(format!("topic creation: there are {limit} topics, which is the limit")));
+    /// Refuses commands that would make more topics, groups or queues than there may be. What makes none is never
+    /// refused, so that a broker at its limit can still be administered.
+    pub(crate) fn refuse_beyond_limits(&self, commands: &[Command]) -> Result<(), RequestError> {
+        let tables = self.reader.tables();
+        let (limits, growth) = (&self.config.limits, Growth::of(commands, &tables));
+        let fits = |what: &str, there_are: u64, more: u64, limit: u64| {
+            if more == 0 || there_are + more <= limit {
+                return Ok(());
+            }
+            Err(RequestError::Busy(format!("{what}: there are {there_are}, {more} more are asked for, {limit} may be")))
+        };
+        let topics_max = limits.topics as u64;
+        fits("topics", tables.topics().count() as u64, growth.topics, topics_max)?;
+        fits("consumer groups", tables.groups().count() as u64, growth.groups, topics_max)?;
+        fits("queues", tables.topics().queues(), growth.queues, limits.queues)
+    }
+}
+
+/// What commands would add, at most: a name that stands there twice counts twice.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Growth {
+    topics: u64,
+    groups: u64,
+    queues: u64,
+}
+
+impl Growth {
+    fn of(commands: &[Command], tables: &Tables) -> Growth {
+        let mut growth = Growth::default();
+        for command in commands {
+            match command {
+                Command::PutTopic { config, only_if_absent } => growth.add_topic(config, *only_if_absent, tables),
+                Command::PutGroup { config, .. } => {
+                    growth.groups += u64::from(tables.groups().get(&config.name).is_none());
+                    if let Some(retry) = TopicConfig::retry_of(config) {
+                        growth.add_topic(&retry, true, tables);
+                    }
+                }
+                _ => {}
+            }
         }
-        Ok(())
+        growth
+    }
+
+    fn add_topic(&mut self, config: &TopicConfig, only_if_absent: bool, tables: &Tables) {
+        let known = tables.topics().get(&config.name);
+        self.topics += u64::from(known.is_none());
+        let queues = match known {
+            Some(_) if only_if_absent => 0,
+            known => config.queues().saturating_sub(known.map_or(0, Topic::queues)),
+        };
+        self.queues += u64::from(queues);
     }
 }
 

@@ -170,6 +170,12 @@ pub async fn dispatch(
         let remark = format!(" request type {} not supported", request.code);
         return Some(request.reply_error(ResponseCode::REQUEST_CODE_NOT_SUPPORTED, remark));
     };
+    if !forward::is_believed(broker, &request) {
+        tracing::debug!(code = request.code, peer = %connection.peer_addr(), "claims to be forwarded, and proves nothing");
+        let answer =
+            request.reply_error(ResponseCode::SERVICE_NOT_AVAILABLE, "not forwarded by a replica of this group");
+        return Some(forward::mark_not_leader(answer));
+    }
     let call = forward::call_of(broker, connection, request);
     let answer = match route.place {
         Place::AnyReplica => (route.handle)(broker, &call).await,

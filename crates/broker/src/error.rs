@@ -18,6 +18,7 @@ use raft_store::group::{Peer, ReadError};
 use raft_store::proposer::ProposeError;
 
 use crate::admission::Overload;
+use crate::clients::TooManyGroups;
 use crate::tables::command::Refusal;
 
 /// Why a request is not carried out.
@@ -184,6 +185,15 @@ impl From<io::Error> for RequestError {
 impl From<UnitsError> for RequestError {
     fn from(error: UnitsError) -> RequestError {
         RequestError::Failed(format!("reading the store: {error}"))
+    }
+}
+
+impl From<TooManyGroups> for RequestError {
+    fn from(error: TooManyGroups) -> RequestError {
+        match error {
+            TooManyGroups::OfClient(_) => RequestError::InvalidParameter(error.to_string()),
+            TooManyGroups::OfAll(_) => RequestError::Busy(error.to_string()),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! One hop: who leads may be in dispute, and two replicas that send a request to each other help nobody. The client's
 //! address and what is left of its patience travel along, so that the leader stores the same message, and gives up at the
-//! same moment, as if the client had come itself. A link lost after the request was written leaves the outcome unknown:
+//! same moment, as if the client had come itself. They are believed by the key that the leader has told its followers and
+//! nobody else; without it a request that claims to be forwarded is refused. A link lost after the request was written leaves the outcome unknown:
 //! there is no answer then.
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
 
-/// The request has made its one hop.
+/// The request has made its one hop: the receiver's [`raft_store::forward_key::ForwardKey`].
 const FORWARDED: &str = "raftmqForwarded";
 /// The client's address.
 const BORN_HOST: &str = "raftmqBornHost";
@@ -27,10 +28,15 @@ const CLIENT_ID: &str = "raftmqClientId";
 /// Marks a refusal as certain: the replica asked does not lead.
 const NOT_LEADER: &str = "raftmqNotLeader";
 
-/// Takes in a request, from a client or from another replica.
+/// Whether the request does not claim to be forwarded, or proves it.
+pub fn is_believed(broker: &BrokerGroup, request: &RemotingCommand) -> bool {
+    request.ext.get(FORWARDED).is_none_or(|key| broker.raft.forward_key().is(key))
+}
+
+/// Takes in a request that [`is_believed`], from a client or from another replica.
 pub fn call_of(broker: &BrokerGroup, connection: &Connection, request: RemotingCommand) -> Call {
     let limit = broker.config.limits.send_deadline;
-    let is_forwarded = request.ext.bool(FORWARDED) == Some(true);
+    let is_forwarded = request.ext.get(FORWARDED).is_some();
     let mut call = Call {
         born_host: connection.peer_addr(),
         client_id: None,
@@ -62,6 +68,7 @@ pub fn mark_not_leader(answer: RemotingCommand) -> RemotingCommand {
 pub async fn forward(broker: &BrokerGroup, call: &Call, leader: &Peer) -> Answer {
     let clock = &broker.env.clock;
     let certainly_not = || RequestError::NotLeader { leader: None };
+    let Some(key) = broker.raft.forward_key_of(leader.id) else { return Err(certainly_not()) };
     let remaining = call.deadline.saturating_sub(clock.monotonic());
     let connected = clock.timeout(remaining, broker.peers.connection(&leader.client_address)).await;
     let Some(Ok(connection)) = connected else { return Err(certainly_not()) };
@@ -69,11 +76,13 @@ pub async fn forward(broker: &BrokerGroup, call: &Call, leader: &Peer) -> Answer
     let remaining = call.deadline.saturating_sub(clock.monotonic());
     let mut request = call.request.clone();
     request.serialize = SerializeType::Json;
-    request.ext.set(FORWARDED, true);
+    request.ext.set(FORWARDED, key.to_text());
     request.ext.set(BORN_HOST, call.born_host);
     request.ext.set(REMAINING_MS, remaining.as_millis());
-    if let Some(client_id) = broker.client_id(call) {
-        request.ext.set_text(CLIENT_ID, &client_id);
+    match broker.client_id(call) {
+        Some(client_id) => request.ext.set_text(CLIENT_ID, &client_id),
+        // Whatever a client wrote there itself.
+        None => drop(request.ext.remove(CLIENT_ID)),
     }
     if request.is_one_way() {
         return match connection.one_way(request) {

@@ -16,7 +16,7 @@ use protocol::names;
 use remoting::Connection;
 
 use crate::broker::BrokerGroup;
-use crate::clients::{Changed, Member};
+use crate::clients::{Changed, GROUPS_MAX, Member, SUBSCRIPTIONS_MAX};
 use crate::dispatch::{Answer, Call, Leader};
 use crate::error::RequestError;
 use crate::forward;
@@ -25,12 +25,27 @@ use crate::pull::refuse_other_expressions;
 /// The silent are looked for this often.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// A client says all of it again every 30 s, and it is taken in while everybody else's heartbeats wait.
+const HEARTBEAT_BYTES_MAX: usize = 1 << 20;
+
+/// Clients call themselves "address@process" and the like.
+const CLIENT_ID_BYTES_MAX: usize = 1_024;
+
 /// Handles HEART_BEAT.
 pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    at_most("bytes in a heartbeat", call.request.body.len(), HEARTBEAT_BYTES_MAX)?;
     let mut heartbeat: HeartbeatData = call.request.json()?;
+    refuse_too_much(&heartbeat)?;
     // As in RocketMQ, a group that cannot be is passed over in silence; the rest of the heartbeat counts.
+    heartbeat.producer_data_set.retain(|group| names::validate_group(&group.group_name).is_ok());
     heartbeat.consumer_data_set.retain(|group| broker.may_exist(group));
 
+    let missing = broker.missing_groups(&heartbeat);
+    let made = if missing.is_empty() { Ok(()) } else { make_groups(broker, call, &missing).await };
+    if made.is_err() {
+        // There are members of what exists, whatever becomes of the rest.
+        heartbeat.consumer_data_set.retain(|group| broker.group_exists(&group.group_name));
+    }
     let mut needs_subscriptions = false;
     if !call.is_forwarded {
         let member = Member {
@@ -41,14 +56,11 @@ pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             last_seen: broker.env.clock.monotonic(),
         };
         broker.connections.lock().insert(call.connection.id(), call.connection.clone());
-        let heard = broker.clients.lock().heartbeat(call.connection.id(), member, &heartbeat);
+        let heard = broker.clients.lock().heartbeat(call.connection.id(), member, &heartbeat)?;
         needs_subscriptions = heard.needs_subscriptions;
         broker.tell_members(&heard.changed);
     }
-    let missing = broker.missing_groups(&heartbeat);
-    if !missing.is_empty() {
-        make_groups(broker, call, &missing).await?;
-    }
+    made?;
     let header = HeartbeatResponse {
         is_support_heart_beat_v2: true,
         // Heartbeats of the first version carry everything every time; Java answers them so.
@@ -57,14 +69,27 @@ pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     Ok(call.request.reply_with(ResponseCode::SUCCESS, &header))
 }
 
+fn refuse_too_much(heartbeat: &HeartbeatData) -> Result<(), RequestError> {
+    at_most("bytes in a clientID", heartbeat.client_id.len(), CLIENT_ID_BYTES_MAX)?;
+    let (producers, consumers) = (&heartbeat.producer_data_set, &heartbeat.consumer_data_set);
+    at_most("groups in a heartbeat", producers.len() + consumers.len(), GROUPS_MAX)?;
+    let mut subscriptions = consumers.iter().map(|group| group.subscription_data_set.len());
+    subscriptions.try_for_each(|count| at_most("subscriptions of a group", count, SUBSCRIPTIONS_MAX))
+}
+
+fn at_most(what: &str, count: usize, limit: usize) -> Result<(), RequestError> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(RequestError::InvalidParameter(format!("{count} {what}, at most {limit}")))
+}
+
 /// Makes groups here, or lets the leader do it.
 async fn make_groups(broker: &Arc<BrokerGroup>, call: &Call, groups: &[String]) -> Result<(), RequestError> {
     let patience = broker.env.clock.monotonic() + broker.config.limits.leader_wait;
     match broker.wait_for_leader(patience.min(call.deadline)).await? {
         Leader::Here => {
-            for group in groups {
-                broker.ensure_group(group).await?;
-            }
+            broker.ensure_groups(groups).await?;
             Ok(())
         }
         Leader::At(leader) if call.is_forwarded => Err(RequestError::NotLeader { leader: Some(leader) }),
@@ -125,14 +150,16 @@ pub async fn drop_the_silent(broker: Arc<BrokerGroup>) {
 impl BrokerGroup {
     fn may_exist(&self, group: &ConsumerData) -> bool {
         let name = &group.group_name;
-        let exists = || self.reader.tables().groups().get(name).is_some();
-        names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || exists())
+        names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || self.group_exists(name))
+    }
+
+    fn group_exists(&self, name: &str) -> bool {
+        self.reader.tables().groups().get(name).is_some()
     }
 
     fn missing_groups(&self, heartbeat: &HeartbeatData) -> Vec<String> {
-        let tables = self.reader.tables();
         let names = heartbeat.consumer_data_set.iter().map(|group| &group.group_name);
-        names.filter(|name| tables.groups().get(name).is_none()).cloned().collect()
+        names.filter(|name| self.is_group_missing(name)).cloned().collect()
     }
 
     /// Tells members that their group has changed. A member that cannot be told asks by itself every 20 s.
@@ -150,6 +177,39 @@ impl BrokerGroup {
                     tracing::debug!(peer = %connection.peer_addr(), group, %error, "a member was not told of a change");
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::body::{ProducerData, SubscriptionData};
+
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_says_no_more_than_a_client_can_mean() {
+        let of = |producers, consumers, subscriptions| HeartbeatData {
+            producer_data_set: vec![ProducerData::default(); producers],
+            consumer_data_set: vec![
+                ConsumerData {
+                    subscription_data_set: vec![SubscriptionData::default(); subscriptions],
+                    ..ConsumerData::default()
+                };
+                consumers
+            ],
+            ..HeartbeatData::default()
+        };
+        assert!(refuse_too_much(&of(1_000, 24, 1)).is_ok());
+        assert!(refuse_too_much(&of(0, 1, 1_024)).is_ok());
+        for too_much in [
+            of(1_025, 0, 0),
+            of(1_024, 1, 0),
+            of(0, 1, 1_025),
+            HeartbeatData { client_id: "c".repeat(1_025), ..HeartbeatData::default() },
+        ] {
+            let error = refuse_too_much(&too_much).expect_err("it is too much");
+            assert_eq!(error.response_code(), Some(ResponseCode::INVALID_PARAMETER), "{error}");
         }
     }
 }

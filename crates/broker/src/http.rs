@@ -1,14 +1,20 @@
 //! Metrics and health over HTTP, on a port of their own: `/metrics` for Prometheus, `/health/live`, `/health/ready`.
 //!
-//! Numbers are read when somebody asks; nothing is kept here.
+//! Numbers are read when somebody asks; nothing is kept here. A connection brings one request, and ends when that is
+//! answered or its time is over; when too many are open, the next one waits.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use env::Env;
@@ -19,9 +25,22 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use raft_store::group::Role;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::broker::{BrokerGroup, OpenGroups};
+
+/// What one page may cost.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Open at a time.
+    connections: usize,
+    /// From its acceptance to its end: header, answer and all. Prometheus itself waits ten seconds.
+    visit: Duration,
+}
+
+const BOUNDS: Bounds = Bounds { connections: 64, visit: Duration::from_secs(10) };
 
 /// The serving task; ends when dropped.
 pub struct Http {
@@ -32,14 +51,26 @@ pub struct Http {
 impl Http {
     /// Serves the groups that are open, of `group_count` that shall be.
     pub async fn start(env: &Env, address: SocketAddr, groups: OpenGroups, group_count: usize) -> io::Result<Http> {
+        Http::start_within(BOUNDS, env, address, groups, group_count).await
+    }
+
+    async fn start_within(
+        bounds: Bounds,
+        env: &Env,
+        address: SocketAddr,
+        groups: OpenGroups,
+        group_count: usize,
+    ) -> io::Result<Http> {
         let listener = env.net.listen(address).await?;
         let local = listener.local_addr()?;
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/health/live", get(live))
             .route("/health/ready", get(ready))
+            .layer(map_response(|response: Response| async { ([(header::CONNECTION, "close")], response) }))
             .with_state(Shown { groups, group_count });
-        let door = Door { listener, env: env.clone(), local };
+        let places = Arc::new(Semaphore::new(bounds.connections));
+        let door = Door { listener, env: env.clone(), local, places, visit: bounds.visit };
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(door, router).await {
                 tracing::error!(%local, %error, "metrics and health are no longer served");
@@ -65,22 +96,27 @@ struct Door {
     listener: Listener,
     env: Env,
     local: SocketAddr,
+    places: Arc<Semaphore>,
+    visit: Duration,
 }
 
 impl axum::serve::Listener for Door {
-    type Io = tokio::io::Join<ReadHalf, WriteHalf>;
+    type Io = Visit;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let place = self.places.clone().acquire_owned().await.expect("it is never closed");
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     let (read, write) = stream.into_split();
-                    return (tokio::io::join(read, write), peer);
+                    let (clock, limit) = (self.env.clock.clone(), self.visit);
+                    let over = Box::pin(async move { clock.sleep(limit).await });
+                    return (Visit { io: tokio::io::join(read, write), over, _place: place }, peer);
                 }
                 Err(error) => {
                     tracing::warn!(local = %self.local, %error, "cannot accept a connection; trying again shortly");
-                    self.env.clock.sleep(std::time::Duration::from_millis(100)).await;
+                    self.env.clock.sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -88,6 +124,48 @@ impl axum::serve::Listener for Door {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(self.local)
+    }
+}
+
+/// A connection, as long as its time is not over.
+struct Visit {
+    io: tokio::io::Join<ReadHalf, WriteHalf>,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Visit {
+    fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut tokio::io::Join<ReadHalf, WriteHalf>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.over.as_mut().poll(cx).is_ready() {
+            // To be asked again: one that has ended must not be.
+            self.over = Box::pin(std::future::ready(()));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        poll(Pin::new(&mut self.io), cx)
+    }
+}
+
+impl AsyncRead for Visit {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_with(cx, |io, cx| io.poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Visit {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |io, cx| io.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_with(cx, |io, cx| io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_with(cx, |io, cx| io.poll_shutdown(cx))
     }
 }
 
@@ -99,8 +177,7 @@ struct Shown {
 
 /// Alive unless a group has stopped by itself: then only a restart helps.
 async fn live(State(shown): State<Shown>) -> Response {
-    let stopped =
-        |group: &&std::sync::Arc<BrokerGroup>| matches!(&*group.role.borrow(), Role::Stopped { reason: Some(_) });
+    let stopped = |group: &&Arc<BrokerGroup>| matches!(&*group.role.borrow(), Role::Stopped { reason: Some(_) });
     let stopped: Vec<String> =
         shown.groups.read().iter().filter(stopped).map(|group| group.broker_name().to_owned()).collect();
     if stopped.is_empty() {
@@ -159,7 +236,7 @@ type Number = (Labels, f64);
 type Metric = (&'static str, &'static str, bool, Vec<Number>);
 
 /// Every metric of the groups that are open.
-fn numbers(groups: &[std::sync::Arc<BrokerGroup>]) -> Vec<Metric> {
+fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
     let statuses: Vec<_> = groups.iter().map(|group| (group, group.status().raft)).collect();
     let labels = |group: &BrokerGroup| vec![("group", group.broker_name().to_owned())];
     let each = |number: &dyn Fn(&BrokerGroup, &raft_store::group::Status) -> f64| -> Vec<Number> {
@@ -256,6 +333,24 @@ fn numbers(groups: &[std::sync::Arc<BrokerGroup>]) -> Vec<Metric> {
         ),
         ("raftmq_broken_streams", "Append streams that broke", true, each(&|_, status| status.broken_streams as f64)),
         (
+            "raftmq_log_writer_bytes",
+            "Bytes of entries that wait for the log's writer",
+            false,
+            each(&|group, _| group.raft.log().stats().queued_bytes as f64),
+        ),
+        (
+            "raftmq_derived_changes_bytes",
+            "Bytes of changes that wait for the derived files",
+            false,
+            each(&|group, _| group.reader.derived_stats().waiting_bytes as f64),
+        ),
+        (
+            "raftmq_half_messages",
+            "Messages that wait for the end of their transaction",
+            false,
+            each(&|group, _| group.reader.pending().half as f64),
+        ),
+        (
             "raftmq_scheduled_messages",
             "Messages that wait for their time",
             false,
@@ -267,7 +362,7 @@ fn numbers(groups: &[std::sync::Arc<BrokerGroup>]) -> Vec<Metric> {
             false,
             each(&|group, _| group.reader.pending().bytes as f64),
         ),
-        ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().iter().count() as f64)),
+        ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().count() as f64)),
         (
             "raftmq_connections",
             "Connections that a heartbeat was heard on",
@@ -324,5 +419,67 @@ impl Collector for Numbers {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn http(bounds: Bounds) -> (Env, Http, String) {
+        let (env, any) = (Env::real(), "127.0.0.1:0".parse().expect("an address"));
+        let http = Http::start_within(bounds, &env, any, OpenGroups::default(), 0).await.expect("a port");
+        let address = http.local_addr().to_string();
+        (env, http, address)
+    }
+
+    /// Says `bytes` one at a time, then listens to the end.
+    async fn slowly(env: &Env, address: &str, bytes: &[u8], pause: Duration) -> String {
+        let (mut read, mut write) = env.net.connect(address).await.expect("a connection").into_split();
+        let clock = env.clock.clone();
+        let saying = async {
+            for byte in bytes {
+                if write.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                clock.sleep(pause).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut heard = Vec::new();
+        let hearing = env.clock.timeout(PATIENCE, async {
+            // A connection that is cut while bytes are on their way may end with an error.
+            let _ = read.read_to_end(&mut heard).await;
+        });
+        tokio::select! {
+            ended = hearing => ended.expect("the connection ends"),
+            () = saying => {}
+        }
+        String::from_utf8(heard).expect("text")
+    }
+
+    #[tokio::test]
+    async fn a_connection_brings_one_request_and_has_no_more_time_than_that_needs() {
+        let (env, _http, address) = http(Bounds { visit: Duration::from_millis(300), ..BOUNDS }).await;
+        let request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n";
+        let heard = slowly(&env, &address, request, Duration::ZERO).await;
+        assert!(heard.starts_with("HTTP/1.1 200") && heard.contains("connection: close"), "{heard}");
+        assert_eq!(slowly(&env, &address, request, Duration::from_millis(50)).await, "", "a header that drips in");
+        assert_eq!(slowly(&env, &address, b"", Duration::ZERO).await, "", "nothing at all");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_connections_delays_a_page_and_does_not_end_it() {
+        let (env, _http, address) = http(Bounds { connections: 2, visit: Duration::from_millis(300) }).await;
+        let mut silent = Vec::new();
+        for _ in 0..10 {
+            silent.push(env.net.connect(&address).await.expect("a connection"));
+        }
+        let heard = slowly(&env, &address, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", Duration::ZERO).await;
+        assert!(heard.starts_with("HTTP/1.1 200"), "{heard}");
     }
 }

@@ -22,8 +22,12 @@ pub async fn lock(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let request: LockBatchRequest = call.request.json()?;
     let mut queues = wanted(&request)?;
     {
-        // Each lock is a replicated row: there are no more of them than queues. What does not exist is not granted.
+        // Each lock is a replicated row: of each group that exists there are no more of them than queues. What does not
+        // exist is not granted.
         let tables = broker.reader.tables();
+        if tables.groups().get(&request.consumer_group).is_none() {
+            return Err(RequestError::NoGroup(request.consumer_group));
+        }
         let exists = |topic: &str, queue| tables.topics().get(topic).is_some_and(|topic| queue < topic.queues());
         queues.retain(|(topic, queue)| exists(topic, *queue));
     }

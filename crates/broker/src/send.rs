@@ -198,10 +198,10 @@ impl BrokerGroup {
     }
 
     async fn ensure_retry_topic(&self, group: &str) -> Result<(), RequestError> {
-        self.ensure_group(group).await?;
+        let config = self.ensure_group(group).await?;
         let name = names::retry_topic(group);
         if self.topic_id(&name).is_none() {
-            self.ensure_topic(TopicConfig::new(name, 1)).await?;
+            self.ensure_topic(TopicConfig::new(name, config.retry_queues.max(1))).await?;
         }
         Ok(())
     }

@@ -1,4 +1,7 @@
 //! A message by its physical offset: VIEW_MESSAGE_BY_ID 33, at any replica, because logs are equal on all of them.
+//!
+//! The offset is the client's, and a body may hold whatever looks like a record: a place counts only if a unit points at
+//! it, or the entry that holds it says that a record begins there.
 
 use std::sync::Arc;
 
@@ -74,6 +77,9 @@ impl BrokerGroup {
         let queue = self.topic_id(view.topic()).zip(u32::try_from(view.queue_id()).ok());
         let queue = queue.map(|(topic, queue)| QueueId { topic, queue }).ok_or_else(not_found)?;
         let unit = self.unit_of(at, queue, view.store_timestamp()).await?;
+        if unit.is_none() && !self.reader.is_record(at, size).await? {
+            return Err(not_found());
+        }
         Ok(FoundMessage { physical_offset: at, record, unit })
     }
 

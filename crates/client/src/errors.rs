@@ -230,9 +230,16 @@ pub enum StartError {
 }
 
 /// Whether a refusal with this code means that nothing was done. SYSTEM_ERROR is what brokers answer when they do not
-/// know themselves.
+/// know themselves; with the others something was done, and not all of it in time.
 pub(crate) fn is_certain(code: ResponseCode) -> bool {
-    code != ResponseCode::SYSTEM_ERROR
+    !matches!(
+        code,
+        ResponseCode::SYSTEM_ERROR
+            | ResponseCode::FLUSH_DISK_TIMEOUT
+            | ResponseCode::SLAVE_NOT_AVAILABLE
+            | ResponseCode::FLUSH_SLAVE_TIMEOUT
+            | ResponseCode::CONSUME_MSG_TIMEOUT
+    )
 }
 
 #[cfg(test)]
@@ -244,7 +251,10 @@ mod tests {
         let refused = |code| SendError::Refused { code, remark: String::new() };
         assert!(SendError::NotStored { reason: String::new() }.is_retry_safe());
         assert!(refused(ResponseCode::MESSAGE_ILLEGAL).is_retry_safe());
-        assert!(!refused(ResponseCode::SYSTEM_ERROR).is_retry_safe());
+        for code in [1, 10, 11, 12, 207].map(ResponseCode) {
+            assert!(!refused(code).is_retry_safe(), "{code}");
+            assert!(!RequestError::Refused { code, remark: String::new() }.is_retry_safe(), "{code}");
+        }
         let unknown = SendError::Unknown { reason: String::new(), unique_key: String::new() };
         assert!(!unknown.is_retry_safe() && unknown.is_transient());
         assert!(RequestError::from(CallError::NotSent("x".into())).is_retry_safe());

@@ -6,26 +6,33 @@ use std::collections::BTreeMap;
 /// Most texts kept in all namespaces together: nobody authenticates who adds them.
 pub const MAX_ENTRIES: usize = 100_000;
 
+/// Most bytes of texts with their keys and namespaces, added up.
+pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+
 /// The texts.
 #[derive(Debug, Default)]
 pub struct Kv {
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     entries: usize,
+    bytes: usize,
 }
 
 /// No more texts are kept. The caller must delete some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{MAX_ENTRIES} texts are kept, which is the limit; delete some first")]
+#[error("at most {MAX_ENTRIES} texts of {MAX_BYTES} bytes together are kept; delete some first")]
 pub struct Full;
 
 impl Kv {
     /// Sets a text.
     pub fn put(&mut self, namespace: String, key: String, value: String) -> Result<(), Full> {
-        let known = self.get(&namespace, &key).is_some();
-        if !known && self.entries == MAX_ENTRIES {
+        let known = self.get(&namespace, &key).map(|value| bytes(&namespace, &key, value));
+        let bytes = self.bytes - known.unwrap_or(0) + bytes(&namespace, &key, &value);
+        // What shrinks is never refused.
+        if bytes > MAX_BYTES.max(self.bytes) || (known.is_none() && self.entries == MAX_ENTRIES) {
             return Err(Full);
         }
-        self.entries += usize::from(!known);
+        self.entries += usize::from(known.is_none());
+        self.bytes = bytes;
         self.namespaces.entry(namespace).or_default().insert(key, value);
         Ok(())
     }
@@ -38,7 +45,10 @@ impl Kv {
     /// Forgets a text, known or not.
     pub fn delete(&mut self, namespace: &str, key: &str) {
         let Some(texts) = self.namespaces.get_mut(namespace) else { return };
-        self.entries -= usize::from(texts.remove(key).is_some());
+        if let Some(value) = texts.remove(key) {
+            self.entries -= 1;
+            self.bytes -= bytes(namespace, key, &value);
+        }
         if texts.is_empty() {
             self.namespaces.remove(namespace);
         }
@@ -48,6 +58,10 @@ impl Kv {
     pub fn list(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
         self.namespaces.get(namespace)
     }
+}
+
+fn bytes(namespace: &str, key: &str, value: &str) -> usize {
+    namespace.len() + key.len() + value.len()
 }
 
 #[cfg(test)]
@@ -65,7 +79,21 @@ mod tests {
         kv.delete("n", "other");
         kv.delete("n", "k");
         kv.delete("n", "k");
-        assert_eq!((kv.list("n"), kv.entries), (None, 0));
+        assert_eq!((kv.list("n"), kv.entries, kv.bytes), (None, 0, 0));
+    }
+
+    #[test]
+    fn a_few_long_texts_are_as_bounded_as_many_short_ones() {
+        let mut kv = Kv::default();
+        let long = || "v".repeat(512 * 1024 - 4);
+        for key in 100..228 {
+            assert_eq!(kv.put("n".into(), key.to_string(), long()), Ok(()));
+        }
+        assert_eq!(kv.bytes, MAX_BYTES);
+        assert_eq!(kv.put("n".into(), "one more".into(), "v".into()), Err(Full));
+        assert_eq!(kv.put("n".into(), "100".into(), long() + "v"), Err(Full));
+        assert_eq!(kv.put("n".into(), "100".into(), "short".into()), Ok(()));
+        assert_eq!(kv.put("n".into(), "one more".into(), "v".into()), Ok(()));
     }
 
     #[test]

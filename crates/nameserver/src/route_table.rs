@@ -4,9 +4,10 @@
 //! table more than a map is that registrations of one group arrive from several replicas, over several connections, in
 //! any order, and some of their senders do not know yet that they were deposed:
 //!
-//! - **The term decides.** `DataVersion.state_version` is the Raft term. A claim to id 0 below the highest term that
-//!   ever held it is ignored; the term outlives the leader, as long as any member of the group is known. A late word of
-//!   a lower term about an address or an id never undoes one of a higher term.
+//! - **The term decides.** `DataVersion.state_version` is the Raft term. A claim to id 0 below the term that holds it is
+//!   ignored. When the leader is gone, a claim must still reach what the remaining members say of the term: they outlive
+//!   a leader, and a term that was only ever claimed does not outlive who claimed it. A late word of a lower term about
+//!   an address or an id never undoes one of a higher term.
 //! - **Topics come from the leader.** A leader's registration carries all topics and replaces what was known; one that is
 //!   older than what is known, by its counter, only counts as a sign of life.
 //! - **Deleted stays deleted.** A topic deleted here comes back only with a counter above the one at which it was
@@ -27,6 +28,18 @@ use protocol::permission::Permission;
 /// The connection that a member last spoke on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
+
+/// Most groups: nobody authenticates who registers.
+const GROUPS_MAX: usize = 4_096;
+
+/// Most members of a group.
+const MEMBERS_MAX: usize = 64;
+
+/// A name or an address in a registration is not longer.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// Most bytes that the topics of all groups may take, as [`topic_bytes`] counts them.
+const TOPICS_BYTES_MAX: usize = 512 << 20;
 
 /// What a broker says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,11 +92,39 @@ pub enum Registered {
     },
 }
 
+/// The table takes nothing more of that kind in; what it knows is served as before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// A name or an address is too long.
+    #[error("{what} of {bytes} bytes, at most {TEXT_BYTES_MAX}")]
+    Text {
+        /// Which.
+        what: &'static str,
+        /// How long.
+        bytes: usize,
+    },
+    /// One group too many.
+    #[error("{GROUPS_MAX} broker names are known, which is the limit")]
+    Groups,
+    /// One member too many.
+    #[error("the group has {MEMBERS_MAX} members, which is the limit")]
+    Members,
+    /// Too many topics.
+    #[error("the topics of all broker names would take {bytes} bytes, at most {limit_bytes}")]
+    Topics {
+        /// With the new ones.
+        bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+}
+
 /// Who serves which topic.
 #[derive(Debug)]
 pub struct RouteTable {
     groups: BTreeMap<String, Group>,
     default_expiry: Duration,
+    topics_bytes_max: usize,
     /// No member expires before this.
     next_expiry: Option<Duration>,
 }
@@ -95,11 +136,13 @@ struct Group {
     zone: Option<String>,
     /// By broker id. Never empty; no address stands here twice.
     members: BTreeMap<i64, Member>,
-    /// Highest term in which anybody held id 0. Never decreases.
+    /// The term that a claim to id 0 must reach. Decreases only when nobody holds id 0.
     leader_term: i64,
     /// Version of `topics`: the last leader's.
     version: Option<DataVersion>,
     topics: BTreeMap<String, QueueData>,
+    /// What `topics` and `deleted` take.
+    topics_bytes: usize,
     /// Topics deleted here, and the counter of `version` at that time. Forgotten once a later registration agrees.
     deleted: BTreeMap<String, i64>,
     /// Nobody may write: the group is being drained.
@@ -119,16 +162,22 @@ struct Member {
 impl RouteTable {
     /// An empty table whose members expire after `default_expiry` of silence, unless they ask for another time.
     pub fn new(default_expiry: Duration) -> RouteTable {
-        RouteTable { groups: BTreeMap::new(), default_expiry, next_expiry: None }
+        RouteTable { groups: BTreeMap::new(), default_expiry, topics_bytes_max: TOPICS_BYTES_MAX, next_expiry: None }
     }
 
     /// A broker says what it is and what it has.
-    pub fn register(&mut self, registration: Registration, connection: ConnectionId, now: Duration) -> Registered {
+    pub fn register(
+        &mut self,
+        registration: Registration,
+        connection: ConnectionId,
+        now: Duration,
+    ) -> Result<Registered, Full> {
+        self.refuse_too_much(&registration)?;
         let Registration { broker_name, broker_id, address, version, topics, .. } = registration;
         let term = version.state_version;
         let group = self.groups.entry(broker_name.clone()).or_insert_with(|| Group::new(registration.cluster.clone()));
         if let Some(known_term) = group.objection(broker_id, &address, term) {
-            return Registered::Ignored { known_term };
+            return Ok(Registered::Ignored { known_term });
         }
         let expiry = registration.expiry.unwrap_or(self.default_expiry);
         let expires_at = now.saturating_add(expiry);
@@ -146,7 +195,45 @@ impl RouteTable {
             group.zone = registration.zone;
             group.replace_topics(&broker_name, version, topics);
         }
-        Registered::Accepted { leader_changed: group.leader_address() != leader_before.as_deref() }
+        group.forget_term_without_leader();
+        Ok(Registered::Accepted { leader_changed: group.leader_address() != leader_before.as_deref() })
+    }
+
+    fn refuse_too_much(&self, registration: &Registration) -> Result<(), Full> {
+        let Registration { cluster, broker_name, broker_id, address, ha_address, zone, topics, .. } = registration;
+        let texts = [
+            ("a cluster name", Some(cluster)),
+            ("a broker name", Some(broker_name)),
+            ("an address", Some(address)),
+            ("an HA address", ha_address.as_ref()),
+            ("a zone", zone.as_ref()),
+        ];
+        for (what, text) in texts {
+            if let Some(bytes) = text.map(String::len).filter(|bytes| *bytes > TEXT_BYTES_MAX) {
+                return Err(Full::Text { what, bytes });
+            }
+        }
+        match self.groups.get(broker_name) {
+            None if self.groups.len() == GROUPS_MAX => return Err(Full::Groups),
+            Some(group) if group.members.len() == MEMBERS_MAX && !group.members.contains_key(broker_id) => {
+                return Err(Full::Members);
+            }
+            _ => {}
+        }
+        if *broker_id == MASTER_ID {
+            let more = topics.iter().map(|topic| topic_bytes(broker_name, &topic.topic_name)).sum();
+            let known = self.groups.get(broker_name).map_or(0, |group| group.topics_bytes);
+            self.refuse_more_topics(known, more)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses `more` bytes of topics in the place of `known` ones, unless they are no more, or fit.
+    fn refuse_more_topics(&self, known: usize, more: usize) -> Result<(), Full> {
+        let all: usize = self.groups.values().map(|group| group.topics_bytes).sum();
+        let bytes = all - known + more;
+        let limit_bytes = self.topics_bytes_max;
+        if more <= known || bytes <= limit_bytes { Ok(()) } else { Err(Full::Topics { bytes, limit_bytes }) }
     }
 
     /// A broker says that it lives. A broker that is not in the table stays out of it: it has to register.
@@ -208,6 +295,7 @@ impl RouteTable {
                 }
                 !leaves
             });
+            group.forget_term_without_leader();
             !group.members.is_empty()
         });
         removed
@@ -297,13 +385,18 @@ impl RouteTable {
     }
 
     /// A tool names a topic's queues. Only on groups that are known; stands until their next change of topics.
-    pub fn register_topic(&mut self, topic: &str, queues: Vec<QueueData>) {
+    pub fn register_topic(&mut self, topic: &str, queues: Vec<QueueData>) -> Result<(), Full> {
         for queues in queues {
-            if let Some(group) = self.groups.get_mut(&queues.broker_name) {
-                group.deleted.remove(topic);
-                group.topics.insert(topic.to_owned(), queues);
-            }
+            let Some(group) = self.groups.get(&queues.broker_name) else { continue };
+            let is_known = group.topics.contains_key(topic) || group.deleted.contains_key(topic);
+            let more = if is_known { 0 } else { topic_bytes(&queues.broker_name, topic) };
+            self.refuse_more_topics(0, more)?;
+            let group = self.groups.get_mut(&queues.broker_name).expect("it was there");
+            group.topics_bytes += more;
+            group.deleted.remove(topic);
+            group.topics.insert(topic.to_owned(), queues);
         }
+        Ok(())
     }
 
     /// Takes a group out of what producers write to, or puts it back; stands until it is put back or forgotten. The
@@ -325,6 +418,7 @@ impl Group {
             leader_term: i64::MIN,
             version: None,
             topics: BTreeMap::new(),
+            topics_bytes: 0,
             deleted: BTreeMap::new(),
             write_permission_wiped: false,
         }
@@ -337,6 +431,16 @@ impl Group {
         let same_address = self.members.values().find(|member| member.address == address);
         let of_address = same_address.map(|member| member.version.state_version);
         [of_leader, of_id, of_address].into_iter().flatten().max().filter(|known| *known > term)
+    }
+
+    /// Without a leader the highest term that a remaining member registered stands, if it is lower: a mistaken or forged
+    /// claim in a term that the group will never reach must not lock its leaders out once it is gone.
+    fn forget_term_without_leader(&mut self) {
+        if self.members.contains_key(&MASTER_ID) {
+            return;
+        }
+        let of_members = self.members.values().map(|member| member.version.state_version).max();
+        self.leader_term = self.leader_term.min(of_members.unwrap_or(i64::MIN));
     }
 
     fn replace_topics(&mut self, broker_name: &str, version: DataVersion, topics: Vec<TopicConfig>) {
@@ -353,6 +457,8 @@ impl Group {
         self.deleted.retain(|_, deleted_at| *deleted_at >= version.counter);
         let kept = topics.into_iter().filter(|topic| !self.deleted.contains_key(&topic.topic_name));
         self.topics = kept.map(|topic| (topic.topic_name.clone(), queues_of(broker_name, &topic))).collect();
+        let names = self.topics.keys().chain(self.deleted.keys());
+        self.topics_bytes = names.map(|topic| topic_bytes(broker_name, topic)).sum();
     }
 
     fn leader_address(&self) -> Option<&str> {
@@ -379,6 +485,12 @@ impl Group {
         let perm = if self.write_permission_wiped { perm.with(Permission::WRITE, false) } else { perm };
         QueueData { perm: perm.0, ..queues.clone() }
     }
+}
+
+/// What a topic of a group takes, about: both names, numbers, and the places in the tables.
+fn topic_bytes(broker_name: &str, topic: &str) -> usize {
+    const REST: usize = 128;
+    broker_name.len() + topic.len() + REST
 }
 
 fn queues_of(broker_name: &str, topic: &TopicConfig) -> QueueData {
@@ -433,7 +545,7 @@ mod tests {
                         version: DataVersion { counter: number(counter), state_version: number(term), timestamp: 0 },
                         topics: topics.collect(),
                     };
-                    match table.register(registration, connection(words[6]), now) {
+                    match table.register(registration, connection(words[6]), now).expect("there is room") {
                         Registered::Accepted { leader_changed: true } => "new leader".to_owned(),
                         Registered::Accepted { leader_changed: false } => "accepted".to_owned(),
                         Registered::Ignored { known_term } => format!("ignored, term {known_term} is known"),
@@ -521,6 +633,32 @@ mod tests {
               gone [n2]
             4 register a 0 n9 1.1 9 NEW:1
               new leader; a 0=n9 | NEW:1:RW-
+            ",
+        );
+    }
+
+    #[test]
+    fn a_claim_in_a_term_that_nobody_reaches_ends_with_who_made_it() {
+        check(
+            "
+            0 register a 0 n1 5.1 1 T:4
+              new leader; a 0=n1 | T:4:RW-
+            0 register a 1 n2 5.1 2
+              accepted; a 0=n1 1=n2 | T:4:RW-
+            1 register a 0 evil 9223372036854775807.1 9 T:4
+              new leader; a 0=evil 1=n2 | T:4:RW-
+            2 register a 0 n1 5.2 1 T:4
+              ignored, term 9223372036854775807 is known; a 0=evil 1=n2 | T:4:RW-
+            3 close 9
+              gone [evil]; a 1=n2 | T:4:RW-
+            4 register a 0 n1 5.2 1 T:4
+              new leader; a 0=n1 1=n2 | T:4:RW-
+            5 register a 7 evil 9223372036854775807.1 9
+              accepted; a 0=n1 1=n2 7=evil | T:4:RW-
+            6 register a 1 n1 5.2 1
+              new leader; a 1=n1 7=evil | T:4:RW-
+            7 register a 0 n2 6.1 2 T:4
+              new leader; a 0=n2 1=n1 7=evil | T:4:RW-
             ",
         );
     }
@@ -643,10 +781,67 @@ mod tests {
             version,
             topics: Vec::new(),
         };
-        table.register(registration, ConnectionId(1), Duration::ZERO);
+        table.register(registration, ConnectionId(1), Duration::ZERO).expect("there is room");
         assert_eq!(table.known_version("a", 0, "n1"), Some(version));
         assert_eq!((table.known_version("a", 1, "n1"), table.known_version("a", 0, "n2")), (None, None));
         assert_eq!(table.leader("a"), Some(("n1", Some("n1:ha"))));
         assert_eq!(table.system_topics().broker_addr.as_deref(), Some("n1"));
+    }
+
+    fn registration(broker_name: &str, broker_id: i64, topics: Vec<TopicConfig>) -> Registration {
+        Registration {
+            cluster: "C".into(),
+            broker_name: broker_name.into(),
+            broker_id,
+            address: format!("{broker_name}{broker_id}"),
+            ha_address: None,
+            zone: None,
+            enable_acting_master: false,
+            expiry: None,
+            version: DataVersion { counter: 1, state_version: 1, timestamp: 1 },
+            topics,
+        }
+    }
+
+    #[test]
+    fn names_members_and_lengths_are_bounded_and_what_is_known_stays() {
+        let mut table = RouteTable::new(Duration::from_secs(120));
+        let mut register = |registration| table.register(registration, ConnectionId(1), Duration::ZERO);
+        for n in 0..GROUPS_MAX {
+            register(registration(&format!("b{n}"), 0, vec![])).expect("there is room");
+        }
+        assert_eq!(register(registration("one more", 0, vec![])), Err(Full::Groups));
+        for id in 1..MEMBERS_MAX as i64 {
+            register(registration("b0", id, vec![])).expect("there is room");
+        }
+        assert_eq!(register(registration("b0", 64, vec![])), Err(Full::Members));
+        register(registration("b0", 63, vec![])).expect("it is known");
+        let long = Registration { zone: Some("z".repeat(513)), ..registration("b0", 1, vec![]) };
+        assert_eq!(register(long), Err(Full::Text { what: "a zone", bytes: 513 }));
+        assert_eq!(table.groups.len(), GROUPS_MAX);
+    }
+
+    #[test]
+    fn topics_of_all_groups_share_one_budget() {
+        let room_for_16 = 16 * topic_bytes("a", "T0");
+        let mut table = RouteTable { topics_bytes_max: room_for_16, ..RouteTable::new(Duration::from_secs(120)) };
+        let topics = |names: std::ops::Range<u8>| -> Vec<TopicConfig> {
+            names.map(|n| TopicConfig::new(format!("T{n}"), 1, 6)).collect()
+        };
+        let mut register = |registration| table.register(registration, ConnectionId(1), Duration::ZERO);
+        register(registration("a", 0, topics(0..8))).expect("there is room");
+        assert!(matches!(register(registration("b", 0, topics(0..9))), Err(Full::Topics { .. })));
+        register(registration("b", 0, topics(0..7))).expect("there is room");
+        register(registration("b", 0, topics(0..7))).expect("the same again is no more");
+        let queues = |topic: &str| vec![queues_of("a", &TopicConfig::new(topic, 1, 6))];
+        let long = "t".repeat(200);
+        assert!(matches!(table.register_topic(&long, queues("T")), Err(Full::Topics { .. })));
+        table.register_topic("T", queues("T")).expect("there is room");
+        let bytes = |table: &RouteTable| table.groups["a"].topics_bytes;
+        let before = bytes(&table);
+        table.delete_topic("T", None);
+        assert_eq!(bytes(&table), before, "what is deleted is still remembered");
+        table.register_topic("T", queues("T")).expect("it is known");
+        assert_eq!(bytes(&table), before);
     }
 }

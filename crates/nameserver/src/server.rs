@@ -27,8 +27,8 @@ use protocol::record::body_crc;
 use remoting::{Connection, Handler, Limits, Server};
 
 use crate::config::{NameServerConfig, SwitchError, Switches};
-use crate::kv::{Full, Kv};
-use crate::route_table::{ConnectionId, MemberName, Registered, Registration, RouteTable};
+use crate::kv::{self, Kv};
+use crate::route_table::{self, ConnectionId, MemberName, Registered, Registration, RouteTable};
 
 /// Clients from V4_9_4 on read routes as standard JSON; before, as fastjson writes them.
 const STANDARD_JSON_VERSION: i32 = 401;
@@ -37,8 +37,8 @@ const STANDARD_JSON_VERSION: i32 = 401;
 const FLAG_UNIT: i32 = 1;
 const FLAG_UNIT_SUB: i32 = 2;
 
-/// Bounds for the time of silence that a broker may ask for.
-const EXPIRY_MS: std::ops::RangeInclusive<i64> = 1_000..=86_400_000;
+/// Bounds for the time of silence that a broker may ask for; brokers ask for two minutes.
+const EXPIRY_MS: std::ops::RangeInclusive<i64> = 1_000..=600_000;
 
 /// A running NameServer. Dropping it stops it as [`NameServer::stop`] does.
 #[derive(Debug)]
@@ -56,6 +56,7 @@ impl NameServer {
             routes: RwLock::new(RouteTable::new(config.broker_expiry)),
             kv: RwLock::new(Kv::default()),
             switches: Mutex::new(Switches { order_message_enable: config.order_message_enable }),
+            registering: tokio::sync::Mutex::new(()),
         });
         let limits = Limits { connections: config.connections, ..Limits::default() };
         let server = Server::start(&env, config.listen, limits, desk).await?;
@@ -80,6 +81,8 @@ struct Desk {
     routes: RwLock<RouteTable>,
     kv: RwLock<Kv>,
     switches: Mutex<Switches>,
+    /// A few bytes may inflate to many: registrations are read one at a time.
+    registering: tokio::sync::Mutex<()>,
 }
 
 /// A request that is not carried out.
@@ -98,7 +101,9 @@ enum Refusal {
     #[error("No config item, Namespace: {namespace} Key: {key}")]
     NoText { namespace: String, key: String },
     #[error("{0}")]
-    Full(#[from] Full),
+    TextsFull(#[from] kv::Full),
+    #[error("{0}")]
+    RoutesFull(#[from] route_table::Full),
     #[error("{0}")]
     Switch(#[from] SwitchError),
     #[error(" request type {0} not supported")]
@@ -108,9 +113,12 @@ enum Refusal {
 impl Refusal {
     fn code(&self) -> ResponseCode {
         match self {
-            Refusal::Header(_) | Refusal::Body(_) | Refusal::Registration(_) | Refusal::Checksum | Refusal::Full(_) => {
-                ResponseCode::SYSTEM_ERROR
-            }
+            Refusal::Header(_)
+            | Refusal::Body(_)
+            | Refusal::Registration(_)
+            | Refusal::Checksum
+            | Refusal::TextsFull(_)
+            | Refusal::RoutesFull(_) => ResponseCode::SYSTEM_ERROR,
             Refusal::NoRoute(_) => ResponseCode::TOPIC_NOT_EXIST,
             Refusal::NoText { .. } => ResponseCode::QUERY_NOT_FOUND,
             Refusal::Switch(SwitchError::NotChangeable(_)) => ResponseCode::NO_PERMISSION,
@@ -123,6 +131,10 @@ impl Refusal {
 impl Handler for Desk {
     async fn handle(self: &Arc<Self>, connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
         self.expire();
+        let _turn = match request.request_code() {
+            RequestCode::REGISTER_BROKER => Some(self.registering.lock().await),
+            _ => None,
+        };
         Some(self.answer(connection, &request).unwrap_or_else(|refusal| {
             tracing::debug!(peer = %connection.peer_addr(), code = request.code, %refusal, "request refused");
             request.reply_error(refusal.code(), refusal.to_string())
@@ -206,7 +218,7 @@ impl Desk {
             RequestCode::REGISTER_TOPIC_IN_NAMESRV => {
                 let header: NamesrvTopicRequest = request.header()?;
                 let route: TopicRouteData = request.json()?;
-                self.routes.write().register_topic(&header.topic, route.queue_datas);
+                self.routes.write().register_topic(&header.topic, route.queue_datas)?;
                 Ok(done)
             }
             RequestCode::WIPE_WRITE_PERM_OF_BROKER => {
@@ -292,7 +304,7 @@ impl Desk {
         let (broker_name, broker_id, address) = (&header.broker_name, header.broker_id, &header.broker_addr);
         let term = registration.version.state_version;
         let mut routes = self.routes.write();
-        match routes.register(registration, connection, self.now()) {
+        match routes.register(registration, connection, self.now())? {
             Registered::Accepted { leader_changed: true } => {
                 tracing::info!(%broker_name, broker_id, %address, term, "broker registered: the leader changed");
             }
@@ -476,6 +488,14 @@ mod tests {
         assert_eq!(deposed.ext.get("masterAddr"), Some("10.0.0.2:10911"));
         let route: TopicRouteData = world.route(&world.client, "T", 479).await.json().expect("a route");
         assert_eq!(route.broker_datas[0].broker_addrs, [(0, "10.0.0.2:10911".to_owned())].into());
+    }
+
+    #[test]
+    fn nobody_asks_to_be_remembered_for_a_day() {
+        assert_eq!(expiry(Some(86_400_000)), Some(Duration::from_secs(600)));
+        assert_eq!(expiry(Some(120_000)), Some(Duration::from_secs(120)));
+        assert_eq!(expiry(Some(1)), Some(Duration::from_secs(1)));
+        assert_eq!((expiry(Some(0)), expiry(None)), (None, None));
     }
 
     #[tokio::test]

@@ -267,6 +267,7 @@ mod tests {
             cluster_version: 1,
             wall_ms: 0,
             channel: Channel::Founding,
+            forward_key: None,
         };
         let founders = (1..4).map(|id| founder(id).node.peer_address).collect();
         Start { hello, founders, join: false, has_history: false }

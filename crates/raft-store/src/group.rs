@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::entry::{CoreCommand, Operation};
 use crate::fold::{Outcome, Reader, Tables};
+use crate::forward_key::ForwardKey;
 use crate::founding::FoundingError;
 use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
@@ -405,6 +406,16 @@ impl<T: Tables> Group<T> {
     /// This member's id.
     pub fn node(&self) -> NodeId {
         self.0.opened.node
+    }
+
+    /// By what this member believes that a request was forwarded to it by another member.
+    pub fn forward_key(&self) -> ForwardKey {
+        self.0.opened.forward_key
+    }
+
+    /// By what that member believes it. `None` if it has not connected to this one yet.
+    pub fn forward_key_of(&self, node: NodeId) -> Option<ForwardKey> {
+        self.0.opened.forward_keys.get(node)
     }
 
     /// The log, for whoever verifies or measures it.

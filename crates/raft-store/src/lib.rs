@@ -8,6 +8,7 @@ pub mod consume_queue;
 pub mod entry;
 pub mod fields;
 pub mod fold;
+pub mod forward_key;
 pub mod founding;
 pub mod group;
 pub mod identity;

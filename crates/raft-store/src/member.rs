@@ -18,6 +18,7 @@ use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerStat
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::fold::{Fold, Reader, Tables};
+use crate::forward_key::{ForwardKey, ForwardKeys};
 use crate::founding::{self, Start};
 use crate::group::{
     CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
@@ -77,6 +78,8 @@ pub(crate) enum Command {
 /// What the Raft runtime gives out once it runs.
 pub(crate) struct Opened<T: Tables> {
     pub node: NodeId,
+    pub forward_key: ForwardKey,
+    pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
@@ -216,7 +219,9 @@ impl<T: Tables> Member<T> {
             cluster_version: CLUSTER_VERSION_MAX,
             wall_ms: env.clock.wall_ms(),
             channel: Channel::Founding,
+            forward_key: None,
         };
+        let (forward_key, forward_keys) = (ForwardKey::mint(), Arc::<ForwardKeys>::default());
 
         let counters = Arc::new(PeerCounters::default());
         let (raft_runs, raft_running) = watch::channel(None);
@@ -227,6 +232,7 @@ impl<T: Tables> Member<T> {
             entry_bytes_max: options.log.max_entry_bytes,
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
+            forward_keys: forward_keys.clone(),
             counters: counters.clone(),
             lifetime: lifetime.clone(),
         });
@@ -257,6 +263,7 @@ impl<T: Tables> Member<T> {
             waiters: waiters.clone(),
             beginning,
         };
+        let hello = Hello { forward_key: Some(forward_key), ..hello };
         let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
         lifetime.spawn(links.clone().run());
         let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
@@ -292,6 +299,8 @@ impl<T: Tables> Member<T> {
 
         let handle = Opened {
             node: own.id,
+            forward_key,
+            forward_keys,
             was_clean,
             reader: recovered.reader.clone(),
             role: watch_role,

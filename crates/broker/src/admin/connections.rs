@@ -74,8 +74,8 @@ fn consumer_connection(group: &ConsumerGroup) -> ConsumerConnection {
     }
 }
 
-fn connection_set(members: &BTreeMap<ConnectionId, Member>) -> Vec<body::Connection> {
-    let connection = |member: &Member| body::Connection {
+fn connection_set(members: &BTreeMap<ConnectionId, Arc<Member>>) -> Vec<body::Connection> {
+    let connection = |member: &Arc<Member>| body::Connection {
         client_addr: member.address.to_string(),
         client_id: member.client_id.clone(),
         language: member.language.java_name().to_owned(),
@@ -116,7 +116,7 @@ mod tests {
             last_seen: Duration::from_secs(100),
         };
         let mut clients = Clients::default();
-        clients.heartbeat(7, member, &heartbeat);
+        clients.heartbeat(7, member, &heartbeat).expect("few groups");
         clients
     }
 

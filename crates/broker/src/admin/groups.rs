@@ -40,7 +40,9 @@ async fn put(broker: &Arc<BrokerGroup>, call: &Call, groups: Vec<SubscriptionGro
         };
         groups.into_iter().map(command).collect()
     };
-    broker.commands(&commands?).await?;
+    let commands = commands?;
+    broker.refuse_beyond_limits(&commands)?;
+    broker.commands(&commands).await?;
     // A new group has a new retry topic.
     broker.registration.wake();
     Ok(call.request.reply(ResponseCode::SUCCESS))

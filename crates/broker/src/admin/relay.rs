@@ -86,7 +86,7 @@ async fn ask(
 
 /// The member of that name; any one if none is named. Of several connections of one client the newest counts.
 fn member<'a>(group: &'a ConsumerGroup, client_id: Option<&str>) -> Option<(ConnectionId, &'a Member)> {
-    let members = group.members.iter().map(|(id, member)| (*id, member));
+    let members = group.members.iter().map(|(id, member)| (*id, &**member));
     members.rev().find(|(_, member)| client_id.is_none_or(|wanted| wanted == member.client_id))
 }
 
@@ -99,12 +99,14 @@ mod tests {
 
     #[test]
     fn the_newest_connection_of_the_named_client_is_asked() {
-        let named = |client_id: &str| Member {
-            client_id: client_id.to_owned(),
-            address: "127.0.0.1:1".parse().expect("an address"),
-            language: Language::JAVA,
-            version: 479,
-            last_seen: Duration::ZERO,
+        let named = |client_id: &str| {
+            Arc::new(Member {
+                client_id: client_id.to_owned(),
+                address: "127.0.0.1:1".parse().expect("an address"),
+                language: Language::JAVA,
+                version: 479,
+                last_seen: Duration::ZERO,
+            })
         };
         let group = ConsumerGroup {
             described: ConsumerData::default(),

@@ -55,7 +55,9 @@ async fn put(broker: &Arc<BrokerGroup>, call: &Call, topics: Vec<WantedTopic>) -
         };
         topics.into_iter().map(command).collect()
     };
-    broker.commands(&commands?).await?;
+    let commands = commands?;
+    broker.refuse_beyond_limits(&commands)?;
+    broker.commands(&commands).await?;
     broker.registration.wake();
     Ok(call.request.reply(ResponseCode::SUCCESS))
 }
@@ -83,7 +85,7 @@ pub async fn list(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let shown = tables.topics().iter().skip(page.skip).take(page.take);
     let topic_config_table =
         shown.map(|topic| (topic.config.name.clone(), body::TopicConfig::from(&topic.config))).collect();
-    let total = page.says_total.then(|| tables.topics().iter().count() as i32);
+    let total = page.says_total.then(|| tables.topics().count() as i32);
     drop(tables);
     let answer = call.request.reply_with(ResponseCode::SUCCESS, &GetAllTopicsResponse { total_topic_num: total });
     Ok(answer.with_json(&TopicConfigSerializeWrapper { data_version, topic_config_table }))

@@ -73,6 +73,11 @@ impl Groups {
         self.by_name.values()
     }
 
+    /// How many groups there are.
+    pub fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Creates the group or replaces its configuration; whether anything changed.
     pub(super) fn put(&mut self, config: GroupConfig, only_if_absent: bool) -> bool {
         let known = self.by_name.get(&config.name);

@@ -30,6 +30,11 @@ impl QueueLocks {
         self.rows.get(key).filter(|lock| lock.expires_ms > now.0).map(|lock| lock.client.as_str())
     }
 
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Whether any queue of the group is held at `now`: the mark of an orderly group.
     pub fn group_holds_any(&self, group: &str, now: Timestamp) -> bool {
         let first = OffsetKey { group: group.to_owned(), topic: String::new(), queue: 0 };
@@ -62,6 +67,18 @@ impl QueueLocks {
             lock.expires_ms = lock.expires_ms.saturating_add(gap_ms);
             (key, &*lock)
         })
+    }
+
+    /// Forgets the group's leases that have ended: nobody else would, when their holders are gone for good.
+    pub(super) fn forget_ended(&mut self, group: &str, now: Timestamp) -> Vec<OffsetKey> {
+        let first = OffsetKey { group: group.to_owned(), topic: String::new(), queue: 0 };
+        let of_group = self.rows.range(first..).take_while(|(key, _)| key.group == group);
+        let ended: Vec<OffsetKey> =
+            of_group.filter(|(_, lock)| lock.expires_ms <= now.0).map(|(key, _)| key.clone()).collect();
+        for key in &ended {
+            self.rows.remove(key);
+        }
+        ended
     }
 
     /// Forgets what `forget` says; the keys of the rows that are gone.
@@ -98,6 +115,19 @@ mod tests {
         assert!(locks.lock(&key(0), "b", Timestamp(90_000), 60_000).is_some());
         assert!(!locks.unlock(&key(0), "a"), "no longer its own");
         assert!(locks.unlock(&key(0), "b"));
+    }
+
+    #[test]
+    fn ended_leases_of_a_group_are_forgotten_and_no_others() {
+        let mut locks = QueueLocks::default();
+        let of = |group: &str, queue| OffsetKey { group: group.to_owned(), ..key(queue) };
+        locks.lock(&of("f", 0), "a", Timestamp(0), 1_000);
+        locks.lock(&of("g", 0), "a", Timestamp(0), 1_000);
+        locks.lock(&of("g", 1), "a", Timestamp(0), 1_001);
+        locks.lock(&of("ga", 0), "a", Timestamp(0), 1_000);
+        assert!(locks.forget_ended("g", Timestamp(999)).is_empty());
+        assert_eq!(locks.forget_ended("g", Timestamp(1_000)), [of("g", 0)]);
+        assert_eq!(locks.count(), 3);
     }
 
     #[test]

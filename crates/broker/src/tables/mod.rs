@@ -109,6 +109,9 @@ impl Tables {
             }
             Command::LockQueues { group, client, queues, lease_ms } => {
                 let now = at.now();
+                for key in self.locks.forget_ended(&group, now) {
+                    at.delete(row_key(LOCK, &key));
+                }
                 let mut held = Vec::with_capacity(queues.len());
                 for (topic, queue) in queues {
                     let key = OffsetKey { group: group.clone(), topic, queue };
@@ -182,6 +185,9 @@ impl Tables {
         at.put(vec![VERSIONS], codec::to_bytes(&self.versions));
         if clean_offsets {
             self.forget(|key| key.group == name, at);
+        }
+        for key in self.locks.forget(|key| key.group == name) {
+            at.delete(row_key(LOCK, &key));
         }
         Reply::Done
     }

@@ -45,6 +45,11 @@ impl TopicConfig {
         }
     }
 
+    /// Queues there are: the larger of what is read and what is written.
+    pub fn queues(&self) -> u32 {
+        self.read_queues.max(self.write_queues)
+    }
+
     /// The retry topic that belongs to a group; none if the group does not retry.
     pub fn retry_of(group: &GroupConfig) -> Option<TopicConfig> {
         (group.retry_queues > 0).then(|| TopicConfig::new(retry_topic(&group.name), group.retry_queues))
@@ -92,7 +97,7 @@ impl Topic {
 
     /// Queues there are: the larger of what is read and what is written.
     pub fn queues(&self) -> u32 {
-        self.config.read_queues.max(self.config.write_queues)
+        self.config.queues()
     }
 }
 
@@ -101,6 +106,10 @@ impl Topic {
 pub struct Topics {
     by_name: BTreeMap<String, Topic>,
     name_of: BTreeMap<TopicId, String>,
+    /// Topics that are not deleted.
+    count: usize,
+    /// Queues of topics that are not deleted.
+    queues: u64,
 }
 
 impl Topics {
@@ -119,6 +128,16 @@ impl Topics {
         self.by_name.values().filter(|topic| !topic.deleted)
     }
 
+    /// How many topics there are that are not deleted.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many queues these have.
+    pub fn queues(&self) -> u64 {
+        self.queues
+    }
+
     /// Whether putting this configuration would change anything, and the id if the name has one.
     pub(super) fn known(&self, config: &TopicConfig, only_if_absent: bool) -> (Option<TopicId>, bool) {
         match self.by_name.get(&config.name) {
@@ -130,10 +149,10 @@ impl Topics {
     /// Creates the topic under `id`, or replaces the configuration of the one that has it.
     pub(super) fn put(&mut self, id: TopicId, config: TopicConfig) -> &Topic {
         let name = config.name.clone();
-        let hidden_below = match self.by_name.remove(&name) {
+        let hidden_below = match self.by_name.get_mut(&name) {
             Some(topic) => {
                 assert_eq!(topic.id(), id, "a name keeps its id");
-                topic.hidden_below
+                std::mem::take(&mut topic.hidden_below)
             }
             None => BTreeMap::new(),
         };
@@ -145,6 +164,8 @@ impl Topics {
     pub(super) fn delete(&mut self, name: &str, bounds: impl Fn(u32) -> Option<QueueOffset>) -> Option<&Topic> {
         let topic = self.by_name.get_mut(name).filter(|topic| !topic.deleted)?;
         topic.deleted = true;
+        self.count -= 1;
+        self.queues -= u64::from(topic.queues());
         for queue in 0..topic.queues() {
             if let Some(next) = bounds(queue) {
                 topic.hidden_below.insert(queue, next.0);
@@ -156,7 +177,15 @@ impl Topics {
     /// A row as it was stored.
     pub(super) fn restore(&mut self, topic: Topic) {
         self.name_of.insert(topic.id(), topic.config.name.clone());
-        self.by_name.insert(topic.config.name.clone(), topic);
+        if !topic.deleted {
+            self.count += 1;
+            self.queues += u64::from(topic.queues());
+        }
+        let before = self.by_name.insert(topic.config.name.clone(), topic);
+        if let Some(before) = before.filter(|before| !before.deleted) {
+            self.count -= 1;
+            self.queues -= u64::from(before.queues());
+        }
     }
 }
 
@@ -181,6 +210,25 @@ mod tests {
         let again = topics.put(TopicId(7), config("orders", 8));
         assert_eq!((again.first_shown(0), again.first_shown(1)), (QueueOffset(0), QueueOffset(12)));
         assert_eq!(topics.iter().count(), 1);
+    }
+
+    #[test]
+    fn topics_and_their_queues_are_counted_as_they_come_and_go() {
+        let mut topics = Topics::default();
+        topics.put(TopicId(1), config("orders", 4));
+        topics.put(TopicId(2), TopicConfig { read_queues: 8, ..config("bills", 2) });
+        assert_eq!((topics.count(), topics.queues()), (2, 12));
+        topics.put(TopicId(1), config("orders", 1));
+        assert_eq!((topics.count(), topics.queues()), (2, 9));
+        topics.delete("orders", |_| None);
+        topics.delete("orders", |_| None);
+        assert_eq!((topics.count(), topics.queues()), (1, 8));
+        let rows: Vec<Topic> = topics.by_name.values().cloned().collect();
+        let mut restored = Topics::default();
+        rows.into_iter().for_each(|topic| restored.restore(topic));
+        assert_eq!((restored.count(), restored.queues()), (1, 8), "a deleted row counts for nothing");
+        topics.put(TopicId(1), config("orders", 2));
+        assert_eq!((topics.count(), topics.queues()), (2, 10));
     }
 
     #[test]

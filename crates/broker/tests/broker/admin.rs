@@ -23,8 +23,14 @@ struct One {
 }
 
 async fn one() -> One {
+    one_with(|_| {}).await
+}
+
+async fn one_with(change: impl FnOnce(&mut broker::config::GroupConfig)) -> One {
     let dir = tempfile::tempdir().expect("a directory");
-    let broker = start(broker_config(group_config(dir.path()), vec![])).await;
+    let mut group = group_config(dir.path());
+    change(&mut group);
+    let broker = start(broker_config(group, vec![])).await;
     let wire = Wire::to(&broker.groups()[0]);
     One { broker, wire, _dir: dir }
 }
@@ -68,6 +74,72 @@ fn create_topic(topic: &str, queues: &str, attributes: &str) -> RemotingCommand 
 
 fn text(body: &Bytes) -> &str {
     std::str::from_utf8(body).expect("text")
+}
+
+/// A retry topic that an operator deleted is needed again as soon as somebody consumes, or fails to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_retry_topic_comes_back_as_its_group_has_it() {
+    let one = one().await;
+    let wire = &one.wire;
+    let create = RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP);
+    let create = create.with_body(r#"{"groupName":"cg","retryQueueNums":3}"#);
+    assert_eq!(wire.call(create).await.code, 0);
+    let queues = async || {
+        let shown: TopicConfig = wire.told(RequestCode::GET_TOPIC_CONFIG, &[("topic", "%RETRY%cg")]).await;
+        (shown.read_queue_nums, shown.write_queue_nums)
+    };
+    assert_eq!(queues().await, (3, 3));
+    let delete = async || wire.ask(RequestCode::DELETE_TOPIC_IN_BROKER, &[("topic", "%RETRY%cg")]).await.code;
+    assert_eq!(delete().await, 0);
+    wire.heartbeat("c", "cg", &[("T", "*")]).await;
+    assert_eq!(queues().await, (3, 3), "by a heartbeat");
+    assert_eq!(delete().await, 0);
+    assert_eq!(wire.send(send_request("%RETRY%cg", &[]), "m").await.code, 0);
+    assert_eq!(queues().await, (3, 3), "by a send");
+    one.broker.stop().await.expect("it stops");
+}
+
+/// Topics are made by 17 and 18, retry topics by 200 and 225 and by whoever consumes: none of the doors may be open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_makes_more_topics_groups_or_queues_than_there_may_be() {
+    const SYSTEM_BUSY: i32 = 2;
+    let one = one_with(|group| (group.limits.topics, group.limits.queues) = (30, 1_200)).await;
+    let wire = &one.wire;
+    let count = async || {
+        let list: TopicConfigSerializeWrapper = wire.told(RequestCode::GET_ALL_TOPIC_CONFIG, &[]).await;
+        list.topic_config_table.len()
+    };
+    until("the system's topics are made", async || count().await >= 10).await;
+    let free = 30 - count().await;
+    let list = |names: std::ops::Range<usize>| {
+        let one = |n| format!(r#"{{"topicName":"many{n}","readQueueNums":1,"writeQueueNums":1,"perm":6}}"#);
+        let body = format!(r#"{{"topicConfigList":[{}]}}"#, names.map(one).collect::<Vec<_>>().join(","));
+        RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_TOPIC_LIST).with_body(body)
+    };
+    let answer = wire.call(list(0..free + 1)).await;
+    assert_eq!(answer.code, SYSTEM_BUSY, "all or none: {}", answer.remark_text());
+    assert_eq!(wire.call(list(0..free)).await.code, 0);
+    let group = |code, body: &str| RemotingCommand::request(code).with_body(body.to_owned());
+    for (what, request) in [
+        ("17", create_topic("orders", "1", "")),
+        ("18", list(free..free + 1)),
+        ("200", group(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, r#"{"groupName":"cg"}"#)),
+        (
+            "225",
+            group(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST, r#"{"groupConfigList":[{"groupName":"cg"}]}"#),
+        ),
+    ] {
+        let answer = wire.call(request).await;
+        assert_eq!(answer.code, SYSTEM_BUSY, "{what}: {}", answer.remark_text());
+    }
+    let answer = wire.call(create_topic("many0", "16384", "")).await;
+    assert_eq!(answer.code, SYSTEM_BUSY, "queues of a topic that exists: {}", answer.remark_text());
+    assert!(answer.remark_text().contains("queues"), "{}", answer.remark_text());
+    assert_eq!(wire.call(create_topic("many0", "2", "")).await.code, 0, "what is there can still be changed");
+    // A place that becomes free can be taken again.
+    assert_eq!(wire.ask(RequestCode::DELETE_TOPIC_IN_BROKER, &[("topic", "many1")]).await.code, 0);
+    assert_eq!(wire.call(create_topic("orders", "1", "")).await.code, 0);
+    one.broker.stop().await.expect("it stops");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -107,6 +107,35 @@ async fn what_a_producer_may_not_do() {
     assert!(undecodable.remark_text().contains("topic"), "the field is named: {}", undecodable.remark_text());
 }
 
+/// Names cost memory here and a retry topic on every replica: who makes them up must run into a wall.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_makes_a_member_only_of_a_group_that_can_be() {
+    let one = one_with(|group| group.limits.topics = 30).await;
+    let (wire, group) = (&one.wire, &one.broker.groups()[0]);
+    wire.heartbeat("c", "cg", &[("T", "*")]).await;
+    let names = (0..100).map(|n| format!(r#"{{"groupName":"many{n}"}}"#)).collect::<Vec<_>>().join(",");
+    let body = format!(
+        r#"{{"clientID":"c","consumerDataSet":[{{"groupName":"cg"}},{names}],"producerDataSet":[{{"groupName":"a.b"}},{{"groupName":"pg"}}]}}"#
+    );
+    let answer = wire.call(RemotingCommand::request(RequestCode::HEART_BEAT).with_body(body)).await;
+    assert_eq!(answer.code, 2, "more groups than there may be: {}", answer.remark_text());
+    let table = RemotingCommand::request(RequestCode::GET_ALL_PRODUCER_INFO);
+    let producers = String::from_utf8(wire.call(table).await.body.to_vec()).expect("text");
+    assert!(producers.contains(r#""pg""#) && !producers.contains("a.b"), "{producers}");
+    for (name, code) in [("cg", 0), ("many0", 1), ("many99", 1)] {
+        let request = ConsumerGroupRequest { consumer_group: name.to_owned(), broker_name: None };
+        let members = RemotingCommand::request_with(RequestCode::GET_CONSUMER_LIST_BY_GROUP, &request);
+        assert_eq!(wire.call(members).await.code, code, "{name}");
+    }
+    let tables = group.raft().reader();
+    assert_eq!(
+        tables.tables().groups().iter().filter(|group| group.name.starts_with("many")).count(),
+        0,
+        "all or none"
+    );
+    one.broker.stop().await.expect("it stops");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_take_consecutive_offsets_and_one_way_sends_are_stored() {
     let one = one().await;
@@ -333,11 +362,67 @@ async fn members_of_a_group_hear_of_each_other() {
     until("a closed connection leaves too", async || ids(wire.call(list("g")).await) == ["c1"]).await;
 }
 
+/// A message's body may hold a whole record, with a topic, a birth and properties of its choice: it is still a body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_inside_a_body_is_no_message() {
+    let one = one().await;
+    let wire = &one.wire;
+    let sent = wire.sent("T", "a real one", &[]).await;
+    let offset = |sent: &SendMessageResponse| {
+        sent.msg_id.clone().expect("an id").parse::<MessageId>().expect("an id").physical_offset
+    };
+    let view = async |offset: i64| {
+        let request = ViewMessageRequest { offset, ..ViewMessageRequest::default() };
+        wire.call(RemotingCommand::request_with(RequestCode::VIEW_MESSAGE_BY_ID, &request)).await
+    };
+    let pulled = wire.pull(parked(pull_request("T", 0))).await;
+    let forged = pulled.messages[0].record.clone();
+    let request = SendMessageRequestV2(send_request("T", &[]));
+    let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &request).with_body(forged.clone());
+    let answer = wire.call(request).await;
+    assert_eq!(answer.code, 0, "{}", answer.remark_text());
+    let carrier = offset(&answer.header().expect("a header"));
+    let carried = view(carrier).await.body;
+    let inside = carried.windows(forged.len()).position(|bytes| bytes == forged).expect("it is carried") as i64;
+    assert_eq!(view(carrier + inside).await.code, 1);
+    assert_eq!(wire.send_back("g", carrier + inside, 0).await.code, 1);
+    assert_eq!(wire.send_back("g", carrier, 0).await.code, 0, "the message itself is one");
+    assert_eq!(view(offset(&sent)).await.body, forged);
+
+    let later = wire.sent("T", "later", &[("TIMER_DELAY_SEC", "60")]).await;
+    assert_eq!(messages(&view(offset(&later)).await.body)[0].body, "later", "it waits, and is one all the same");
+    one.broker.stop().await.expect("it stops");
+}
+
+/// Each lock is a row on every replica: who never comes back must not leave it there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_whose_holders_are_gone_are_not_kept() {
+    let one = one_with(|group| group.messages.queue_lock = Duration::from_millis(200)).await;
+    let (wire, reader) = (&one.wire, one.broker.groups()[0].raft().reader());
+    for topic in ["T", "U", "V"] {
+        wire.sent(topic, "m", &[]).await;
+    }
+    let count = || reader.tables().locks().count();
+    wire.heartbeat("c1", "g", &[("T", "*")]).await;
+    wire.heartbeat("c1", "h", &[("T", "*")]).await;
+    assert!(wire.lock("c1", "g", "T").await && wire.lock("c1", "g", "U").await && wire.lock("c1", "h", "T").await);
+    assert_eq!(count(), 3);
+    Env::real().clock.sleep(Duration::from_millis(300)).await;
+    assert!(wire.lock("c2", "g", "V").await);
+    assert_eq!(count(), 2, "h's last one, and the new one");
+    let delete = RemotingCommand::request(RequestCode::DELETE_SUBSCRIPTIONGROUP).with_field("groupName", "h");
+    assert_eq!(wire.call(delete.with_field("cleanOffset", false)).await.code, 0);
+    assert_eq!(count(), 1, "a group's locks end with it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_group_s_queue_has_one_owner_and_its_failures_are_dead_letters() {
     let one = one().await;
     let wire = &one.wire;
     wire.sent("T", "m", &[]).await;
+    let stranger = RemotingCommand::request(RequestCode::LOCK_BATCH_MQ);
+    let stranger = wire.call(stranger.with_json(&lock_request("c1", "g", "T"))).await;
+    assert_eq!(stranger.code, 26, "a group that does not exist locks nothing: {}", stranger.remark_text());
     wire.heartbeat("c1", "g", &[("T", "*")]).await;
     assert!(wire.lock("c1", "g", "T").await);
     assert!(wire.lock("c1", "g", "T").await, "renewed");
@@ -432,6 +517,9 @@ async fn metrics_and_health_are_served() {
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     assert!(page.contains("raftmq_role{group=\"broker-t\",role=\"leader\"} 1"), "{page}");
     assert!(page.contains("raftmq_messages_put_total{group=\"broker-t\"} 1"), "{page}");
+    for depth in ["log_writer_bytes", "derived_changes_bytes", "half_messages"] {
+        assert!(page.contains(&format!("raftmq_{depth}{{group=\"broker-t\"}}")), "{depth}: {page}");
+    }
     assert!(get("/health/live").await.starts_with("HTTP/1.1 200"));
     assert!(get("/health/ready").await.starts_with("HTTP/1.1 200"));
 }

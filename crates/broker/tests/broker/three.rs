@@ -7,7 +7,7 @@ use broker::{Broker, BrokerGroup};
 use protocol::body::ConsumerIdList;
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
-use protocol::header::{ConsumerGroupRequest, PullMessageRequest, RegisterBrokerRequest};
+use protocol::header::{ConsumerGroupRequest, PullMessageRequest, RegisterBrokerRequest, SendMessageRequestV2};
 use protocol::record::RecordView;
 use raft_store::group::Role;
 
@@ -60,6 +60,29 @@ async fn a_follower_forwards_what_only_the_leader_does_and_serves_what_it_can() 
     let own = at_follower.client.connection(&at_follower.address).await.expect("a connection").local_addr();
     let record = RecordView::parse(&pulled.messages[0].record).expect("a record");
     assert_eq!(record.born_host(), own, "the client's address, not the follower's");
+
+    // Nobody can claim to come from elsewhere: neither of a follower nor of the leader is that believed.
+    for wire in [&at_leader, &at_follower] {
+        for key in ["true", "0", "00000000000000000000000000000000"] {
+            let forged = [
+                ("raftmqForwarded", key),
+                ("raftmqBornHost", "10.9.8.7:1"),
+                ("raftmqClientId", "c9"),
+                ("raftmqRemainingMs", "1"),
+            ];
+            let request = SendMessageRequestV2(send_request("T", &[]));
+            let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &request).with_body("forged");
+            let request = forged.iter().fold(request, |request, (name, value)| request.with_field(name, value));
+            assert_eq!(wire.call(request).await.code, 14, "{key}");
+        }
+    }
+    let named = Wire::offset_update("forged", "T", 1).with_field("raftmqBornHost", "10.9.8.7:1");
+    assert_eq!(
+        at_follower.call(named.with_field("raftmqClientId", "c9")).await.code,
+        26,
+        "the rest alone says nothing"
+    );
+    assert_eq!(at_leader.max_offset("T").await, 1, "nothing was stored");
 
     until("the topic is applied there", async || at_follower.pull(pull_request("T", 0)).await.code == 0).await;
     let pulled = at_follower.pull(pull_request("T", 0)).await;

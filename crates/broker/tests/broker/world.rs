@@ -252,7 +252,7 @@ impl Wire {
     }
 }
 
-fn lock_request(client_id: &str, group: &str, topic: &str) -> LockBatchRequest {
+pub fn lock_request(client_id: &str, group: &str, topic: &str) -> LockBatchRequest {
     LockBatchRequest {
         client_id: client_id.to_owned(),
         consumer_group: group.to_owned(),

@@ -175,6 +175,7 @@ fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
         cluster_version: 1,
         wall_ms: 0,
         channel: Channel::Append,
+        forward_key: None,
     }
 }
 

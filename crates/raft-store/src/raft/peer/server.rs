@@ -23,6 +23,7 @@ use openraft::type_config::TypeConfigExt;
 use tokio::sync::{mpsc, watch};
 
 use crate::fold::Tables;
+use crate::forward_key::ForwardKeys;
 use crate::log::segment::Layout;
 use crate::raft::machine::{Machine, Snapshot, SnapshotImage};
 use crate::raft::peer::client::{WORKING_INTERVAL, voted};
@@ -104,6 +105,8 @@ pub struct Server<T: Tables> {
     pub founding: Arc<dyn Fn() -> FoundingStatus + Send + Sync>,
     /// Set once Raft runs.
     pub raft: watch::Receiver<Option<Raft<Types, Machine<T>>>>,
+    /// What the members that connect say is theirs.
+    pub forward_keys: Arc<ForwardKeys>,
     /// What went wrong.
     pub counters: Arc<PeerCounters>,
     /// Ends all connections.
@@ -148,6 +151,9 @@ impl<T: Tables> Server<T> {
                 return Ok(());
             }
         };
+        if let Some(key) = hello.forward_key {
+            self.forward_keys.learn(hello.node, key);
+        }
         if hello.channel == Channel::Founding {
             return self.serve_founding(reader, writer).await;
         }

@@ -22,6 +22,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::fields::{Fields, Malformed, put_string};
+use crate::forward_key::ForwardKey;
 use crate::log::{Cursor, Kind};
 use crate::position::{LogId, NodeId, PhysicalOffset};
 use crate::raft::types::{
@@ -108,6 +109,8 @@ pub struct Hello {
     pub wall_ms: i64,
     /// What the connection is for.
     pub channel: Channel,
+    /// By what the sender believes a forwarded request; only said to a member that is connected to.
+    pub forward_key: Option<ForwardKey>,
 }
 
 impl Hello {
@@ -134,7 +137,8 @@ impl Hello {
                 other.segment_bytes, self.segment_bytes
             ));
         }
-        if other.expects != 0 && other.expects != self.node {
+        let is_anybody_meant = other.expects == 0 && other.channel == Channel::Founding;
+        if other.expects != self.node && !is_anybody_meant {
             return Some(format!(
                 "is looking for node {:016x}, this is node {:016x}: another node, or a wiped one, has this address",
                 other.expects, self.node
@@ -545,6 +549,7 @@ fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.put_u32_le(hello.cluster_version);
     out.put_i64_le(hello.wall_ms);
     out.put_u8(hello.channel.to_u8());
+    out.put_u128_le(hello.forward_key.map_or(0, ForwardKey::to_number));
 }
 
 fn take_hello(from: &mut Fields) -> Result<Hello, Malformed> {
@@ -552,7 +557,7 @@ fn take_hello(from: &mut Fields) -> Result<Hello, Malformed> {
         return Err(Malformed("hello magic"));
     }
     let protocol = (from.u16("protocol")?, from.u16("protocol")?);
-    let hello = Hello {
+    let mut hello = Hello {
         protocol,
         cluster: from.string("cluster")?,
         group: from.string("group")?,
@@ -564,7 +569,13 @@ fn take_hello(from: &mut Fields) -> Result<Hello, Malformed> {
         cluster_version: from.u32("cluster version")?,
         wall_ms: from.i64("wall clock")?,
         channel: Channel::from_u8(from.u8("channel")?)?,
+        forward_key: None,
     };
+    if from.remaining() > 0 {
+        let (low, high) = (from.u64("forward key")?, from.u64("forward key")?);
+        let number = u128::from(high) << 64 | u128::from(low);
+        hello.forward_key = (number != 0).then(|| ForwardKey::from_number(number));
+    }
     // A newer build may say more behind what this one knows.
     let rest = from.remaining();
     from.bytes(rest, "hello")?;
@@ -822,8 +833,9 @@ mod tests {
         let channel =
             prop_oneof![Just(Channel::Append), Just(Channel::Unary), Just(Channel::Snapshot), Just(Channel::Founding)];
         let numbers = any::<(u64, u64, u64, u8, u64, u32, i64)>();
-        (any::<(u16, u16)>(), text(), text(), numbers, channel).prop_map(
-            |(protocol, cluster, group, numbers, channel)| {
+        let key = proptest::option::of((1..=u128::MAX).prop_map(ForwardKey::from_number));
+        (any::<(u16, u16)>(), text(), text(), numbers, channel, key).prop_map(
+            |(protocol, cluster, group, numbers, channel, forward_key)| {
                 let (node, expects, segment_bytes, frame_version, features, cluster_version, wall_ms) = numbers;
                 Hello {
                     protocol,
@@ -837,6 +849,7 @@ mod tests {
                     cluster_version,
                     wall_ms,
                     channel,
+                    forward_key,
                 }
             },
         )
@@ -971,10 +984,12 @@ mod tests {
             cluster_version: 1,
             wall_ms: 0,
             channel: Channel::Append,
+            forward_key: None,
         };
         let theirs = Hello { node: 2, expects: 1, ..ours.clone() };
         assert_eq!(ours.refuses(&theirs), None);
-        assert_eq!(ours.refuses(&Hello { expects: 0, ..theirs.clone() }), None);
+        let anybody = Hello { expects: 0, ..theirs.clone() };
+        assert_eq!(ours.refuses(&Hello { channel: Channel::Founding, ..anybody.clone() }), None);
         for wrong in [
             Hello { protocol: (3, 4), ..theirs.clone() },
             Hello { cluster: "d".into(), ..theirs.clone() },
@@ -982,6 +997,7 @@ mod tests {
             Hello { segment_bytes: 8192, ..theirs.clone() },
             Hello { frame_version: 2, ..theirs.clone() },
             Hello { expects: 3, ..theirs.clone() },
+            anybody,
             Hello { node: 1, ..theirs.clone() },
         ] {
             assert!(ours.refuses(&wrong).is_some(), "{wrong:?}");
