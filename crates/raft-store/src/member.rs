@@ -286,6 +286,7 @@ impl<T: Tables> Member<T> {
             ready,
             paused: watch_paused,
             arrivals: 0,
+            sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
         };
         drop(Types::spawn(proposer.run()));
 

@@ -6,14 +6,16 @@
 //! - Every proposal is fenced with the leader's term. A leader serves only once its own `Lead` is applied; until then
 //!   submissions wait, they do not fail.
 //! - Three outcomes: placed (with what apply made of it), not leader (certainly not appended), unknown.
+//! - What is held is what is admitted: a submission's bytes count until it is answered, or dropped because nobody waits
+//!   for it any more. That is looked after in every office, so that a node without a quorum does not fill its memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use env::Clock;
+use env::{Clock, Ticks};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::Raft;
@@ -99,12 +101,36 @@ impl Claim {
     }
 }
 
+/// Bytes of submissions that are held; given back when dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    held: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Admitted {
+    /// Admits `bytes` if no more than `limit` are held then. Alone, a submission always passes, however large.
+    pub fn admit(held: &Arc<AtomicUsize>, bytes: usize, limit: usize) -> Option<Admitted> {
+        let before = held.fetch_add(bytes, Ordering::AcqRel);
+        let admitted = Admitted { held: held.clone(), bytes };
+        (before == 0 || before + bytes <= limit).then_some(admitted)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 /// Operations that belong together, and who waits for them.
 pub struct Submission<R> {
     /// Each has one outcome.
     pub operations: Vec<Operation>,
     /// Sum of [`encoded_bytes`].
     pub bytes: usize,
+    /// These bytes count as long as they are held, whether or not somebody still waits.
+    pub admitted: Admitted,
     /// Withdrawn when the caller has stopped waiting.
     pub claim: Arc<Claim>,
     /// Where the outcomes go.
@@ -224,6 +250,8 @@ pub struct Proposer<T: Tables> {
     pub paused: watch::Receiver<bool>,
     /// Submissions seen so far.
     pub arrivals: u64,
+    /// When to look for submissions that nobody waits for.
+    pub sweeps: Ticks,
 }
 
 type InFlight = (Ticket, Option<ClientWriteResult<Types>>);
@@ -257,6 +285,26 @@ impl<T: Tables> Proposer<T> {
         answer_all(waiting, || ProposeError::Stopped);
     }
 
+    /// What goes on in every office: takes in what arrives, and drops what nobody waits for any more. Resolves after one
+    /// of both; false when nothing will ever arrive. Cancel-safe.
+    async fn collect(&mut self, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        tokio::select! { biased;
+            () = self.sweeps.next() => {
+                waiting.retain(|submission| !submission.answer.is_closed());
+                // What one burst took.
+                waiting.shrink_to(2 * waiting.len());
+                true
+            }
+            submission = self.queue.recv() => match submission {
+                Some(submission) => {
+                    self.arrived(submission, waiting);
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
     fn arrived(&mut self, mut submission: Submission<T::Reply>, waiting: &mut VecDeque<Submission<T::Reply>>) {
         self.arrivals += 1;
         submission.arrival = self.arrivals;
@@ -265,15 +313,10 @@ impl<T: Tables> Proposer<T> {
 
     /// Until the office changes or something arrives. False at the end.
     async fn wait(&mut self, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        let mut office = self.office.clone();
         tokio::select! { biased;
-            changed = self.office.changed() => changed.is_ok(),
-            submission = self.queue.recv() => match submission {
-                Some(submission) => {
-                    self.arrived(submission, waiting);
-                    true
-                }
-                None => false,
-            },
+            changed = office.changed() => changed.is_ok(),
+            goes_on = self.collect(waiting) => goes_on,
         }
     }
 
@@ -291,9 +334,15 @@ impl<T: Tables> Proposer<T> {
             }
         };
         let mut lost = std::pin::pin!(lost);
-        let took_office = tokio::select! { biased;
-            goes_on = &mut lost => return goes_on,
-            took_office = self.take_office(term) => took_office,
+        let mut taking = std::pin::pin!(self.take_office(term));
+        let took_office = loop {
+            tokio::select! { biased;
+                goes_on = &mut lost => return goes_on,
+                took_office = &mut taking => break took_office,
+                goes_on = self.collect(waiting) => if !goes_on {
+                    return false;
+                },
+            }
         };
         let Some(mut time) = took_office else { return false };
         self.ready.send_replace(Some(term));
@@ -305,34 +354,22 @@ impl<T: Tables> Proposer<T> {
     /// Proposes this term's `Lead` and waits until it is applied. `None` at the end.
     ///
     /// It is stamped only when everything before this term is applied: group time goes on from there.
-    async fn take_office(&mut self, term: u64) -> Option<GroupTime> {
-        let mut applied = self.reader.watch_applied();
-        applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
-        let mut time = GroupTime::after(self.reader.now());
-        loop {
-            let stamp = time.stamp(Timestamp(self.clock.wall_ms()));
-            let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
-            match self.propose(term, body).await.await {
-                Some(Ok(_)) => return Some(time),
-                // A fresh leader has no lease yet; one that is none any more is told so by its office.
-                Some(Err(_)) => self.clock.sleep(NOT_YET_INTERVAL).await,
-                None => return None,
-            }
-        }
-    }
-
-    /// Sends one entry into openraft, in order; the future it gives ends with openraft's answer, `None` if Raft has
-    /// stopped.
-    async fn propose(
-        &self,
-        term: u64,
-        body: Body,
-    ) -> impl Future<Output = Option<ClientWriteResult<Types>>> + Send + 'static {
-        let (responder, answer) = OneshotResponder::new_pair();
-        let sent = self.raft.write(body).responder(responder).with_leader(leader_of(term)).await;
+    fn take_office(&self, term: u64) -> impl Future<Output = Option<GroupTime>> + Send + 'static {
+        let (clock, raft, reader) = (self.clock.clone(), self.raft.clone(), self.reader.clone());
         async move {
-            sent.ok()?;
-            answer.await.ok()
+            let mut applied = reader.watch_applied();
+            applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
+            let mut time = GroupTime::after(reader.now());
+            loop {
+                let stamp = time.stamp(Timestamp(clock.wall_ms()));
+                let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
+                match propose(&raft, term, body).await.await {
+                    Some(Ok(_)) => return Some(time),
+                    // A fresh leader has no lease yet; one that is none any more is told so by its office.
+                    Some(Err(_)) => clock.sleep(NOT_YET_INTERVAL).await,
+                    None => return None,
+                }
+            }
         }
     }
 
@@ -347,9 +384,11 @@ impl<T: Tables> Proposer<T> {
         let mut in_flight: FuturesUnordered<futures::future::BoxFuture<'static, InFlight>> = FuturesUnordered::new();
         // Not before then: openraft has just said that it takes nothing.
         let mut not_yet = false;
+        let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
+        let mut paused = self.paused.clone();
         loop {
-            let paused = *self.paused.borrow_and_update();
-            if !paused && !not_yet {
+            let is_paused = *paused.borrow_and_update();
+            if !is_paused && !not_yet {
                 self.send_waiting(term, time, waiting, &mut in_flight).await;
             }
             tokio::select! { biased;
@@ -360,15 +399,12 @@ impl<T: Tables> Proposer<T> {
                 Some((ticket, answer)) = in_flight.next() => {
                     not_yet |= self.answered(ticket, answer, waiting);
                 }
-                submission = self.queue.recv() => match submission {
-                    Some(submission) => self.arrived(submission, waiting),
-                    None => {
-                        self.abandon(in_flight);
-                        return false;
-                    }
+                goes_on = self.collect(waiting) => if !goes_on {
+                    self.abandon(in_flight);
+                    return false;
                 },
-                _ = self.paused.changed() => {}
-                () = self.clock.sleep(NOT_YET_INTERVAL), if not_yet => not_yet = false,
+                _ = paused.changed() => {}
+                () = retries.next(), if not_yet => not_yet = false,
             }
         }
     }
@@ -399,7 +435,7 @@ impl<T: Tables> Proposer<T> {
                 }
             };
             let ticket = self.waiters.add(submissions);
-            let answer = self.propose(term, body_of(operations, Some(ticket))).await;
+            let answer = propose(&self.raft, term, body_of(operations, Some(ticket))).await;
             in_flight.push(Box::pin(async move { (ticket, answer.await) }));
         }
     }
@@ -467,6 +503,21 @@ impl<T: Tables> Proposer<T> {
     }
 }
 
+/// Sends one entry into openraft, in order; the future it gives ends with openraft's answer, `None` if Raft has
+/// stopped.
+async fn propose<T: Tables>(
+    raft: &Raft<Types, Machine<T>>,
+    term: u64,
+    body: Body,
+) -> impl Future<Output = Option<ClientWriteResult<Types>>> + Send + use<T> {
+    let (responder, answer) = OneshotResponder::new_pair();
+    let sent = raft.write(body).responder(responder).with_leader(leader_of(term)).await;
+    async move {
+        sent.ok()?;
+        answer.await.ok()
+    }
+}
+
 /// Takes submissions for one entry from the front, leaving out the withdrawn.
 fn fill<R>(waiting: &mut VecDeque<Submission<R>>) -> Vec<Submission<R>> {
     let mut taken: Vec<Submission<R>> = Vec::new();
@@ -502,7 +553,8 @@ mod tests {
     fn submission(bytes: usize) -> (Submission<()>, oneshot::Receiver<Answer<()>>) {
         let (answer, answered) = oneshot::channel();
         let operations = vec![Operation::Core(CoreCommand::Checkpoint)];
-        (Submission { operations, bytes, claim: Arc::default(), answer, arrival: 0 }, answered)
+        let admitted = Admitted::admit(&Arc::default(), bytes, usize::MAX).expect("there is no limit");
+        (Submission { operations, bytes, admitted, claim: Arc::default(), answer, arrival: 0 }, answered)
     }
 
     #[test]

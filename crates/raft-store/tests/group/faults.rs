@@ -1,5 +1,7 @@
 //! Links that break, disks that stall, peers that lie.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,6 +9,7 @@ use env::disk::simulated::Latency;
 use env::{Env, Rng};
 use futures::future::join_all;
 use openraft::entry::RaftPayload;
+use raft_store::entry::{Operation, RecordOperation};
 use raft_store::group::{Group, Role};
 use raft_store::log::segment::Layout;
 use raft_store::log::{Cursor, Kind, frame};
@@ -18,7 +21,7 @@ use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, lead
 
 use crate::link::Links;
 use crate::three::Three;
-use crate::world::{Counter, Ledger, Place, free_address, record, within};
+use crate::world::{Counter, Ledger, Place, free_address, record, record_operation, within};
 
 /// Three members behind links.
 async fn linked(seed: u64) -> (Three, Links) {
@@ -259,7 +262,46 @@ async fn a_log_that_has_diverged_stops_the_replica() {
     three.stop().await;
 }
 
-/// The queue of proposals is bounded by bytes, and says so.
+/// Bytes of a record, with a count of how many records like it are held anywhere.
+struct Held {
+    bytes: Vec<u8>,
+    count: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waves of thirty sends of 1000 bytes each, all given up after 300 ms and gone a while later. Returns how many were refused, and how many
+/// records were held at most after a wave.
+async fn waves(env: &Env, group: &Group<Counter>, count: &Arc<AtomicUsize>) -> (Vec<usize>, usize) {
+    let (mut refused, mut most) = (Vec::new(), 0);
+    for _ in 0..4 {
+        let sends = (0..30).map(|_| {
+            count.fetch_add(1, Ordering::AcqRel);
+            let record = Bytes::from_owner(Held { bytes: vec![b'x'; 1000], count: count.clone() });
+            group.propose(vec![Operation::Record(RecordOperation { record, ..record_operation("") })])
+        });
+        let answers = join_all(sends).await;
+        refused.push(answers.iter().filter(|answer| matches!(answer, Err(ProposeError::Busy { .. }))).count());
+        most = most.max(count.load(Ordering::Acquire));
+        let status = group.status();
+        assert!(status.proposals_bytes >= 1000 * count.load(Ordering::Acquire), "what is held is counted");
+        env.clock.sleep(Duration::from_millis(700)).await;
+    }
+    (refused, most)
+}
+
+/// Proposals are bounded by the bytes that are held, and it is said so: also those nobody waits for any more count, until
+/// they are dropped.
 #[tokio::test]
 async fn beyond_its_bytes_the_proposer_is_busy() {
     let (three, links) = linked(71).await;
@@ -268,16 +310,60 @@ async fn beyond_its_bytes_the_proposer_is_busy() {
     places.iter_mut().for_each(|place| {
         place.options.proposals_bytes_max = 10_000;
         place.options.propose_limit_ms = 300;
+        // Its lease outlasts the waves: what is proposed is in flight, and stays there.
+        (place.options.heartbeat_ms, place.options.election_ms) = (100, (4000, 5000));
     });
     let three = Three::open(places).await;
     let leader = three.leader().await;
-    links.cut(three.group(leader).node());
-    let text = "x".repeat(1000);
-    let answers = join_all((0..30).map(|_| three.group(leader).propose(vec![record(&text)]))).await;
-    let busy = answers.iter().filter(|answer| matches!(answer, Err(ProposeError::Busy { .. }))).count();
-    assert!((20..30).contains(&busy), "{busy} of 30 were refused");
-    assert_eq!(three.group(leader).status().proposals_bytes, 0, "given back when the callers stop waiting");
+    let group = three.group(leader);
+    links.cut(group.node());
+    let count = Arc::new(AtomicUsize::new(0));
+    let env = &three.places[0].env;
+    let (refused, most) = waves(env, group, &count).await;
+    assert!((20..30).contains(&refused[0]), "{refused:?} of 30 were refused");
+    assert!(most <= 10, "{most} records of 1000 bytes are held where 10000 bytes are allowed");
+    links.heal();
+    within(env, 20, "all is given back when the outcome is known", async {
+        while group.status().proposals_bytes > 0 {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(count.load(Ordering::Acquire), 0);
     join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+}
+
+/// Nobody leads, and nobody ever will: what is given up is dropped, and the next may wait in its place.
+#[tokio::test]
+async fn where_nobody_leads_what_was_given_up_is_dropped() {
+    let mut places = Three::simulated_places(75);
+    places.iter_mut().for_each(|place| {
+        place.options.proposals_bytes_max = 10_000;
+        place.options.propose_limit_ms = 300;
+    });
+    let mut three = Three::open(places).await;
+    let leader = three.leader().await;
+    for other in [(leader + 1) % 3, (leader + 2) % 3] {
+        three.kill(other).await;
+    }
+    let group = three.group(leader);
+    group.kill().await;
+    three.groups[leader] = None;
+    three.start(leader).await;
+    let group = three.group(leader);
+    let env = &three.places[0].env;
+    let count = Arc::new(AtomicUsize::new(0));
+    let (refused, most) = waves(env, group, &count).await;
+    assert!(most <= 10, "{most} records of 1000 bytes are held where 10000 bytes are allowed");
+    assert!(refused.iter().all(|refused| (20..30).contains(refused)), "{refused:?} of 30 were refused");
+    within(env, 5, "all is given back", async {
+        while group.status().proposals_bytes > 0 {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(count.load(Ordering::Acquire), 0);
+    group.kill().await;
 }
 
 /// Members killed one after the other, at random, while somebody sends: nothing acknowledged is lost.
