@@ -164,6 +164,74 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     three.stop().await;
 }
 
+/// A member that is there for nobody while its connections stay: that of the heartbeats is given up as well, although
+/// a heartbeat goes out more often than it is looked at.
+#[tokio::test]
+async fn a_peer_that_owes_answers_and_says_nothing_is_given_up() {
+    crate::world::log_if_asked();
+    let (three, links) = linked(101).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let (from, silent) = (three.group(leader).node(), three.group((leader + 1) % 3).node());
+    let before = links.unary_hellos(from, silent);
+    links.freeze(silent);
+    let env = &three.places[0].env;
+    within(env, 8, "another connection is tried", async {
+        while links.unary_hellos(from, silent) == before {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    links.heal();
+    three.converge().await;
+    three.stop().await;
+}
+
+/// A member that waits for its disk says so on the connection of the heartbeats as well, and is not given up.
+#[tokio::test]
+async fn a_peer_that_waits_for_its_disk_is_not_given_up() {
+    let (three, links) = linked(105).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let slow = (leader + 1) % 3;
+    let (from, to) = (three.group(leader).node(), three.group(slow).node());
+    let (before, broken) = (links.unary_hellos(from, to), three.group(leader).status().broken_streams);
+    let disk = three.places[slow].disk.as_ref().unwrap();
+    disk.set_latency(Latency { sync: Duration::from_millis(5000), ..Latency::default() });
+    three.group(leader).propose(vec![record("the others are enough")]).await.unwrap();
+    three.places[0].env.clock.sleep(Duration::from_millis(4500)).await;
+    assert_eq!(links.unary_hellos(from, to), before);
+    assert_eq!(three.group(leader).status().broken_streams, broken);
+    disk.set_latency(Latency::default());
+    three.converge().await;
+    three.stop().await;
+}
+
+/// Connections that take longer than a heartbeat may: they are made all the same, and the office stays.
+#[tokio::test]
+async fn a_connection_may_take_longer_than_a_heartbeat() {
+    let (three, links) = linked(111).await;
+    let mut places = three.places.clone();
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+    places.iter_mut().for_each(|place| place.options.election_ms = (1000, 1200));
+    let three = Three::open(places).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let before = three.group(leader).status();
+    links.delay(Duration::from_millis(200));
+    // Every connection breaks.
+    three.running().for_each(|(_, group)| links.cut(group.node()));
+    let env = &three.places[0].env;
+    env.clock.sleep(Duration::from_millis(20)).await;
+    links.heal();
+    env.clock.sleep(Duration::from_millis(4000)).await;
+    let after = three.group(leader).status();
+    assert_eq!((after.role, after.term, after.elections), (before.role, before.term, before.elections));
+    links.delay(Duration::ZERO);
+    three.converge().await;
+    three.stop().await;
+}
+
 /// What `leader` would say to `victim` on an append connection.
 fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
     Hello {

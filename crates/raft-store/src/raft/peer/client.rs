@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use env::disk::Open;
-use env::{Clock, Env};
+use env::{Clock, Env, Ticks};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -62,14 +62,14 @@ pub struct Links {
     env: Env,
     log: Log,
     hello: Hello,
-    /// One unary connection per peer, whoever asks.
-    unary: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Asked>>>,
+    /// One unary connection per peer, whoever asks: where to ask, and the address it leads to.
+    unary: Mutex<BTreeMap<NodeId, (String, mpsc::UnboundedSender<Asked>)>>,
     counters: Arc<PeerCounters>,
     /// Newest cluster version each peer said it can apply.
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
 }
 
-type Asked = (Request, oneshot::Sender<Reply>);
+type Asked = (Request, oneshot::Sender<Result<Reply, RpcError>>);
 type RpcError = RPCError<Types>;
 
 impl Links {
@@ -82,6 +82,19 @@ impl Links {
     /// Newest cluster version that each peer reached so far can apply.
     pub fn cluster_versions(&self) -> BTreeMap<NodeId, u32> {
         self.cluster_versions.lock().clone()
+    }
+
+    /// Where to ask `peer`, which is at `address`.
+    fn unary(self: &Arc<Links>, peer: NodeId, address: &str) -> mpsc::UnboundedSender<Asked> {
+        let mut unary = self.unary.lock();
+        if let Some((_, queue)) = unary.get(&peer).filter(|(led_to, queue)| led_to == address && !queue.is_closed()) {
+            return queue.clone();
+        }
+        let (queue, requests) = mpsc::unbounded_channel();
+        unary.insert(peer, (address.to_owned(), queue.clone()));
+        // Ends when its queue is closed: with these links, or when the peer has another address.
+        drop(Types::spawn(run_unary(Arc::downgrade(self), peer, address.to_owned(), requests)));
+        queue
     }
 
     async fn connect(
@@ -138,29 +151,14 @@ fn broken(error: impl ToString) -> RpcError {
 }
 
 impl Client {
+    /// Only enqueues: openraft drops this future after a heartbeat's time, in which a connection may not be made.
     async fn ask(&self, request: Request) -> Result<Reply, RpcError> {
         let (answer, answered) = oneshot::channel();
-        let mut asked = (request, answer);
-        // At most twice: a connection that ended since the last request is noticed by its closed queue.
-        let existing = self.links.unary.lock().get(&self.peer).cloned();
-        if let Some(connection) = existing {
-            match connection.send(asked) {
-                Ok(()) => return answered.await.map_err(|_| broken("the connection ended before the answer")),
-                Err(closed) => asked = closed.0,
-            }
-        }
-        let (reader, writer) =
-            self.links.connect(self.peer, &self.address, Channel::Unary).await.map_err(unreachable)?;
-        let (queue, requests) = mpsc::unbounded_channel();
-        queue.send(asked).expect("the receiver is in this function");
-        self.links.unary.lock().insert(self.peer, queue);
-        let env = self.links.env.clone();
-        drop(Types::spawn(async move {
-            if let Err(error) = run_unary(&env, reader, writer, requests).await {
-                tracing::debug!(%error, "a peer connection ended");
-            }
-        }));
-        answered.await.map_err(|_| broken("the connection ended before the answer"))
+        self.links
+            .unary(self.peer, &self.address)
+            .send((request, answer))
+            .map_err(|_| broken("this node is ending"))?;
+        answered.await.map_err(|_| broken("the connection ended before the answer"))?
     }
 
     async fn ask_vote(&self, request: Request, limit: Duration) -> Result<VoteResponse<Types>, RpcError> {
@@ -261,26 +259,61 @@ async fn append_of(log: &Log, request: AppendEntriesRequest<Types>) -> io::Resul
     })
 }
 
+/// The unary connections to one peer, one after the other, each made when something is asked.
+async fn run_unary(links: Weak<Links>, peer: NodeId, address: String, mut requests: mpsc::UnboundedReceiver<Asked>) {
+    while let Some(first) = requests.recv().await {
+        // Who asks waits no longer than a request may take: what nobody waits for is no reason to connect.
+        if first.1.is_closed() {
+            continue;
+        }
+        let Some(links) = links.upgrade() else { return };
+        let connected = links.connect(peer, &address, Channel::Unary).await;
+        let env = links.env.clone();
+        drop(links);
+        match connected {
+            Ok((reader, writer)) => {
+                if let Err(error) = serve_unary(&env, reader, writer, first, &mut requests).await {
+                    tracing::debug!(%error, "a peer connection ended");
+                }
+            }
+            Err(error) => {
+                // All that asked meanwhile.
+                let asked = std::iter::once(first).chain(std::iter::from_fn(|| requests.try_recv().ok()));
+                asked.for_each(|(_, asker)| drop(asker.send(Err(unreachable(&error)))));
+            }
+        }
+    }
+}
+
 /// One unary connection: requests go out as they come, answers find their askers in any order.
-async fn run_unary(
+async fn serve_unary(
     env: &Env,
     mut reader: MessageReader,
     mut writer: MessageWriter,
-    mut requests: mpsc::UnboundedReceiver<Asked>,
+    first: Asked,
+    requests: &mut mpsc::UnboundedReceiver<Asked>,
 ) -> io::Result<()> {
-    let mut waiting: BTreeMap<u64, oneshot::Sender<Reply>> = BTreeMap::new();
+    let mut waiting: BTreeMap<u64, oneshot::Sender<Result<Reply, RpcError>>> = BTreeMap::new();
     let mut number = 0;
+    let mut first = Some(first);
     let mut heard = env.clock.monotonic();
-    // The queue closes when another connection has taken this one's place; what is owed is still waited for.
+    let mut checks = env.clock.ticks(WORKING_INTERVAL);
+    // The queue closes when the peer has another address; what is owed is still waited for.
     let mut open = true;
     while open || !waiting.is_empty() {
+        let next = async {
+            match first.take() {
+                Some(first) => Some(first),
+                None => requests.recv().await,
+            }
+        };
         tokio::select! { biased;
             message = reader.next() => match message? {
                 Some(Message::Reply(number, reply)) => {
                     heard = env.clock.monotonic();
                     if let Some(asker) = waiting.remove(&number) {
                         // The asker may have stopped waiting.
-                        let _ = asker.send(reply);
+                        let _ = asker.send(Ok(reply));
                     }
                 }
                 Some(Message::Working) => heard = env.clock.monotonic(),
@@ -288,7 +321,7 @@ async fn run_unary(
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(()),
             },
-            asked = requests.recv(), if open => {
+            asked = next, if open => {
                 let Some((request, asker)) = asked else {
                     open = false;
                     continue;
@@ -298,9 +331,10 @@ async fn run_unary(
                 }
                 number += 1;
                 waiting.insert(number, asker);
-                writer.write(&Message::Request(number, request)).await?;
+                let written = env.clock.timeout(SILENCE_LIMIT, writer.write(&Message::Request(number, request))).await;
+                written.unwrap_or(Err(io::ErrorKind::TimedOut.into()))?;
             }
-            () = env.clock.sleep(WORKING_INTERVAL), if !waiting.is_empty() => {
+            () = checks.next(), if !waiting.is_empty() => {
                 if env.clock.monotonic() - heard > SILENCE_LIMIT {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
@@ -357,6 +391,8 @@ struct Session<'s> {
     sent: Arc<AtomicU64>,
     answered: u64,
     heard: Duration,
+    /// When to look whether the peer has gone silent.
+    checks: Ticks,
 }
 
 /// A task that ends with its handle.
@@ -412,7 +448,7 @@ impl<'s> Session<'s> {
                     // From here on the peer owes the end of its stream, at least.
                     self.heard = clock.monotonic();
                 }
-                () = clock.sleep(WORKING_INTERVAL) => {
+                () = self.checks.next() => {
                     let owes = self.writer.is_some() || self.sent.load(Ordering::Acquire) > self.answered;
                     if !owes {
                         self.heard = clock.monotonic();
@@ -471,7 +507,8 @@ impl RaftNetworkV2<Types> for Client {
                 sent.clone(),
             )));
             let heard = self.links.env.clock.monotonic();
-            let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard };
+            let checks = self.links.env.clock.ticks(WORKING_INTERVAL);
+            let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard, checks };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
             Ok(answers.boxed())
         })

@@ -132,8 +132,7 @@ impl<T: Tables> Server<T> {
     }
 
     async fn serve(&self, stream: Stream) -> io::Result<()> {
-        let (read, write) = stream.into_split();
-        let (mut reader, mut writer) = (MessageReader::new(read), MessageWriter::new(write));
+        let (mut reader, mut writer) = connection::messages(stream)?;
         let ours = |theirs: &Hello| Hello {
             expects: theirs.node,
             channel: theirs.channel,
@@ -244,6 +243,7 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         let mut answers = std::pin::pin!(answers);
         let mut answered = 0;
+        let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
         loop {
             tokio::select! { biased;
                 answer = answers.next() => match answer {
@@ -254,7 +254,7 @@ impl<T: Tables> Server<T> {
                     Some(Err(fatal)) => return Err(io::Error::other(fatal)),
                     None => return writer.write(&Message::StreamEnd).await,
                 },
-                () = self.env.clock.sleep(WORKING_INTERVAL) => {
+                () = signs.next() => {
                     if *taken.borrow() > answered {
                         writer.write(&Message::Working).await?;
                     }
@@ -271,6 +271,7 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         let (ready, mut replies) = mpsc::unbounded_channel();
         let mut waiting = 0;
+        let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
         loop {
             tokio::select! { biased;
                 Some((number, reply)) = replies.recv() => {
@@ -291,7 +292,7 @@ impl<T: Tables> Server<T> {
                         let _ = ready.send((number, reply));
                     });
                 }
-                () = self.env.clock.sleep(WORKING_INTERVAL), if waiting > 0 => writer.write(&Message::Working).await?,
+                () = signs.next(), if waiting > 0 => writer.write(&Message::Working).await?,
             }
         }
     }
@@ -306,10 +307,11 @@ impl<T: Tables> Server<T> {
             let Message::SnapshotHead(head) = message else { return Err(io::ErrorKind::InvalidData.into()) };
             let image = read_image(&mut reader, head.image_bytes).await?;
             let mut installing = std::pin::pin!(install(raft, head, image));
+            let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
             let vote = loop {
                 tokio::select! { biased;
                     vote = &mut installing => break vote?,
-                    () = self.env.clock.sleep(WORKING_INTERVAL) => writer.write(&Message::Working).await?,
+                    () = signs.next() => writer.write(&Message::Working).await?,
                 }
             };
             writer.write(&Message::SnapshotDone(vote)).await?;
