@@ -225,7 +225,8 @@ pub enum HandOverError {
     /// There is nobody to hand over to.
     #[error("there is no other voter")]
     Alone,
-    /// Nobody took it in time; this node goes on.
+    /// Nobody took it in time. If nobody was asked to, this node goes on; else it serves nothing more in this term, and
+    /// submissions wait until a majority has elected somebody, which may be this node.
     #[error("no other voter took over in time")]
     NotTaken,
     /// This node has stopped.

@@ -27,7 +27,7 @@ use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::position::NodeId;
-use crate::proposer::{Proposer, Submission, Waiters};
+use crate::proposer::{HandingOver, Proposer, Submission, Waiters, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links};
@@ -37,7 +37,7 @@ use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
 
-/// A hand-over that takes longer is given up; the leader stays.
+/// A hand-over that takes longer is given up.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
 
 type RaftOf<T> = Raft<Types, Machine<T>>;
@@ -111,7 +111,8 @@ struct Running<T: Tables> {
     recovered: Recovered<T>,
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
-    paused: watch::Sender<bool>,
+    handing: watch::Sender<HandingOver>,
+    links: Arc<Links>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
     end: LifetimeEnd,
@@ -121,7 +122,7 @@ struct Running<T: Tables> {
 struct Started<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
-    paused: watch::Sender<bool>,
+    handing: watch::Sender<HandingOver>,
     handle: Opened<T>,
 }
 
@@ -182,9 +183,10 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, paused, handle }) => {
+            Ok(Started { raft, waiters, handing, handle }) => {
+                let links = handle.links.clone();
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
-                Ok((Running { recovered, raft, waiters, paused, heard_limit, end }, handle))
+                Ok((Running { recovered, raft, waiters, handing, links, heard_limit, end }, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -272,7 +274,7 @@ impl<T: Tables> Member<T> {
         let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, role)));
-        let (paused, watch_paused) = watch::channel(false);
+        let (handing, watch_handing) = watch::channel(HandingOver::No);
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
         let (_, none) = mpsc::unbounded_channel();
@@ -284,7 +286,7 @@ impl<T: Tables> Member<T> {
             queue: std::mem::replace(&mut self.submissions, none),
             office: watch_office,
             ready,
-            paused: watch_paused,
+            handing: watch_handing,
             arrivals: 0,
             sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
         };
@@ -303,7 +305,7 @@ impl<T: Tables> Member<T> {
             elections,
             reads,
         };
-        Ok(Started { raft, waiters, paused, handle })
+        Ok(Started { raft, waiters, handing, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -464,8 +466,7 @@ async fn answer_reads<T: Tables>(raft: RaftOf<T>, mut asked: mpsc::UnboundedRece
         let result = match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-                Err(ReadError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) })
+                Err(ReadError::NotLeader { leader: leader_told(forward) })
             }
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
             Err(RaftError::Fatal(_)) => Err(ReadError::Stopped),
@@ -494,8 +495,7 @@ async fn change_members<T: Tables>(raft: &RaftOf<T>, change: MemberChange) -> Re
 fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-            let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-            MembersError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) }
+            MembersError::NotLeader { leader: leader_told(forward) }
         }
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => MembersError::Unknown,
         RaftError::APIError(error) => MembersError::Refused(error.to_string()),
@@ -516,28 +516,49 @@ impl<T: Tables> Running<T> {
             }
         }
         // What waits goes to the successor's clients; what is in flight is waited for, so that somebody holds it all.
-        self.paused.send_replace(true);
+        self.handing.send_replace(HandingOver::Waiting);
+        let mut triggered = None;
         let handed_over = env.clock.timeout(HAND_OVER_LIMIT, async {
-            let successor = loop {
+            let (successor, term) = loop {
                 let successor = successor(&metrics.borrow_watched(), self.heard_limit);
                 match successor {
                     Successor::NotLeader => return Ok(()),
-                    Successor::Is(id) => break id,
+                    Successor::Is { id, term } => break (id, term),
                     Successor::Nobody => return Err(HandOverError::NotTaken),
                     Successor::NotYet => metrics.changed().await.map_err(|_| HandOverError::Stopped)?,
                 }
             };
+            let mut failed = self.links.failed_transfers();
+            failed.mark_unchanged();
+            // From here on openraft takes no proposal and sends no heartbeat in this term, whatever the successor does.
+            triggered = Some(term);
+            self.handing.send_replace(HandingOver::Triggered { term });
+            fault!("hand_over.triggered");
             self.raft.trigger().transfer_leader(successor).await.map_err(|_| HandOverError::Stopped)?;
-            loop {
-                let leads = metrics.borrow_watched().current_leader;
-                if leads.is_some_and(|leader| leader != own) {
-                    return Ok(());
+            let elected = async {
+                loop {
+                    {
+                        let now = metrics.borrow_watched();
+                        match now.current_leader {
+                            Some(leader) if leader != own => return Ok(()),
+                            Some(_) if now.current_term > term => return Err(HandOverError::NotTaken),
+                            _ => {}
+                        }
+                    }
+                    tokio::select! { biased;
+                        changed = metrics.changed() => changed.map_err(|_| HandOverError::Stopped)?,
+                        // It is stopping as well, or gone.
+                        _ = failed.changed() => return Err(HandOverError::NotTaken),
+                    }
                 }
-                metrics.changed().await.map_err(|_| HandOverError::Stopped)?;
-            }
+            };
+            // Longer than an election takes: it campaigned, and is gone.
+            env.clock.timeout(2 * self.heard_limit, elected).await.unwrap_or(Err(HandOverError::NotTaken))
         });
         let handed_over = handed_over.await.unwrap_or(Err(HandOverError::NotTaken));
-        self.paused.send_replace(false);
+        if triggered.is_none() {
+            self.handing.send_replace(HandingOver::No);
+        }
         handed_over
     }
 
@@ -574,7 +595,11 @@ enum Successor {
     Nobody,
     /// Whoever was heard of does not hold everything yet.
     NotYet,
-    Is(NodeId),
+    Is {
+        id: NodeId,
+        /// In which this node leads.
+        term: u64,
+    },
 }
 
 /// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
@@ -591,5 +616,7 @@ fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
         return Successor::Nobody;
     }
     let held = |voter: &NodeId| replication.get(voter).cloned().flatten().map(|matched| matched.index);
-    there.find(|voter| held(voter) >= metrics.last_log_index).map_or(Successor::NotYet, Successor::Is)
+    let term = metrics.current_term;
+    let ready = there.find(|voter| held(voter) >= metrics.last_log_index);
+    ready.map_or(Successor::NotYet, |id| Successor::Is { id, term })
 }

@@ -19,7 +19,7 @@ use env::{Clock, Ticks};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::Raft;
-use openraft::error::ClientWriteError;
+use openraft::error::{ClientWriteError, ForwardReason, ForwardToLeader};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::TypeConfigExt;
@@ -230,6 +230,28 @@ impl GroupTime {
     }
 }
 
+/// How far leadership is on its way to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandingOver {
+    /// It is not.
+    No,
+    /// Submissions wait until what is in flight is everywhere.
+    Waiting,
+    /// The successor was told. openraft takes nothing more in this term, whether or not somebody else leads the next one:
+    /// submissions wait for that, and this node is not ready.
+    Triggered {
+        /// This node's last.
+        term: u64,
+    },
+}
+
+/// Who leads, by openraft's word. The successor of a leader that is handing over may never lead.
+pub(crate) fn leader_told(forward: ForwardToLeader<Types>) -> Option<Peer> {
+    let leads = forward.reason != ForwardReason::LeadershipTransfer;
+    let leader = forward.leader_id.zip(forward.leader_node.as_ref()).filter(|_| leads);
+    leader.map(|(id, node)| Peer::new(id, node))
+}
+
 /// The proposer's task.
 pub struct Proposer<T: Tables> {
     /// Stamps.
@@ -246,8 +268,8 @@ pub struct Proposer<T: Tables> {
     pub office: watch::Receiver<Office>,
     /// The term in which this node serves, once its `Lead` is applied.
     pub ready: watch::Sender<Option<u64>>,
-    /// Set while leadership is handed over: submissions wait.
-    pub paused: watch::Receiver<bool>,
+    /// Whether leadership is being handed over.
+    pub handing: watch::Receiver<HandingOver>,
     /// Submissions seen so far.
     pub arrivals: u64,
     /// When to look for submissions that nobody waits for.
@@ -385,10 +407,19 @@ impl<T: Tables> Proposer<T> {
         // Not before then: openraft has just said that it takes nothing.
         let mut not_yet = false;
         let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
-        let mut paused = self.paused.clone();
+        let mut handing = self.handing.clone();
         loop {
-            let is_paused = *paused.borrow_and_update();
-            if !is_paused && !not_yet {
+            let handing_over = *handing.borrow_and_update();
+            if handing_over == (HandingOver::Triggered { term }) {
+                self.ready.send_if_modified(|ready| ready.take().is_some());
+            }
+            // What was triggered in an earlier term has ended with that.
+            let takes = match handing_over {
+                HandingOver::No => true,
+                HandingOver::Waiting => false,
+                HandingOver::Triggered { term: last } => last != term,
+            };
+            if takes && !not_yet {
                 self.send_waiting(term, time, waiting, &mut in_flight).await;
             }
             tokio::select! { biased;
@@ -403,7 +434,7 @@ impl<T: Tables> Proposer<T> {
                     self.abandon(in_flight);
                     return false;
                 },
-                _ = paused.changed() => {}
+                _ = handing.changed() => {}
                 () = retries.next(), if not_yet => not_yet = false,
             }
         }
@@ -453,9 +484,8 @@ impl<T: Tables> Proposer<T> {
             // Certainly not appended. If nobody else leads, this node may again in a moment.
             Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 let submissions = self.waiters.take(ticket);
-                match (forward.leader_id, forward.leader_node) {
-                    (Some(id), Some(node)) if id != *self.raft.node_id() => {
-                        let leader = Peer::new(id, &node);
+                match leader_told(forward) {
+                    Some(leader) if leader.id != *self.raft.node_id() => {
                         answer_all(submissions, || ProposeError::NotLeader { leader: Some(leader.clone()) });
                         false
                     }
@@ -491,8 +521,7 @@ impl<T: Tables> Proposer<T> {
             while let Some((ticket, answer)) = in_flight.next().await {
                 match answer {
                     Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                        let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-                        let leader = leader.map(|(id, node)| Peer::new(id, node));
+                        let leader = leader_told(forward);
                         answer_all(waiters.take(ticket), || ProposeError::NotLeader { leader: leader.clone() });
                     }
                     Some(_) => {}

@@ -10,7 +10,7 @@ use env::{Env, Rng};
 use futures::future::join_all;
 use openraft::entry::RaftPayload;
 use raft_store::entry::{Operation, RecordOperation};
-use raft_store::group::{Group, Role};
+use raft_store::group::{Group, HandOverError, Role};
 use raft_store::log::segment::Layout;
 use raft_store::log::{Cursor, Kind, frame};
 use raft_store::position::{LogId, PhysicalOffset};
@@ -230,6 +230,59 @@ async fn a_connection_may_take_longer_than_a_heartbeat() {
     links.delay(Duration::ZERO);
     three.converge().await;
     three.stop().await;
+}
+
+/// The successor is gone when it is asked to lead. openraft takes nothing more from the leader then, which must not say
+/// that it is ready: submissions wait, and are neither lost nor sent to a successor that never leads.
+#[tokio::test]
+async fn a_hand_over_to_a_lost_successor_is_said_and_submissions_wait() {
+    crate::world::log_if_asked();
+    let (three, links) = linked(121).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    three.converge().await;
+    let group = three.group(leader).clone();
+    let env = three.places[0].env.clone();
+    // They were heard of a moment ago.
+    for follower in [(leader + 1) % 3, (leader + 2) % 3] {
+        links.cut(three.group(follower).node());
+    }
+    let handed_over = within(&env, 2, "the hand-over is given up", group.hand_over()).await;
+    assert_eq!(handed_over, Err(HandOverError::NotTaken));
+    let term = group.status().term;
+    assert_eq!(*group.role().borrow(), Role::Leader { term, ready: false });
+    let waits = tokio::spawn({
+        let group = group.clone();
+        async move { group.propose(vec![record("waits")]).await }
+    });
+    env.clock.sleep(Duration::from_millis(700)).await;
+    assert!(!waits.is_finished(), "{:?}", waits.await);
+    links.heal();
+    let answer = within(&env, 5, "an answer", waits).await.unwrap();
+    match ledger.note(answer, "waits") {
+        Ok(_) | Err(ProposeError::NotLeader { leader: Some(_) }) => {}
+        Err(error) => panic!("{error:?}"),
+    }
+    let leader = three.leader().await;
+    assert!(three.group(leader).status().term > term);
+    ledger.send(three.group(leader), "after").await.unwrap();
+    three.converge().await;
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    three.stop().await;
+}
+
+/// All members are told to stop at the same moment: none of them waits long for another to lead.
+#[tokio::test]
+async fn members_that_stop_together_do_not_wait_for_each_other() {
+    let three = Three::open(Three::simulated_places(131)).await;
+    three.leader().await;
+    three.converge().await;
+    let env = &three.places[0].env;
+    let stopped = join_all(three.running().map(async |(_, group)| group.stop().await));
+    let stopped = within(env, 2, "all have stopped", stopped).await;
+    stopped.into_iter().for_each(|stopped| stopped.unwrap());
 }
 
 /// What `leader` would say to `victim` on an append connection.

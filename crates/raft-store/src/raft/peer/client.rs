@@ -28,7 +28,7 @@ use openraft::raft::{
 };
 use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::log::Log;
 use crate::position::NodeId;
@@ -65,6 +65,8 @@ pub struct Links {
     /// One unary connection per peer, whoever asks: where to ask, and the address it leads to.
     unary: Mutex<BTreeMap<NodeId, (String, mpsc::UnboundedSender<Asked>)>>,
     counters: Arc<PeerCounters>,
+    /// Counts the requests to campaign that nobody took.
+    failed_transfers: watch::Sender<u64>,
     /// Newest cluster version each peer said it can apply.
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
 }
@@ -76,12 +78,18 @@ impl Links {
     /// `hello` says who this node is; peer and channel are filled in.
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
-        Arc::new(Links { env, log, hello, unary, counters, cluster_versions })
+        let failed_transfers = watch::Sender::new(0);
+        Arc::new(Links { env, log, hello, unary, counters, failed_transfers, cluster_versions })
     }
 
     /// Newest cluster version that each peer reached so far can apply.
     pub fn cluster_versions(&self) -> BTreeMap<NodeId, u32> {
         self.cluster_versions.lock().clone()
+    }
+
+    /// Changes when a peer that was asked to lead does not even try.
+    pub fn failed_transfers(&self) -> watch::Receiver<u64> {
+        self.failed_transfers.subscribe()
     }
 
     /// Where to ask `peer`, which is at `address`.
@@ -241,6 +249,15 @@ impl Drop for Forgotten {
         if let Some(counters) = &self.0 {
             PeerCounters::count(&counters.heartbeat_timeouts);
         }
+    }
+}
+
+/// Counts a request to campaign that was not taken.
+struct Untaken<'l>(&'l watch::Sender<u64>);
+
+impl Drop for Untaken<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|failed| *failed += 1);
     }
 }
 
@@ -543,6 +560,8 @@ impl RaftNetworkV2<Types> for Client {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RpcError> {
+        // All voters are told; one is asked. It counts also when openraft stops waiting.
+        let untaken = (*request.to_node_id() == self.peer).then(|| Untaken(&self.links.failed_transfers));
         let transfer =
             Transfer { from: *request.from_leader(), to: *request.to_node_id(), last: request.last_log_id().copied() };
         let limit = option.soft_ttl();
@@ -550,7 +569,10 @@ impl RaftNetworkV2<Types> for Client {
             None => Err(broken(format!("no answer from {} within {limit:?}", self.address))),
             Some(Err(error)) => Err(error),
             Some(Ok(Reply::Transferred(transferred))) => Ok(match transferred {
-                Transferred::Done => Ok(()),
+                Transferred::Done => {
+                    std::mem::forget(untaken);
+                    Ok(())
+                }
                 Transferred::VoteChanged(actual) => {
                     Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual })
                 }
