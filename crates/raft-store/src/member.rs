@@ -63,6 +63,9 @@ pub enum Office {
     Stopped,
 }
 
+/// Why this replica had to stop, if it had to for a reason that Raft does not know.
+type Failure = watch::Receiver<Option<String>>;
+
 /// Somebody who waits for a read to be current.
 pub(crate) type Read = oneshot::Sender<Result<(), ReadError>>;
 
@@ -112,6 +115,7 @@ struct Running<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
     handing: watch::Sender<HandingOver>,
+    failure: Failure,
     links: Arc<Links>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
@@ -123,6 +127,7 @@ struct Started<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
     handing: watch::Sender<HandingOver>,
+    failure: Failure,
     handle: Opened<T>,
 }
 
@@ -183,10 +188,10 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, handing, handle }) => {
+            Ok(Started { raft, waiters, handing, failure, handle }) => {
                 let links = handle.links.clone();
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
-                Ok((Running { recovered, raft, waiters, handing, links, heard_limit, end }, handle))
+                Ok((Running { recovered, raft, waiters, handing, failure, links, heard_limit, end }, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -273,7 +278,10 @@ impl<T: Tables> Member<T> {
         let (ready, watch_ready) = watch::channel(None);
         let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
-        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, role)));
+        let failure = Arc::new(watch::Sender::new(None));
+        lifetime.spawn(stop_on_failure(raft.clone(), log.clone(), recovered.reader.clone(), failure.clone()));
+        let watch_failure = failure.subscribe();
+        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
@@ -305,7 +313,7 @@ impl<T: Tables> Member<T> {
             elections,
             reads,
         };
-        Ok(Started { raft, waiters, handing, handle })
+        Ok(Started { raft, waiters, handing, failure: watch_failure, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -425,18 +433,49 @@ async fn follow_office<T: Tables>(raft: RaftOf<T>, office: watch::Sender<Office>
     }
 }
 
+/// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
+/// others serve.
+async fn stop_on_failure<T: Tables>(
+    raft: RaftOf<T>,
+    log: Log,
+    reader: Reader<T>,
+    failure: Arc<watch::Sender<Option<String>>>,
+) {
+    async fn first(mut found: watch::Receiver<Option<String>>) -> String {
+        loop {
+            if let Some(reason) = found.borrow_and_update().clone() {
+                return reason;
+            }
+            if found.changed().await.is_err() {
+                // Closed: nothing will ever be found.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    let reason = tokio::select! { biased;
+        reason = first(log.corruption()) => reason,
+        reason = first(reader.watch_damage()) => reason,
+        reason = first(reader.watch_failure()) => reason,
+    };
+    tracing::error!("this replica stops: {reason}");
+    failure.send_replace(Some(reason));
+    let _ = raft.shutdown().await;
+}
+
 /// Publishes the role, which is the office and whether its holder is ready.
 async fn follow_role<T: Tables>(
     raft: RaftOf<T>,
     mut office: watch::Receiver<Office>,
     mut ready: watch::Receiver<Option<u64>>,
+    failure: Failure,
     role: watch::Sender<Role>,
 ) {
     loop {
         let (now, term) = (office.borrow_and_update().clone(), *ready.borrow_and_update());
         let failed = raft.metrics().borrow_watched().running_state.clone().err();
         let failed = failed.filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped));
-        let now_role = role_of(&now, term, failed.map(|fatal| fatal.to_string()));
+        let failed = failed.map(|fatal| fatal.to_string()).or_else(|| failure.borrow().clone());
+        let now_role = role_of(&now, term, failed);
         role.send_if_modified(|before| {
             let changed = *before != now_role;
             *before = now_role.clone();
@@ -450,7 +489,7 @@ async fn follow_role<T: Tables>(
             changed = ready.changed() => changed.is_err(),
         };
         if ended {
-            role.send_replace(role_of(&Office::Stopped, None, None));
+            role.send_replace(role_of(&Office::Stopped, None, failure.borrow().clone()));
             return;
         }
     }
@@ -574,6 +613,9 @@ impl<T: Tables> Running<T> {
         };
         self.recovered.log.close().await?;
         shutdown.and(fold_closed)?;
+        if let Some(reason) = self.failure.borrow().clone() {
+            return Err(io::Error::other(reason));
+        }
         self.recovered.directory.stopped_cleanly().await
     }
 

@@ -163,6 +163,8 @@ pub struct Shared {
     pub queued: Notify,
     pub preparation: Preparation,
     pub synced: watch::Sender<Synced>,
+    /// What a reader found wrong in what was written.
+    pub corruption: watch::Sender<Option<String>>,
     pub stats: Mutex<Stats>,
     /// Number of applied entries (index + 1): what is below is never cut.
     pub applied: AtomicU64,

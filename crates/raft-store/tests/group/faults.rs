@@ -13,7 +13,7 @@ use raft_store::entry::{Operation, RecordOperation};
 use raft_store::group::{Group, HandOverError, Role};
 use raft_store::log::segment::Layout;
 use raft_store::log::{Cursor, Kind, frame};
-use raft_store::position::{LogId, PhysicalOffset};
+use raft_store::position::{LogId, PhysicalOffset, QueueOffset};
 use raft_store::proposer::ProposeError;
 use raft_store::raft::peer::connection;
 use raft_store::raft::peer::wire::{Append, Channel, FRAME_VERSION, Hello, Message};
@@ -21,7 +21,7 @@ use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, lead
 
 use crate::link::Links;
 use crate::three::Three;
-use crate::world::{Counter, Ledger, Place, free_address, record, record_operation, within};
+use crate::world::{Counter, Ledger, Place, QUEUE, free_address, record, record_operation, within};
 
 /// Three members behind links.
 async fn linked(seed: u64) -> (Three, Links) {
@@ -230,6 +230,58 @@ async fn a_connection_may_take_longer_than_a_heartbeat() {
     links.delay(Duration::ZERO);
     three.converge().await;
     three.stop().await;
+}
+
+/// A reader finds rot, in the log or in what is derived from it: it shows nothing of it, and the replica stops and says
+/// why. The others serve.
+#[tokio::test]
+async fn a_replica_that_reads_rot_stops_and_the_others_serve() {
+    crate::world::log_if_asked();
+    for victim in ["commitlog", "consumequeue"] {
+        let mut places = Three::simulated_places(141);
+        places.iter_mut().for_each(|place| {
+            (place.options.derived.sync_interval_ms, place.options.derived.recent_units_bytes) = (50, 0);
+        });
+        let three = Three::open(places).await;
+        let mut ledger = Ledger::default();
+        let leader = three.leader().await;
+        for number in 0..20 {
+            ledger.send(three.group(leader), &format!("before-{number}")).await.unwrap();
+        }
+        three.converge().await;
+        let rotten = (leader + 1) % 3;
+        let group = three.group(rotten);
+        let (reader, env) = (group.reader(), &three.places[0].env);
+        let mut durable = reader.watch_durable();
+        let synced = durable.wait_for(|durable| *durable >= group.status().last);
+        within(env, 5, "a derived sync", synced).await.unwrap();
+        group.log().release_idle_memory();
+        let disk = three.places[rotten].disk.as_ref().unwrap();
+        let queue = reader.queue(QUEUE).unwrap();
+        let (offset, (at, _)) = ledger.acknowledged.iter().nth(10).unwrap();
+        let file = match victim {
+            "commitlog" => ("/data/commitlog/00000000000000000000", (8 << 10) + at.0 + 2),
+            _ => ("/data/consumequeue/1.0/00000000000000000000", offset.0 * 32 + 9),
+        };
+        disk.flip_bit(file.0, file.1, 2);
+        match victim {
+            "commitlog" => drop(reader.record(*at, 9).await.unwrap_err()),
+            _ => drop(queue.read_units(QueueOffset(0), 20).await.unwrap_err()),
+        }
+        let mut role = group.role();
+        let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+        let stopped = within(env, 5, "it stops", stopped).await.unwrap().clone();
+        let Role::Stopped { reason: Some(reason) } = stopped else { panic!("{stopped:?}") };
+        assert!(reason.contains(if victim == "commitlog" { "corrupt" } else { "damaged" }), "{reason}");
+        assert_eq!(group.propose(vec![record("late")]).await, Err(ProposeError::Stopped));
+        group.stop().await.unwrap_err();
+        let leader = three.leader().await;
+        ledger.send(three.group(leader), "after").await.unwrap();
+        ledger.check(three.group(leader)).await;
+        for (at, group) in three.running().filter(|(at, _)| *at != rotten) {
+            within(env, 10, &format!("{at} stops"), group.stop()).await.unwrap();
+        }
+    }
 }
 
 /// The successor is gone when it is asked to lead. openraft takes nothing more from the leader then, which must not say
