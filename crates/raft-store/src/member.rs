@@ -22,7 +22,7 @@ use crate::founding::{self, Start};
 use crate::group::{
     CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
 };
-use crate::identity::{Directory, Expected};
+use crate::identity::{Directory, Expected, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
@@ -329,7 +329,12 @@ impl<T: Tables> Member<T> {
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
         let derived = Derived::probe(env, options.dir.clone(), derived).await?;
         let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
-        let log = Log::open(env.clone(), options.dir.clone(), log_options, derived.log_floor()).await?;
+        let made = directory.identity().log_made;
+        let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
+        if let Err(source) = directory.log_is_made().await {
+            log.kill().await;
+            return Err(IdentityError::Io { dir: options.dir.clone(), source }.into());
+        }
         let fold = match Fold::open(derived, log.clone(), tables).await {
             Ok(fold) => fold,
             Err(error) => {

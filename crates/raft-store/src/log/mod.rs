@@ -268,11 +268,22 @@ impl Log {
     /// `floor` is the highest log id known durable elsewhere (sled or an image): a tail recovered below it is
     /// corruption, not a torn tail.
     pub async fn open(env: Env, dir: PathBuf, options: LogOptions, floor: Option<LogId>) -> Result<Log, OpenError> {
+        Log::open_made(env, dir, options, floor, false).await
+    }
+
+    /// The same where somebody knows that the log was `made` before: then it is not made anew if nothing of it is left.
+    pub async fn open_made(
+        env: Env,
+        dir: PathBuf,
+        options: LogOptions,
+        floor: Option<LogId>,
+        made: bool,
+    ) -> Result<Log, OpenError> {
         options.check()?;
         if cfg!(feature = "unsafe-no-sync") {
             tracing::error!("UNSAFE: built to acknowledge without syncing (feature unsafe-no-sync); for tests only");
         }
-        let recovered = recovery::recover(&env, &dir, &options, floor).await?;
+        let recovered = recovery::recover(&env, &dir, &options, floor, made).await?;
         let commitlog = dir.join("commitlog");
         let hard = *recovered.hard.state();
         let end = recovered.end.physical_offset;

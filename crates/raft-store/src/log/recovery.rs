@@ -161,6 +161,7 @@ pub async fn recover(
     dir: &Path,
     options: &LogOptions,
     floor: Option<LogId>,
+    made: bool,
 ) -> Result<Recovered, OpenError> {
     let commitlog = dir.join("commitlog");
     let layout = Layout { segment_bytes: options.segment_bytes };
@@ -169,7 +170,7 @@ pub async fn recover(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let mut hard = HardStateFiles::open(env, dir, options.segment_bytes, names.is_some()).await?;
+    let mut hard = HardStateFiles::open(env, dir, options.segment_bytes, made || names.is_some()).await?;
     if hard.state().segment_bytes != options.segment_bytes {
         return Err(OpenError::Options(format!(
             "segments have {} bytes, not {}: the size is fixed for the cluster",
