@@ -483,12 +483,6 @@ impl Log {
         self.command(|reply| Command::Purge(Boundary { id: upto, end }, reply)).await
     }
 
-    /// Before an image is made durable: the log will begin anew behind `boundary`. If the process stops between the two,
-    /// the next start finds the image as `floor`, knows that nothing is lost, and begins behind it.
-    pub async fn announce_restart(&self, boundary: Boundary) -> io::Result<()> {
-        self.command(|reply| Command::Announce(boundary, reply)).await
-    }
-
     /// After an image was installed: the log begins anew behind `boundary`. If the log holds that very entry this is
     /// [`Log::purge`]; else all frames are dropped. Nobody may append meanwhile.
     pub async fn restart_at(&self, boundary: Boundary) -> io::Result<()> {
