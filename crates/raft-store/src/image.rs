@@ -121,6 +121,11 @@ fn damaged(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("image: {what}"))
 }
 
+/// Where the image in `bytes` says that it was cut. Of its content only the head is verified.
+pub(crate) fn boundary_of(bytes: &[u8]) -> io::Result<Boundary> {
+    bytes.get(..HEAD_BYTES).ok_or_else(|| damaged("short head")).and_then(Head::decode).map(|head| head.boundary)
+}
+
 /// An image's file name.
 pub(crate) fn name(id: LogId) -> String {
     id.to_string()

@@ -24,7 +24,7 @@ use crate::three::Three;
 use crate::world::{Counter, Ledger, Place, QUEUE, free_address, record, record_operation, within};
 
 /// Three members behind links.
-async fn linked(seed: u64) -> (Three, Links) {
+pub async fn linked(seed: u64) -> (Three, Links) {
     let links = Links::default();
     let (outer, inner): (Vec<_>, Vec<_>) = (0..3).map(|_| (free_address(), free_address())).unzip();
     let mut places = Vec::new();
@@ -338,7 +338,7 @@ async fn members_that_stop_together_do_not_wait_for_each_other() {
 }
 
 /// What `leader` would say to `victim` on an append connection.
-fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
+pub fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
     Hello {
         protocol: (1, 1),
         cluster: "cluster".into(),
