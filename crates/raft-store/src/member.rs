@@ -30,7 +30,7 @@ use crate::position::NodeId;
 use crate::proposer::{HandingOver, Proposer, Submission, Waiters, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
-use crate::raft::peer::client::{Factory, Links};
+use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::storage::{NextBeginning, Storage};
@@ -279,7 +279,13 @@ impl<T: Tables> Member<T> {
         let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
         let failure = Arc::new(watch::Sender::new(None));
-        lifetime.spawn(stop_on_failure(raft.clone(), log.clone(), recovered.reader.clone(), failure.clone()));
+        lifetime.spawn(stop_on_failure(
+            raft.clone(),
+            log.clone(),
+            recovered.reader.clone(),
+            links.refusals(),
+            failure.clone(),
+        ));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
@@ -438,12 +444,40 @@ async fn follow_office<T: Tables>(raft: RaftOf<T>, office: watch::Sender<Office>
     }
 }
 
+/// Resolves when so many voters refuse this leader's frames that no majority is left to take them: then it is not they
+/// who are wrong.
+async fn refused_by_a_majority<T: Tables>(raft: &RaftOf<T>, mut refusals: watch::Receiver<Refusals>) -> String {
+    /// In a row.
+    const TIMES: u32 = 3;
+    loop {
+        let found = {
+            let (refusals, now) = (refusals.borrow_and_update(), raft.metrics().borrow_watched().clone());
+            let voters: Vec<NodeId> = now.membership_config.membership().voter_ids().collect();
+            let by = |voter: &NodeId| {
+                refusals.get(voter).filter(|refused| refused.term == now.current_term && refused.times >= TIMES)
+            };
+            let refused = voters.iter().filter_map(by);
+            let reasons: Vec<&str> = refused.map(|refused| refused.reason.as_str()).collect();
+            let left = voters.len() - reasons.len();
+            let lost = now.state == ServerState::Leader && left < voters.len() / 2 + 1;
+            lost.then(|| format!("a majority refused this leader's frames as inconsistent: {}", reasons.join("; ")))
+        };
+        if let Some(reason) = found {
+            return reason;
+        }
+        if refusals.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
 /// others serve.
 async fn stop_on_failure<T: Tables>(
     raft: RaftOf<T>,
     log: Log,
     reader: Reader<T>,
+    refusals: watch::Receiver<Refusals>,
     failure: Arc<watch::Sender<Option<String>>>,
 ) {
     async fn first(mut found: watch::Receiver<Option<String>>) -> String {
@@ -461,6 +495,7 @@ async fn stop_on_failure<T: Tables>(
         reason = first(log.corruption()) => reason,
         reason = first(reader.watch_damage()) => reason,
         reason = first(reader.watch_failure()) => reason,
+        reason = refused_by_a_majority(&raft, refusals) => reason,
     };
     tracing::error!("this replica stops: {reason}");
     failure.send_replace(Some(reason));

@@ -388,7 +388,7 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
         while let Ok(Some(answer)) = reader.next().await {
             answers.push(answer);
         }
-        assert!(matches!(answers.last(), Some(Message::Refused(_))), "{answers:?}");
+        assert!(matches!(answers.last(), Some(Message::Inconsistent(_))), "{answers:?}");
     }
     let after = victim.status();
     assert_eq!((after.term, after.last, after.inconsistent_requests), (before.term, before.last, 2));
@@ -397,6 +397,33 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     let refused = connection::connect(env, &options.peer_address, &wrong_cluster, limit).await.map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("another"));
     three.stop().await;
+}
+
+/// Everybody refuses what a leader sends, again and again: it is the leader that is broken, or its link. It stops, says
+/// why, and the others go on without it.
+#[tokio::test]
+async fn a_leader_whose_frames_a_majority_refuses_stops() {
+    crate::world::log_if_asked();
+    let (mut three, links) = linked(161).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    ledger.send(three.group(leader), "before").await.unwrap();
+    let group = three.group(leader).clone();
+    links.spoil(group.node());
+    let sent = group.propose(vec![record(&"x".repeat(1000))]);
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+    let env = three.places[0].env.clone();
+    let (stopped, sent) = within(&env, 8, "it stops", async { tokio::join!(stopped, sent) }).await;
+    let stopped = stopped.unwrap().clone();
+    let Role::Stopped { reason: Some(reason) } = stopped else { panic!("{stopped:?}") };
+    assert!(reason.contains("majority"), "{reason}");
+    assert_eq!(sent, Err(ProposeError::Unknown));
+    three.kill(leader).await;
+    let next = three.leader().await;
+    ledger.send(three.group(next), "after").await.unwrap();
+    ledger.check(three.group(next)).await;
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
 }
 
 /// A leader whose log is not this one's, although its frames are sound: this replica stops, and says why.

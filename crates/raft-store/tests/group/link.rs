@@ -21,6 +21,8 @@ pub struct Links {
     cut: watch::Sender<BTreeSet<NodeId>>,
     /// Members whose connections stay, with nothing passing.
     frozen: watch::Sender<BTreeSet<NodeId>>,
+    /// Whose frames are spoilt on the way out.
+    spoilt: watch::Sender<BTreeSet<NodeId>>,
     /// What it takes to make a connection.
     delay: Arc<Mutex<Duration>>,
     /// The hellos of all connections.
@@ -52,6 +54,13 @@ impl Links {
     pub fn freeze(&self, node: NodeId) {
         self.frozen.send_modify(|frozen| {
             frozen.insert(node);
+        });
+    }
+
+    /// In what `node` sends to others, every `xxxxxxxx` becomes `xxxxyxxx` from now on.
+    pub fn spoil(&self, node: NodeId) {
+        self.spoilt.send_modify(|spoilt| {
+            spoilt.insert(node);
         });
     }
 
@@ -99,8 +108,8 @@ impl Links {
         let (from, to) = (from.into_split(), to.into_split());
         tokio::select! { biased;
             _ = cut.wait_for(concerned) => None,
-            passed = copy(from.0, to.1, self.frozen.subscribe(), concerned) => passed,
-            passed = copy(to.0, from.1, self.frozen.subscribe(), concerned) => passed,
+            passed = copy(from.0, to.1, self.frozen.subscribe(), concerned, || self.spoilt.borrow().contains(&hello.node)) => passed,
+            passed = copy(to.0, from.1, self.frozen.subscribe(), concerned, || false) => passed,
         }
     }
 }
@@ -111,11 +120,17 @@ async fn copy(
     mut to: WriteHalf,
     mut frozen: watch::Receiver<BTreeSet<NodeId>>,
     concerned: impl Fn(&BTreeSet<NodeId>) -> bool,
+    spoilt: impl Fn() -> bool,
 ) -> Option<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = from.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
         frozen.wait_for(|frozen| !concerned(frozen)).await.ok()?;
+        if spoilt()
+            && let Some(at) = buffer[..read].windows(8).position(|window| window == b"xxxxxxxx")
+        {
+            buffer[at + 4] = b'y';
+        }
         to.write_all(&buffer[..read]).await.ok()?;
     }
 }

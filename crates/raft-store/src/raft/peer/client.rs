@@ -56,6 +56,20 @@ const SNAPSHOT_PART_BYTES: usize = 1 << 20;
 /// Wait between attempts to reach a peer that is not there.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Appends that peers refused because frames, CRCs or chain did not fit.
+pub type Refusals = BTreeMap<NodeId, Refused>;
+
+/// What a peer refused, one append after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// This leader's.
+    pub term: u64,
+    /// How many in a row. One alone may be a bit that flipped on the way.
+    pub times: u32,
+    /// Why, in the peer's words.
+    pub reason: String,
+}
+
 /// What all clients of this node share.
 #[derive(Debug)]
 pub struct Links {
@@ -65,6 +79,8 @@ pub struct Links {
     /// One unary connection per peer, whoever asks: where to ask, and the address it leads to.
     unary: Mutex<BTreeMap<NodeId, (String, mpsc::UnboundedSender<Asked>)>>,
     counters: Arc<PeerCounters>,
+    /// Whose last answers to appends were that the frames are inconsistent.
+    refusals: watch::Sender<Refusals>,
     /// Counts the requests to campaign that nobody took.
     failed_transfers: watch::Sender<u64>,
     /// Newest cluster version each peer said it can apply.
@@ -78,13 +94,29 @@ impl Links {
     /// `hello` says who this node is; peer and channel are filled in.
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
-        let failed_transfers = watch::Sender::new(0);
-        Arc::new(Links { env, log, hello, unary, counters, failed_transfers, cluster_versions })
+        let (refusals, failed_transfers) = (watch::Sender::default(), watch::Sender::default());
+        Arc::new(Links { env, log, hello, unary, counters, refusals, failed_transfers, cluster_versions })
     }
 
     /// Newest cluster version that each peer reached so far can apply.
     pub fn cluster_versions(&self) -> BTreeMap<NodeId, u32> {
         self.cluster_versions.lock().clone()
+    }
+
+    /// Watches which peers refuse what this leader appends.
+    pub fn refusals(&self) -> watch::Receiver<Refusals> {
+        self.refusals.subscribe()
+    }
+
+    fn refused(&self, peer: NodeId, term: u64, reason: &str) {
+        self.refusals.send_modify(|refusals| {
+            let before = refusals.get(&peer).filter(|before| before.term == term).map_or(0, |before| before.times);
+            refusals.insert(peer, Refused { term, times: before + 1, reason: reason.to_owned() });
+        });
+    }
+
+    fn taken(&self, peer: NodeId) {
+        self.refusals.send_if_modified(|refusals| refusals.remove(&peer).is_some());
     }
 
     /// Changes when a peer that was asked to lead does not even try.
@@ -405,6 +437,8 @@ struct Session<'s> {
     writing: AbortOnDrop<io::Result<MessageWriter>>,
     /// The writing half, once the request stream has ended.
     writer: Option<MessageWriter>,
+    /// The leader's term.
+    term: u64,
     sent: Arc<AtomicU64>,
     answered: u64,
     heard: Duration,
@@ -427,6 +461,7 @@ impl<'s> Session<'s> {
         match self.next_answer().await {
             Ok(Some(appended)) => {
                 self.answered += 1;
+                self.client.links.taken(self.client.peer);
                 // openraft ends the session at the first answer that is not a success.
                 let goes_on = matches!(appended, Appended::Upto(_));
                 Some((Ok(appended.into()), goes_on.then_some(self)))
@@ -455,6 +490,10 @@ impl<'s> Session<'s> {
                         Some(Message::Appended(appended)) => return Ok(Some(appended)),
                         Some(Message::Working) => {}
                         Some(Message::StreamEnd) => peer_ended = true,
+                        Some(Message::Inconsistent(reason)) => {
+                            self.client.links.refused(self.client.peer, self.term, &reason);
+                            return Err(io::Error::other(format!("refused: {reason}")));
+                        }
                         Some(Message::Refused(reason)) => return Err(io::Error::other(format!("refused: {reason}"))),
                         Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer that is none")),
                         None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -515,6 +554,7 @@ impl RaftNetworkV2<Types> for Client {
             let Some(first) = input.next().await else { return Ok(futures::stream::empty().boxed()) };
             let (reader, writer) = self.append_connection().await?;
             let sent = Arc::new(AtomicU64::new(0));
+            let term = first.vote.leader_id.term;
             let input = futures::stream::iter([first]).chain(input);
             let writing = AbortOnDrop(Types::spawn(write_session(
                 self.links.env.clock.clone(),
@@ -525,7 +565,8 @@ impl RaftNetworkV2<Types> for Client {
             )));
             let heard = self.links.env.clock.monotonic();
             let checks = self.links.env.clock.ticks(WORKING_INTERVAL);
-            let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard, checks };
+            let session =
+                Session { client: self, reader, writing, writer: None, term, sent, answered: 0, heard, checks };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
             Ok(answers.boxed())
         })

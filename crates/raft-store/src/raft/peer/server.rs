@@ -191,12 +191,12 @@ impl<T: Tables> Server<T> {
             // An error on either side ends both: when Raft has stopped, the peer must not wait for it.
             let (end, ()) = futures::future::try_join(reading, answering).await?;
             match end {
-                SessionEnd::Stream => {}
+                SessionEnd::Stream => writer.write(&Message::StreamEnd).await?,
                 SessionEnd::Connection => return Ok(()),
                 SessionEnd::Inconsistent(inconsistent) => {
                     PeerCounters::count(&self.counters.inconsistent_requests);
                     tracing::error!(%inconsistent, "refused a peer's append");
-                    return writer.write(&Message::Refused(inconsistent.to_string())).await;
+                    return writer.write(&Message::Inconsistent(inconsistent.to_string())).await;
                 }
             }
         }
@@ -232,7 +232,7 @@ impl<T: Tables> Server<T> {
         }
     }
 
-    /// Writes openraft's answers, in order, and the end of the stream behind the last.
+    /// Writes openraft's answers, in order, to the last.
     async fn answer_session(
         &self,
         writer: &mut MessageWriter,
@@ -252,7 +252,7 @@ impl<T: Tables> Server<T> {
                         writer.write(&Message::Appended(answer.into())).await?;
                     }
                     Some(Err(fatal)) => return Err(io::Error::other(fatal)),
-                    None => return writer.write(&Message::StreamEnd).await,
+                    None => return Ok(()),
                 },
                 () = signs.next() => {
                     if *taken.borrow() > answered {
