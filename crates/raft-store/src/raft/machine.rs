@@ -15,6 +15,7 @@ use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
 use tokio::sync::Mutex;
 
+use crate::consume_queue::aside;
 use crate::fold::{Fold, Tables};
 use crate::image::{self, Image};
 use crate::log::{Frame, Log};
@@ -42,13 +43,15 @@ pub enum SnapshotImage {
 }
 
 impl SnapshotImage {
-    /// All of it.
+    /// All of it, read beside this runtime.
     pub async fn read(self, env: &Env) -> io::Result<Bytes> {
         match self {
             SnapshotImage::Received(bytes) => Ok(bytes),
             SnapshotImage::Stored(image) => {
-                let file = env.disk.open(&image.path, Open::Existing).await?;
-                file.read_at(0, image.len as usize).await
+                let disk = env.disk.clone();
+                let read =
+                    async move { disk.open(&image.path, Open::Existing).await?.read_at(0, image.len as usize).await };
+                aside(env, read).await
             }
         }
     }

@@ -30,6 +30,7 @@ use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::consume_queue::aside;
 use crate::log::Log;
 use crate::position::NodeId;
 use crate::raft::machine::{Snapshot, SnapshotImage};
@@ -52,6 +53,9 @@ const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 
 /// Part of an image in one message.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
+
+/// A peer that does not take, or give, a part of an image in this time is gone.
+pub const SNAPSHOT_PART_LIMIT: Duration = Duration::from_secs(10);
 
 /// Wait between attempts to reach a peer that is not there.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -243,16 +247,20 @@ impl Client {
             membership: snapshot.meta.last_membership.membership().clone(),
             image_bytes: image.len,
         };
-        writer.write(&Message::SnapshotHead(head)).await?;
-        let file = self.links.env.disk.open(&image.path, Open::Existing).await?;
+        let env = &self.links.env;
+        writer.write_within(&env.clock, SNAPSHOT_PART_LIMIT, &Message::SnapshotHead(head)).await?;
+        // The disk is read beside this runtime: heartbeats go out meanwhile.
+        let (disk, path) = (env.disk.clone(), image.path.clone());
+        let file = aside(env, async move { disk.open(&path, Open::Existing).await }).await?;
         let mut sent = 0;
         while sent < image.len {
-            let part = file.read_at(sent, SNAPSHOT_PART_BYTES.min((image.len - sent) as usize)).await?;
+            let (file, bytes) = (file.clone(), SNAPSHOT_PART_BYTES.min((image.len - sent) as usize));
+            let part = aside(env, async move { file.read_at(sent, bytes).await }).await?;
             if part.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             sent += part.len() as u64;
-            writer.write(&Message::SnapshotPart(part)).await?;
+            writer.write_within(&env.clock, SNAPSHOT_PART_LIMIT, &Message::SnapshotPart(part)).await?;
         }
         loop {
             match self.links.env.clock.timeout(SILENCE_LIMIT, reader.next()).await {
@@ -380,8 +388,7 @@ async fn serve_unary(
                 }
                 number += 1;
                 waiting.insert(number, asker);
-                let written = env.clock.timeout(SILENCE_LIMIT, writer.write(&Message::Request(number, request))).await;
-                written.unwrap_or(Err(io::ErrorKind::TimedOut.into()))?;
+                writer.write_within(&env.clock, SILENCE_LIMIT, &Message::Request(number, request)).await?;
             }
             () = checks.next(), if !waiting.is_empty() => {
                 if env.clock.monotonic() - heard > SILENCE_LIMIT {

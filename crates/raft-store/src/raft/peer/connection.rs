@@ -99,6 +99,11 @@ impl MessageWriter {
         self.write_buffers(wire::encode(message)).await
     }
 
+    /// The same to a peer that takes it within `limit`.
+    pub async fn write_within(&mut self, clock: &Clock, limit: Duration, message: &Message) -> io::Result<()> {
+        clock.timeout(limit, self.write(message)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+    }
+
     async fn write_buffers(&mut self, mut buffers: Vec<Bytes>) -> io::Result<()> {
         /// Fewer than the kernel's limit of 1024.
         const SLICES: usize = 64;

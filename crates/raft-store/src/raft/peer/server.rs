@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use crate::fold::Tables;
 use crate::log::segment::Layout;
 use crate::raft::machine::{Machine, Snapshot, SnapshotImage};
-use crate::raft::peer::client::{WORKING_INTERVAL, voted};
+use crate::raft::peer::client::{SNAPSHOT_PART_LIMIT, WORKING_INTERVAL, voted};
 use crate::raft::peer::connection::{self, HELLO_LIMIT, MessageReader, MessageWriter};
 use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, FoundingStatus, Hello, Message, Reply, Request, SnapshotHead, Transfer,
@@ -305,7 +305,7 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         while let Some(message) = reader.next().await? {
             let Message::SnapshotHead(head) = message else { return Err(io::ErrorKind::InvalidData.into()) };
-            let image = read_image(&mut reader, head.image_bytes).await?;
+            let image = read_image(&self.env, &mut reader, head.image_bytes).await?;
             let mut installing = std::pin::pin!(install(raft, head, image));
             let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
             let vote = loop {
@@ -372,13 +372,14 @@ async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, request: Request) -> 
     }
 }
 
-async fn read_image(reader: &mut MessageReader, image_bytes: u64) -> io::Result<Bytes> {
+async fn read_image(env: &Env, reader: &mut MessageReader, image_bytes: u64) -> io::Result<Bytes> {
     if image_bytes > IMAGE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an image of {image_bytes} bytes")));
     }
     let mut image = BytesMut::new();
     while (image.len() as u64) < image_bytes {
-        match reader.next().await? {
+        let next = env.clock.timeout(SNAPSHOT_PART_LIMIT, reader.next()).await;
+        match next.unwrap_or(Err(io::ErrorKind::TimedOut.into()))? {
             Some(Message::SnapshotPart(part)) if (image.len() + part.len()) as u64 <= image_bytes => {
                 image.extend_from_slice(&part);
             }
