@@ -685,6 +685,7 @@ enum Successor {
 }
 
 /// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
+#[allow(clippy::disallowed_methods)] // openraft says when it heard of a voter in tokio's instants.
 fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
     let (ServerState::Leader, Some(replication), Some(heard)) =
         (metrics.state, &metrics.replication, &metrics.heartbeat)
