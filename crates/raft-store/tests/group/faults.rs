@@ -16,8 +16,11 @@ use raft_store::log::{Cursor, Kind, frame};
 use raft_store::position::{LogId, PhysicalOffset, QueueOffset};
 use raft_store::proposer::ProposeError;
 use raft_store::raft::peer::connection;
+use raft_store::raft::peer::server::CONNECTIONS_MAX;
 use raft_store::raft::peer::wire::{Append, Channel, FRAME_VERSION, Hello, Message};
 use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, leader_of, to_raft};
+
+use tokio::io::AsyncReadExt;
 
 use crate::link::Links;
 use crate::three::Three;
@@ -396,6 +399,30 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     let wrong_cluster = Hello { cluster: "another".into(), ..hello.clone() };
     let refused = connection::connect(env, &options.peer_address, &wrong_cluster, limit).await.map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("another"));
+    three.stop().await;
+}
+
+/// Somebody who is no peer opens connections and says nothing: there is a limit, and it passes.
+#[tokio::test]
+async fn connections_to_a_member_are_bounded() {
+    let three = Three::open(Three::simulated_places(171)).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let env = &three.places[0].env;
+    let address = &three.places[(leader + 1) % 3].options.peer_address;
+    let mut strangers = Vec::new();
+    for _ in 0..CONNECTIONS_MAX + 8 {
+        strangers.push(env.net.connect(address).await.unwrap());
+    }
+    let mut last = strangers.pop().unwrap();
+    let closed = env.clock.timeout(Duration::from_millis(1000), last.read_u8()).await;
+    assert!(matches!(closed, Some(Err(_))), "beyond the limit it is closed at once: {closed:?}");
+    let open = env.clock.timeout(Duration::from_millis(100), strangers[0].read_u8()).await;
+    assert!(open.is_none(), "the first one may still say hello");
+    // Whoever says nothing is closed as well, and there is room again.
+    within(env, 5, "the first one is closed", strangers[0].read_u8()).await.unwrap_err();
+    three.group(leader).propose(vec![record("it serves")]).await.unwrap();
+    three.converge().await;
     three.stop().await;
 }
 

@@ -20,7 +20,7 @@ use openraft::Raft;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, VoteRequest};
 use openraft::storage::SnapshotMeta;
 use openraft::type_config::TypeConfigExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::fold::Tables;
 use crate::log::segment::Layout;
@@ -42,6 +42,10 @@ const IMAGE_BYTES_MAX: u64 = 4 << 30;
 
 /// Requests of one unary connection that may wait for the disk at a time.
 const UNARY_WAITING_MAX: usize = 1024;
+
+/// Connections at a time: some four for each member that a group could have, many times over. Whoever opens more is no
+/// peer, and gets none of this node's memory.
+pub const CONNECTIONS_MAX: usize = 128;
 
 /// Ends the tasks that were spawned under it.
 #[derive(Clone, Debug)]
@@ -113,11 +117,17 @@ pub struct Server<T: Tables> {
 impl<T: Tables> Server<T> {
     /// Accepts until the lifetime ends.
     pub async fn run(self: Arc<Self>, listener: Listener) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
+                    let Ok(place) = room.clone().try_acquire_owned() else {
+                        tracing::warn!(%peer, "closed a connection: there are {CONNECTIONS_MAX} from peers already");
+                        continue;
+                    };
                     let server = self.clone();
                     self.lifetime.spawn(async move {
+                        let _place = place;
                         if let Err(error) = server.serve(stream).await {
                             tracing::debug!(%peer, %error, "a peer's connection ended");
                         }
