@@ -373,6 +373,13 @@ fn decode(bytes: Bytes) -> Result<Identity, Undecodable> {
     Ok(Identity { cluster, group, node_id, segment_bytes, boot_id, clean_stop, log_made, node, founding_set })
 }
 
+/// For [`crate::fuzzing`]: what can be read can be written, and reads the same again.
+pub(crate) fn decode_again(bytes: Bytes) {
+    if let Ok(identity) = decode(bytes) {
+        assert!(decode(encode(&identity)).is_ok_and(|again| again == identity));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use env::Rng;

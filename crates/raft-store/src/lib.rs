@@ -9,6 +9,8 @@ pub mod entry;
 pub mod fields;
 pub mod fold;
 pub mod founding;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 pub mod identity;
 pub mod image;

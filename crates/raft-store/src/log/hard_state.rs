@@ -142,7 +142,7 @@ impl HardState {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<HardState, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<HardState, String> {
         let Some(Ok(bytes)) = bytes.get(..STATE_BYTES).map(<&[u8; STATE_BYTES]>::try_from) else {
             return Err(format!("{} bytes instead of {STATE_BYTES}", bytes.len()));
         };
