@@ -5,6 +5,11 @@ use libfuzzer_sys::fuzz_target;
 use protocol::ext_fields::ExtFields;
 use protocol::header::*;
 
+/// Every header type of `protocol::header`.
+macro_rules! read_all {
+    ($ext:expr; $($header:ident,)*) => { $(read::<$header>($ext);)* };
+}
+
 fn read<H: CommandHeader + PartialEq + std::fmt::Debug>(ext: &ExtFields) {
     if let Ok(header) = H::read_from(ext) {
         let mut written = ExtFields::new();
@@ -13,13 +18,26 @@ fn read<H: CommandHeader + PartialEq + std::fmt::Debug>(ext: &ExtFields) {
     }
 }
 
-fuzz_target!(|text: &str| {
-    let ext: ExtFields = text.split('\n').filter_map(|line| line.split_once('=')).collect();
-    read::<SendMessageRequest>(&ext);
-    read::<SendMessageRequestV2>(&ext);
-    read::<PullMessageRequest>(&ext);
-    read::<SearchOffsetRequest>(&ext);
-    read::<RegisterBrokerRequest>(&ext);
-    read::<QueryMessageRequest>(&ext);
-    read::<PopMessageRequest>(&ext);
-});
+#[rustfmt::skip]
+fn read_each(ext: &ExtFields) {
+    read_all! { ext;
+        AckMessageRequest, AclRequest, AddWritePermResponse, BrokerHeartbeatRequest, BrokerNameRequest, BrokerRequest,
+        ChangeInvisibleTimeRequest, ChangeInvisibleTimeResponse, CheckTransactionStateRequest, CloneGroupOffsetRequest,
+        ClusterRequest, ConsumeMessageDirectlyRequest, ConsumerGroupRequest, ConsumerSendMessageBackRequest,
+        CreateTopicRequest, DeleteGroupRequest, EarliestStoreTimeResponse, EndTransactionRequest, GetAllGroupsRequest,
+        GetAllGroupsResponse, GetAllTopicsRequest, GetAllTopicsResponse, GetBrokerConfigResponse,
+        GetBrokerConsumeStatsRequest, GetBrokerMemberGroupRequest, GetConsumeStatsRequest, GetConsumerRunningInfoRequest,
+        GetConsumerStatusRequest, GetKvConfigResponse, GetRouteInfoRequest, GroupForbiddenRequest, GroupRequest,
+        GroupTopicRequest, HeartbeatResponse, KvConfigRequest, ListAclRequest, ListUserRequest, NamespaceRequest,
+        NamesrvTopicRequest, NotificationRequest, NotificationResponse, OffsetResponse, PeekMessageRequest,
+        PollingInfoResponse, PopMessageRequest, PopMessageResponse, ProducerGroupRequest, PullMessageRequest,
+        PullMessageResponse, PushReplyRequest, PutKvConfigRequest, QueryConsumeQueueRequest, QueryConsumerOffsetRequest,
+        QueryCorrectionOffsetRequest, QueryDataVersionResponse, QueryMessageRequest, QueryMessageResponse, QueueRequest,
+        RecallMessageRequest, RecallMessageResponse, RegisterBrokerRequest, RegisterBrokerResponse, ReplicaStatusRequest,
+        ResetConsumerClientOffsetRequest, ResetOffsetRequest, ResumeCheckHalfMessageRequest, SearchOffsetRequest,
+        SendMessageRequest, SendMessageRequestV2, SendMessageResponse, TopicRequest, UnregisterClientRequest,
+        UpdateConsumerOffsetRequest, UserRequest, ViewBrokerStatsRequest, ViewMessageRequest, WipeWritePermResponse,
+    }
+}
+
+fuzz_target!(|text: &str| read_each(&text.split('\n').filter_map(|line| line.split_once('=')).collect()));

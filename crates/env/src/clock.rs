@@ -68,6 +68,14 @@ impl Clock {
         tokio::time::timeout(limit, future).await.ok()
     }
 
+    /// Ticks every `period`, for the first time one `period` from now.
+    #[allow(clippy::disallowed_methods)]
+    pub fn ticks(&self, period: Duration) -> Ticks {
+        let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Ticks(interval)
+    }
+
     /// Moves a simulated wall clock by `by_ms`; the monotonic clock does not see it. Panics on the real clock.
     pub fn step_wall(&self, by_ms: i64) {
         match &self.source {
@@ -76,6 +84,20 @@ impl Clock {
                 base.fetch_add(by_ms, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// A tick every so often. What is missed is not made up for.
+///
+/// In a `select!` that loops, a sleep is made anew on each turn, and other branches put it off for ever; this is not put
+/// off.
+#[derive(Debug)]
+pub struct Ticks(tokio::time::Interval);
+
+impl Ticks {
+    /// Resolves at the next tick. Cancel-safe.
+    pub async fn next(&mut self) {
+        self.0.tick().await;
     }
 }
 
@@ -106,6 +128,20 @@ mod tests {
         assert_eq!(clock.timeout(second, std::future::pending::<()>()).await, None);
         assert_eq!(clock.monotonic().as_secs(), 1);
         assert_eq!(clock.timeout(second, async { 7 }).await, Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ticks_come_although_something_else_comes_more_often() {
+        let clock = Clock::simulated();
+        let mut ticks = clock.ticks(Duration::from_secs(1));
+        let mut ticked = Vec::new();
+        while ticked.len() < 3 {
+            tokio::select! { biased;
+                () = clock.sleep(Duration::from_millis(300)) => {}
+                () = ticks.next() => ticked.push(clock.monotonic().as_millis()),
+            }
+        }
+        assert_eq!(ticked, [1000, 2000, 3000]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub mod rng;
 
 use std::sync::Arc;
 
-pub use clock::Clock;
+pub use clock::{Clock, Ticks};
 pub use disk::{Disk, File};
 pub use executor::Executor;
 pub use net::Net;

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -140,6 +141,28 @@ impl Stream {
                 let (read, write) = stream.into_split();
                 (ReadHalf(ReadKind::Simulated(read)), WriteHalf(WriteKind::Simulated(write)))
             }
+        }
+    }
+
+    /// Breaks the connection when the other end has not been heard of for about `limit`, whether or not anything is sent:
+    /// a machine that lost its power, or a link that was cut, closes no connection. Whole seconds count.
+    pub fn break_when_silent(&self, limit: Duration) -> io::Result<()> {
+        match &self.0 {
+            StreamKind::Real(stream) => {
+                use rustix::net::sockopt;
+                let probe = Duration::from_secs((limit.as_secs() / 2).max(1));
+                sockopt::set_socket_keepalive(stream, true)?;
+                sockopt::set_tcp_keepidle(stream, probe)?;
+                sockopt::set_tcp_keepintvl(stream, probe)?;
+                sockopt::set_tcp_keepcnt(stream, 1)?;
+                // What is sent and never acknowledged is no matter of probes.
+                #[cfg(target_os = "linux")]
+                sockopt::set_tcp_user_timeout(stream, limit.as_millis() as u32)?;
+                Ok(())
+            }
+            // A simulation cuts its links so that both ends see it, or holds them for a while.
+            #[cfg(feature = "simulation")]
+            StreamKind::Simulated(_) => Ok(()),
         }
     }
 
@@ -316,6 +339,22 @@ mod tests {
                 StreamKind::Simulated(_) => unreachable!("made by a real network"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn silence_breaks_only_what_is_told_to() {
+        let net = Net::real();
+        let listener = net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let stream = net.connect(&address).await.unwrap();
+        let is_watched = |stream: &Stream| match &stream.0 {
+            StreamKind::Real(stream) => rustix::net::sockopt::socket_keepalive(stream).unwrap(),
+            #[cfg(feature = "simulation")]
+            StreamKind::Simulated(_) => unreachable!("made by a real network"),
+        };
+        assert!(!is_watched(&stream));
+        stream.break_when_silent(Duration::from_secs(10)).unwrap();
+        assert!(is_watched(&stream));
     }
 
     #[tokio::test]

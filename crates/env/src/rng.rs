@@ -10,6 +10,7 @@ pub struct Rng(Arc<Mutex<fastrand::Rng>>);
 
 impl Rng {
     /// Seeded by the operating system.
+    #[allow(clippy::disallowed_methods)] // This is the door the others are sent to.
     pub fn from_entropy() -> Rng {
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).expect("the operating system gives random bytes");

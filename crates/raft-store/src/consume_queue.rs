@@ -29,7 +29,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use env::disk::Open;
 use env::{Env, File};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp};
 
@@ -418,15 +418,22 @@ pub(crate) struct Damage {
     env: Env,
     dir: PathBuf,
     noted: AtomicBool,
+    /// The same with what it is, once it is durable: the replica must stop.
+    found: watch::Sender<Option<String>>,
 }
 
 impl Damage {
     pub const NAME: &'static str = "rebuild";
 
     pub fn new(env: Env, dir: PathBuf) -> Damage {
-        Damage { env, dir, noted: AtomicBool::new(false) }
+        Damage { env, dir, noted: AtomicBool::new(false), found: watch::Sender::new(None) }
     }
 
+    pub fn found(&self) -> watch::Receiver<Option<String>> {
+        self.found.subscribe()
+    }
+
+    #[cfg(test)]
     pub fn is_noted(&self) -> bool {
         self.noted.load(Ordering::Acquire)
     }
@@ -442,6 +449,7 @@ impl Damage {
         if let Err(error) = written {
             tracing::error!("the damage could not be noted: {error}");
         }
+        self.found.send_replace(Some(what.to_owned()));
     }
 }
 

@@ -25,7 +25,7 @@ use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
 use crate::position::{LogId, NodeId};
-use crate::proposer::{Answer, Claim, ProposeError, Submission, submission_bytes};
+use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
 
 /// Newest `cluster_version` that this build can apply.
@@ -63,7 +63,8 @@ pub struct GroupOptions {
     pub election_ms: (u64, u64),
     /// A proposal without an outcome is given up after this.
     pub propose_limit_ms: u64,
-    /// Bytes of proposals without an outcome; beyond it, busy.
+    /// Bytes of proposals that are held: without an outcome, or not yet dropped after their callers gave them up.
+    /// Beyond it, busy.
     pub proposals_bytes_max: usize,
     /// The log. Its segment size is taken from here above.
     pub log: LogOptions,
@@ -225,7 +226,8 @@ pub enum HandOverError {
     /// There is nobody to hand over to.
     #[error("there is no other voter")]
     Alone,
-    /// Nobody took it in time; this node goes on.
+    /// Nobody took it in time. If nobody was asked to, this node goes on; else it serves nothing more in this term, and
+    /// submissions wait until a majority has elected somebody, which may be this node.
     #[error("no other voter took over in time")]
     NotTaken,
     /// This node has stopped.
@@ -284,7 +286,7 @@ pub struct Status {
     pub voters: Vec<NodeId>,
     /// What each other member is known to hold; at the leader only.
     pub replication: BTreeMap<NodeId, Replication>,
-    /// Bytes of proposals without an outcome.
+    /// Bytes of proposals that are held: without an outcome, or not yet dropped after their callers gave them up.
     pub proposals_bytes: usize,
     /// Entries in flight.
     pub entries_in_flight: usize,
@@ -328,17 +330,8 @@ struct Shared<T: Tables> {
     options: GroupOptions,
     commands: mpsc::UnboundedSender<Command>,
     queue: mpsc::UnboundedSender<Submission<T::Reply>>,
-    proposals_bytes: AtomicUsize,
+    proposals_bytes: Arc<AtomicUsize>,
     opened: Opened<T>,
-}
-
-/// Bytes admitted; given back when dropped.
-struct Admitted<'a>(&'a AtomicUsize, usize);
-
-impl Drop for Admitted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Ordering::AcqRel);
-    }
 }
 
 impl<T: Tables> Group<T> {
@@ -353,7 +346,7 @@ impl<T: Tables> Group<T> {
         let name = format!("raft-{}", options.group);
         drop(env.executor.run(&name, Runtime::scope(seed, member.run(tables, opened))));
         let opened = opening.await.map_err(|_| OpenError::Interrupted)??;
-        let proposals_bytes = AtomicUsize::new(0);
+        let proposals_bytes = Arc::default();
         Ok(Group(Arc::new(Shared { env, options, commands, queue, proposals_bytes, opened })))
     }
 
@@ -373,15 +366,12 @@ impl<T: Tables> Group<T> {
         if bytes > limit {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
-        let before = shared.proposals_bytes.fetch_add(bytes, Ordering::AcqRel);
-        let _admitted = Admitted(&shared.proposals_bytes, bytes);
-        // One submission always passes, however large.
-        if before > 0 && before + bytes > shared.options.proposals_bytes_max {
+        let Some(admitted) = Admitted::admit(&shared.proposals_bytes, bytes, shared.options.proposals_bytes_max) else {
             return Err(ProposeError::Busy { stage: "proposals in flight" });
-        }
+        };
         let (answer, answered) = oneshot::channel();
         let claim = Arc::new(Claim::default());
-        let submission = Submission { operations, bytes, claim: claim.clone(), answer, arrival: 0 };
+        let submission = Submission { operations, bytes, admitted, claim: claim.clone(), answer, arrival: 0 };
         shared.queue.send(submission).map_err(|_| ProposeError::Stopped)?;
         let limit = Duration::from_millis(shared.options.propose_limit_ms);
         match shared.env.clock.timeout(limit, answered).await {

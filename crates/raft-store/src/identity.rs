@@ -4,7 +4,7 @@
 //! IDENTITY, little-endian, strings behind a u16 length
 //!  0 magic u32 "RMQI" | 4 format version u32 = 1 | 8 length u32 of what follows the head | 12 CRC32C u32 of the same
 //! 16 cluster string | group string | node id u64 | flush mode u8 (0 SYNC_FLUSH) | segment bytes u64
-//!    | boot id string | clean stop u8 | peer address string | client address string
+//!    | boot id string | clean stop u8 | log made u8 | peer address string | client address string
 //!    | founding set: u8 0, or 1 and a count u32 of {id u64, peer address string, client address string}
 //! ```
 //!
@@ -74,6 +74,8 @@ pub struct Identity {
     pub boot_id: String,
     /// The last stop was graceful. Cleared before anything else is written.
     pub clean_stop: bool,
+    /// Log and hard state have been here: if they are not any more, they are lost.
+    pub log_made: bool,
     /// Where this member was last reached.
     pub node: Node,
     /// The founders, once all have said hello.
@@ -209,6 +211,14 @@ impl Directory {
         self.change(|identity| identity.founding_set = Some(set)).await
     }
 
+    /// Log and hard state are durably here, empty or not. Before that this node says nothing to anybody.
+    pub async fn log_is_made(&self) -> io::Result<()> {
+        match self.identity().log_made {
+            true => Ok(()),
+            false => self.change(|identity| identity.log_made = true).await,
+        }
+    }
+
     /// The last thing written in a graceful stop.
     pub async fn stopped_cleanly(&self) -> io::Result<()> {
         self.change(|identity| identity.clean_stop = true).await
@@ -257,6 +267,7 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
         segment_bytes: expected.segment_bytes,
         boot_id: String::new(),
         clean_stop: true,
+        log_made: false,
         node: expected.node.clone(),
         founding_set: None,
     })
@@ -297,6 +308,7 @@ fn encode(identity: &Identity) -> Bytes {
     out.put_u64_le(identity.segment_bytes);
     put_string(&mut out, &identity.boot_id);
     out.put_u8(identity.clean_stop.into());
+    out.put_u8(identity.log_made.into());
     put_string(&mut out, &identity.node.peer_address);
     put_string(&mut out, &identity.node.client_address);
     match &identity.founding_set {
@@ -354,10 +366,18 @@ fn decode(bytes: Bytes) -> Result<Identity, Undecodable> {
     let segment_bytes = from.u64("segment bytes")?;
     let boot_id = from.string("boot id")?;
     let clean_stop = from.bool("clean stop")?;
+    let log_made = from.bool("log made")?;
     let node = Node { peer_address: from.string("peer address")?, client_address: from.string("client address")? };
     let founding_set = if from.bool("founding set")? { Some(take_founders(&mut from)?) } else { None };
     from.end("bytes behind the founding set")?;
-    Ok(Identity { cluster, group, node_id, segment_bytes, boot_id, clean_stop, node, founding_set })
+    Ok(Identity { cluster, group, node_id, segment_bytes, boot_id, clean_stop, log_made, node, founding_set })
+}
+
+/// For [`crate::fuzzing`]: what can be read can be written, and reads the same again.
+pub(crate) fn decode_again(bytes: Bytes) {
+    if let Ok(identity) = decode(bytes) {
+        assert!(decode(encode(&identity)).is_ok_and(|again| again == identity));
+    }
 }
 
 #[cfg(test)]
@@ -439,14 +459,15 @@ mod tests {
     fn identity() -> impl Strategy<Value = Identity> {
         let founders = proptest::collection::vec((any::<u64>(), 1u16..60000), 0..5)
             .prop_map(|set| set.into_iter().map(|(id, port)| Founder { id, node: node(port) }).collect());
-        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<bool>(), proptest::option::of(founders)).prop_map(
-            |(cluster, group, node_id, segment_bytes, clean_stop, founding_set)| Identity {
+        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<[bool; 2]>(), proptest::option::of(founders)).prop_map(
+            |(cluster, group, node_id, segment_bytes, [clean_stop, log_made], founding_set)| Identity {
                 cluster,
                 group,
                 node_id,
                 segment_bytes,
                 boot_id: "b".into(),
                 clean_stop,
+                log_made,
                 node: node(9),
                 founding_set,
             },

@@ -78,11 +78,16 @@ pub(crate) async fn open(env: &Env, dir: &Path) -> io::Result<Opened> {
 
 /// Whether the error says nothing about the store: it would meet an empty one as well.
 fn is_circumstance(error: &io::Error) -> bool {
-    use io::ErrorKind::{OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock};
-    matches!(
+    use io::ErrorKind::{
+        Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock,
+    };
+    // Too many files open, in the process (EMFILE) or on the machine (ENFILE), have no kind of their own.
+    const TOO_MANY_FILES: [i32; 2] = [24, 23];
+    let kind = matches!(
         error.kind(),
-        OutOfMemory | PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull | WouldBlock
-    )
+        Interrupted | OutOfMemory | PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull | WouldBlock
+    );
+    kind || error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
 }
 
 /// Moves a store that cannot be used aside and opens an empty one.
@@ -140,10 +145,12 @@ fn damaged(what: impl std::fmt::Display) -> io::Error {
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::Bytes;
     use env::Rng;
     use env::disk::simulated::SimDisk;
 
     use super::*;
+    use crate::consume_queue::replace_file;
 
     fn boundary(index: u64) -> Boundary {
         Boundary {
@@ -181,6 +188,34 @@ mod tests {
                 None => model.remove(key),
             };
         }
+    }
+
+    #[test]
+    fn what_an_empty_store_would_meet_as_well_says_nothing_about_this_one() {
+        // EMFILE, ENFILE, EINTR, ENOSPC, EACCES.
+        for code in [24, 23, 4, 28, 13] {
+            assert!(is_circumstance(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        assert!(!is_circumstance(&damaged("rows")));
+        assert!(!is_circumstance(&io::Error::from_raw_os_error(5)), "EIO");
+    }
+
+    /// A start that is killed from outside while the store opens is no reason to rebuild it; one that never ends is.
+    #[tokio::test]
+    async fn a_store_is_given_up_only_when_it_never_opens() {
+        let (env, dir) = (Env::real(), tempfile::tempdir().unwrap());
+        let mut opened = open(&env, dir.path()).await.unwrap();
+        opened.store.write(vec![(vec![1], Some(vec![2]))], boundary(1)).await.unwrap();
+        drop(opened);
+        let opening = dir.path().join("state.opening");
+        let killed = |times: u8| replace_file(&env, &opening, Bytes::from(vec![times]));
+        killed(sled::OPENS_NOT_ENDED - 1).await.unwrap();
+        let opened = open(&env, dir.path()).await.unwrap();
+        assert_eq!((opened.moved_aside, opened.store.boundary()), (false, Some(boundary(1))));
+        drop(opened);
+        killed(sled::OPENS_NOT_ENDED).await.unwrap();
+        let opened = open(&env, dir.path()).await.unwrap();
+        assert_eq!((opened.moved_aside, opened.store.boundary()), (true, None));
     }
 
     /// Every store agrees with a map, also after it is closed and opened again, cleared and filled.

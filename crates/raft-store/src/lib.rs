@@ -10,6 +10,8 @@ pub mod fields;
 pub mod fold;
 pub mod forward_key;
 pub mod founding;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 pub mod identity;
 pub mod image;

@@ -23,22 +23,22 @@ use crate::founding::{self, Start};
 use crate::group::{
     CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
 };
-use crate::identity::{Directory, Expected};
+use crate::identity::{Directory, Expected, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::position::NodeId;
-use crate::proposer::{Proposer, Submission, Waiters};
+use crate::proposer::{HandingOver, Proposer, Submission, Waiters, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
-use crate::raft::peer::client::{Factory, Links};
+use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
 
-/// A hand-over that takes longer is given up; the leader stays.
+/// A hand-over that takes longer is given up.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
 
 type RaftOf<T> = Raft<Types, Machine<T>>;
@@ -63,6 +63,9 @@ pub enum Office {
     /// Raft has ended.
     Stopped,
 }
+
+/// Why this replica had to stop, if it had to for a reason that Raft does not know.
+type Failure = watch::Receiver<Option<String>>;
 
 /// Somebody who waits for a read to be current.
 pub(crate) type Read = oneshot::Sender<Result<(), ReadError>>;
@@ -114,7 +117,9 @@ struct Running<T: Tables> {
     recovered: Recovered<T>,
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
-    paused: watch::Sender<bool>,
+    handing: watch::Sender<HandingOver>,
+    failure: Failure,
+    links: Arc<Links>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
     end: LifetimeEnd,
@@ -124,7 +129,8 @@ struct Running<T: Tables> {
 struct Started<T: Tables> {
     raft: RaftOf<T>,
     waiters: Arc<Waiters<T::Reply>>,
-    paused: watch::Sender<bool>,
+    handing: watch::Sender<HandingOver>,
+    failure: Failure,
     handle: Opened<T>,
 }
 
@@ -185,9 +191,10 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, paused, handle }) => {
+            Ok(Started { raft, waiters, handing, failure, handle }) => {
+                let links = handle.links.clone();
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
-                Ok((Running { recovered, raft, waiters, paused, heard_limit, end }, handle))
+                Ok((Running { recovered, raft, waiters, handing, failure, links, heard_limit, end }, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -279,8 +286,17 @@ impl<T: Tables> Member<T> {
         let (ready, watch_ready) = watch::channel(None);
         let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
-        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, role)));
-        let (paused, watch_paused) = watch::channel(false);
+        let failure = Arc::new(watch::Sender::new(None));
+        lifetime.spawn(stop_on_failure(
+            raft.clone(),
+            log.clone(),
+            recovered.reader.clone(),
+            links.refusals(),
+            failure.clone(),
+        ));
+        let watch_failure = failure.subscribe();
+        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
+        let (handing, watch_handing) = watch::channel(HandingOver::No);
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
         let (_, none) = mpsc::unbounded_channel();
@@ -292,8 +308,9 @@ impl<T: Tables> Member<T> {
             queue: std::mem::replace(&mut self.submissions, none),
             office: watch_office,
             ready,
-            paused: watch_paused,
+            handing: watch_handing,
             arrivals: 0,
+            sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
         };
         drop(Types::spawn(proposer.run()));
 
@@ -312,7 +329,7 @@ impl<T: Tables> Member<T> {
             elections,
             reads,
         };
-        Ok(Started { raft, waiters, paused, handle })
+        Ok(Started { raft, waiters, handing, failure: watch_failure, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -328,7 +345,12 @@ impl<T: Tables> Member<T> {
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
         let derived = Derived::probe(env, options.dir.clone(), derived).await?;
         let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
-        let log = Log::open(env.clone(), options.dir.clone(), log_options, derived.log_floor()).await?;
+        let made = directory.identity().log_made;
+        let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
+        if let Err(source) = directory.log_is_made().await {
+            log.kill().await;
+            return Err(IdentityError::Io { dir: options.dir.clone(), source }.into());
+        }
         let fold = match Fold::open(derived, log.clone(), tables).await {
             Ok(fold) => fold,
             Err(error) => {
@@ -432,18 +454,78 @@ async fn follow_office<T: Tables>(raft: RaftOf<T>, office: watch::Sender<Office>
     }
 }
 
+/// Resolves when so many voters refuse this leader's frames that no majority is left to take them: then it is not they
+/// who are wrong.
+async fn refused_by_a_majority<T: Tables>(raft: &RaftOf<T>, mut refusals: watch::Receiver<Refusals>) -> String {
+    /// In a row.
+    const TIMES: u32 = 3;
+    loop {
+        let found = {
+            let (refusals, now) = (refusals.borrow_and_update(), raft.metrics().borrow_watched().clone());
+            let voters: Vec<NodeId> = now.membership_config.membership().voter_ids().collect();
+            let by = |voter: &NodeId| {
+                refusals.get(voter).filter(|refused| refused.term == now.current_term && refused.times >= TIMES)
+            };
+            let refused = voters.iter().filter_map(by);
+            let reasons: Vec<&str> = refused.map(|refused| refused.reason.as_str()).collect();
+            let left = voters.len() - reasons.len();
+            let lost = now.state == ServerState::Leader && left < voters.len() / 2 + 1;
+            lost.then(|| format!("a majority refused this leader's frames as inconsistent: {}", reasons.join("; ")))
+        };
+        if let Some(reason) = found {
+            return reason;
+        }
+        if refusals.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
+/// others serve.
+async fn stop_on_failure<T: Tables>(
+    raft: RaftOf<T>,
+    log: Log,
+    reader: Reader<T>,
+    refusals: watch::Receiver<Refusals>,
+    failure: Arc<watch::Sender<Option<String>>>,
+) {
+    async fn first(mut found: watch::Receiver<Option<String>>) -> String {
+        loop {
+            if let Some(reason) = found.borrow_and_update().clone() {
+                return reason;
+            }
+            if found.changed().await.is_err() {
+                // Closed: nothing will ever be found.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    let reason = tokio::select! { biased;
+        reason = first(log.corruption()) => reason,
+        reason = first(reader.watch_damage()) => reason,
+        reason = first(reader.watch_failure()) => reason,
+        reason = refused_by_a_majority(&raft, refusals) => reason,
+    };
+    tracing::error!("this replica stops: {reason}");
+    failure.send_replace(Some(reason));
+    let _ = raft.shutdown().await;
+}
+
 /// Publishes the role, which is the office and whether its holder is ready.
 async fn follow_role<T: Tables>(
     raft: RaftOf<T>,
     mut office: watch::Receiver<Office>,
     mut ready: watch::Receiver<Option<u64>>,
+    failure: Failure,
     role: watch::Sender<Role>,
 ) {
     loop {
         let (now, term) = (office.borrow_and_update().clone(), *ready.borrow_and_update());
         let failed = raft.metrics().borrow_watched().running_state.clone().err();
         let failed = failed.filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped));
-        let now_role = role_of(&now, term, failed.map(|fatal| fatal.to_string()));
+        let failed = failed.map(|fatal| fatal.to_string()).or_else(|| failure.borrow().clone());
+        let now_role = role_of(&now, term, failed);
         role.send_if_modified(|before| {
             let changed = *before != now_role;
             *before = now_role.clone();
@@ -457,7 +539,7 @@ async fn follow_role<T: Tables>(
             changed = ready.changed() => changed.is_err(),
         };
         if ended {
-            role.send_replace(role_of(&Office::Stopped, None, None));
+            role.send_replace(role_of(&Office::Stopped, None, failure.borrow().clone()));
             return;
         }
     }
@@ -473,8 +555,7 @@ async fn answer_reads<T: Tables>(raft: RaftOf<T>, mut asked: mpsc::UnboundedRece
         let result = match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-                Err(ReadError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) })
+                Err(ReadError::NotLeader { leader: leader_told(forward) })
             }
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
             Err(RaftError::Fatal(_)) => Err(ReadError::Stopped),
@@ -503,8 +584,7 @@ async fn change_members<T: Tables>(raft: &RaftOf<T>, change: MemberChange) -> Re
 fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-            let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-            MembersError::NotLeader { leader: leader.map(|(id, node)| Peer::new(id, node)) }
+            MembersError::NotLeader { leader: leader_told(forward) }
         }
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => MembersError::Unknown,
         RaftError::APIError(error) => MembersError::Refused(error.to_string()),
@@ -525,28 +605,49 @@ impl<T: Tables> Running<T> {
             }
         }
         // What waits goes to the successor's clients; what is in flight is waited for, so that somebody holds it all.
-        self.paused.send_replace(true);
+        self.handing.send_replace(HandingOver::Waiting);
+        let mut triggered = None;
         let handed_over = env.clock.timeout(HAND_OVER_LIMIT, async {
-            let successor = loop {
+            let (successor, term) = loop {
                 let successor = successor(&metrics.borrow_watched(), self.heard_limit);
                 match successor {
                     Successor::NotLeader => return Ok(()),
-                    Successor::Is(id) => break id,
+                    Successor::Is { id, term } => break (id, term),
                     Successor::Nobody => return Err(HandOverError::NotTaken),
                     Successor::NotYet => metrics.changed().await.map_err(|_| HandOverError::Stopped)?,
                 }
             };
+            let mut failed = self.links.failed_transfers();
+            failed.mark_unchanged();
+            // From here on openraft takes no proposal and sends no heartbeat in this term, whatever the successor does.
+            triggered = Some(term);
+            self.handing.send_replace(HandingOver::Triggered { term });
+            fault!("hand_over.triggered");
             self.raft.trigger().transfer_leader(successor).await.map_err(|_| HandOverError::Stopped)?;
-            loop {
-                let leads = metrics.borrow_watched().current_leader;
-                if leads.is_some_and(|leader| leader != own) {
-                    return Ok(());
+            let elected = async {
+                loop {
+                    {
+                        let now = metrics.borrow_watched();
+                        match now.current_leader {
+                            Some(leader) if leader != own => return Ok(()),
+                            Some(_) if now.current_term > term => return Err(HandOverError::NotTaken),
+                            _ => {}
+                        }
+                    }
+                    tokio::select! { biased;
+                        changed = metrics.changed() => changed.map_err(|_| HandOverError::Stopped)?,
+                        // It is stopping as well, or gone.
+                        _ = failed.changed() => return Err(HandOverError::NotTaken),
+                    }
                 }
-                metrics.changed().await.map_err(|_| HandOverError::Stopped)?;
-            }
+            };
+            // Longer than an election takes: it campaigned, and is gone.
+            env.clock.timeout(2 * self.heard_limit, elected).await.unwrap_or(Err(HandOverError::NotTaken))
         });
         let handed_over = handed_over.await.unwrap_or(Err(HandOverError::NotTaken));
-        self.paused.send_replace(false);
+        if triggered.is_none() {
+            self.handing.send_replace(HandingOver::No);
+        }
         handed_over
     }
 
@@ -562,6 +663,9 @@ impl<T: Tables> Running<T> {
         };
         self.recovered.log.close().await?;
         shutdown.and(fold_closed)?;
+        if let Some(reason) = self.failure.borrow().clone() {
+            return Err(io::Error::other(reason));
+        }
         self.recovered.directory.stopped_cleanly().await
     }
 
@@ -583,10 +687,15 @@ enum Successor {
     Nobody,
     /// Whoever was heard of does not hold everything yet.
     NotYet,
-    Is(NodeId),
+    Is {
+        id: NodeId,
+        /// In which this node leads.
+        term: u64,
+    },
 }
 
 /// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
+#[allow(clippy::disallowed_methods)] // openraft says when it heard of a voter in tokio's instants.
 fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
     let (ServerState::Leader, Some(replication), Some(heard)) =
         (metrics.state, &metrics.replication, &metrics.heartbeat)
@@ -600,5 +709,7 @@ fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
         return Successor::Nobody;
     }
     let held = |voter: &NodeId| replication.get(voter).cloned().flatten().map(|matched| matched.index);
-    there.find(|voter| held(voter) >= metrics.last_log_index).map_or(Successor::NotYet, Successor::Is)
+    let term = metrics.current_term;
+    let ready = there.find(|voter| held(voter) >= metrics.last_log_index);
+    ready.map_or(Successor::NotYet, |id| Successor::Is { id, term })
 }

@@ -6,18 +6,20 @@
 //! - Every proposal is fenced with the leader's term. A leader serves only once its own `Lead` is applied; until then
 //!   submissions wait, they do not fail.
 //! - Three outcomes: placed (with what apply made of it), not leader (certainly not appended), unknown.
+//! - What is held is what is admitted: a submission's bytes count until it is answered, or dropped because nobody waits
+//!   for it any more. That is looked after in every office, so that a node without a quorum does not fill its memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use env::Clock;
+use env::{Clock, Ticks};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::Raft;
-use openraft::error::ClientWriteError;
+use openraft::error::{ClientWriteError, ForwardReason, ForwardToLeader};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::TypeConfigExt;
@@ -99,12 +101,36 @@ impl Claim {
     }
 }
 
+/// Bytes of submissions that are held; given back when dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    held: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Admitted {
+    /// Admits `bytes` if no more than `limit` are held then. Alone, a submission always passes, however large.
+    pub fn admit(held: &Arc<AtomicUsize>, bytes: usize, limit: usize) -> Option<Admitted> {
+        let before = held.fetch_add(bytes, Ordering::AcqRel);
+        let admitted = Admitted { held: held.clone(), bytes };
+        (before == 0 || before + bytes <= limit).then_some(admitted)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 /// Operations that belong together, and who waits for them.
 pub struct Submission<R> {
     /// Each has one outcome.
     pub operations: Vec<Operation>,
     /// Sum of [`encoded_bytes`].
     pub bytes: usize,
+    /// These bytes count as long as they are held, whether or not somebody still waits.
+    pub admitted: Admitted,
     /// Withdrawn when the caller has stopped waiting.
     pub claim: Arc<Claim>,
     /// Where the outcomes go.
@@ -204,6 +230,28 @@ impl GroupTime {
     }
 }
 
+/// How far leadership is on its way to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandingOver {
+    /// It is not.
+    No,
+    /// Submissions wait until what is in flight is everywhere.
+    Waiting,
+    /// The successor was told. openraft takes nothing more in this term, whether or not somebody else leads the next one:
+    /// submissions wait for that, and this node is not ready.
+    Triggered {
+        /// This node's last.
+        term: u64,
+    },
+}
+
+/// Who leads, by openraft's word. The successor of a leader that is handing over may never lead.
+pub(crate) fn leader_told(forward: ForwardToLeader<Types>) -> Option<Peer> {
+    let leads = forward.reason != ForwardReason::LeadershipTransfer;
+    let leader = forward.leader_id.zip(forward.leader_node.as_ref()).filter(|_| leads);
+    leader.map(|(id, node)| Peer::new(id, node))
+}
+
 /// The proposer's task.
 pub struct Proposer<T: Tables> {
     /// Stamps.
@@ -220,10 +268,12 @@ pub struct Proposer<T: Tables> {
     pub office: watch::Receiver<Office>,
     /// The term in which this node serves, once its `Lead` is applied.
     pub ready: watch::Sender<Option<u64>>,
-    /// Set while leadership is handed over: submissions wait.
-    pub paused: watch::Receiver<bool>,
+    /// Whether leadership is being handed over.
+    pub handing: watch::Receiver<HandingOver>,
     /// Submissions seen so far.
     pub arrivals: u64,
+    /// When to look for submissions that nobody waits for.
+    pub sweeps: Ticks,
 }
 
 type InFlight = (Ticket, Option<ClientWriteResult<Types>>);
@@ -257,6 +307,26 @@ impl<T: Tables> Proposer<T> {
         answer_all(waiting, || ProposeError::Stopped);
     }
 
+    /// What goes on in every office: takes in what arrives, and drops what nobody waits for any more. Resolves after one
+    /// of both; false when nothing will ever arrive. Cancel-safe.
+    async fn collect(&mut self, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        tokio::select! { biased;
+            () = self.sweeps.next() => {
+                waiting.retain(|submission| !submission.answer.is_closed());
+                // What one burst took.
+                waiting.shrink_to(2 * waiting.len());
+                true
+            }
+            submission = self.queue.recv() => match submission {
+                Some(submission) => {
+                    self.arrived(submission, waiting);
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
     fn arrived(&mut self, mut submission: Submission<T::Reply>, waiting: &mut VecDeque<Submission<T::Reply>>) {
         self.arrivals += 1;
         submission.arrival = self.arrivals;
@@ -265,15 +335,10 @@ impl<T: Tables> Proposer<T> {
 
     /// Until the office changes or something arrives. False at the end.
     async fn wait(&mut self, waiting: &mut VecDeque<Submission<T::Reply>>) -> bool {
+        let mut office = self.office.clone();
         tokio::select! { biased;
-            changed = self.office.changed() => changed.is_ok(),
-            submission = self.queue.recv() => match submission {
-                Some(submission) => {
-                    self.arrived(submission, waiting);
-                    true
-                }
-                None => false,
-            },
+            changed = office.changed() => changed.is_ok(),
+            goes_on = self.collect(waiting) => goes_on,
         }
     }
 
@@ -291,9 +356,15 @@ impl<T: Tables> Proposer<T> {
             }
         };
         let mut lost = std::pin::pin!(lost);
-        let took_office = tokio::select! { biased;
-            goes_on = &mut lost => return goes_on,
-            took_office = self.take_office(term) => took_office,
+        let mut taking = std::pin::pin!(self.take_office(term));
+        let took_office = loop {
+            tokio::select! { biased;
+                goes_on = &mut lost => return goes_on,
+                took_office = &mut taking => break took_office,
+                goes_on = self.collect(waiting) => if !goes_on {
+                    return false;
+                },
+            }
         };
         let Some(mut time) = took_office else { return false };
         self.ready.send_replace(Some(term));
@@ -305,34 +376,22 @@ impl<T: Tables> Proposer<T> {
     /// Proposes this term's `Lead` and waits until it is applied. `None` at the end.
     ///
     /// It is stamped only when everything before this term is applied: group time goes on from there.
-    async fn take_office(&mut self, term: u64) -> Option<GroupTime> {
-        let mut applied = self.reader.watch_applied();
-        applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
-        let mut time = GroupTime::after(self.reader.now());
-        loop {
-            let stamp = time.stamp(Timestamp(self.clock.wall_ms()));
-            let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
-            match self.propose(term, body).await.await {
-                Some(Ok(_)) => return Some(time),
-                // A fresh leader has no lease yet; one that is none any more is told so by its office.
-                Some(Err(_)) => self.clock.sleep(NOT_YET_INTERVAL).await,
-                None => return None,
-            }
-        }
-    }
-
-    /// Sends one entry into openraft, in order; the future it gives ends with openraft's answer, `None` if Raft has
-    /// stopped.
-    async fn propose(
-        &self,
-        term: u64,
-        body: Body,
-    ) -> impl Future<Output = Option<ClientWriteResult<Types>>> + Send + 'static {
-        let (responder, answer) = OneshotResponder::new_pair();
-        let sent = self.raft.write(body).responder(responder).with_leader(leader_of(term)).await;
+    fn take_office(&self, term: u64) -> impl Future<Output = Option<GroupTime>> + Send + 'static {
+        let (clock, raft, reader) = (self.clock.clone(), self.raft.clone(), self.reader.clone());
         async move {
-            sent.ok()?;
-            answer.await.ok()
+            let mut applied = reader.watch_applied();
+            applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
+            let mut time = GroupTime::after(reader.now());
+            loop {
+                let stamp = time.stamp(Timestamp(clock.wall_ms()));
+                let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
+                match propose(&raft, term, body).await.await {
+                    Some(Ok(_)) => return Some(time),
+                    // A fresh leader has no lease yet; one that is none any more is told so by its office.
+                    Some(Err(_)) => clock.sleep(NOT_YET_INTERVAL).await,
+                    None => return None,
+                }
+            }
         }
     }
 
@@ -347,9 +406,20 @@ impl<T: Tables> Proposer<T> {
         let mut in_flight: FuturesUnordered<futures::future::BoxFuture<'static, InFlight>> = FuturesUnordered::new();
         // Not before then: openraft has just said that it takes nothing.
         let mut not_yet = false;
+        let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
+        let mut handing = self.handing.clone();
         loop {
-            let paused = *self.paused.borrow_and_update();
-            if !paused && !not_yet {
+            let handing_over = *handing.borrow_and_update();
+            if handing_over == (HandingOver::Triggered { term }) {
+                self.ready.send_if_modified(|ready| ready.take().is_some());
+            }
+            // What was triggered in an earlier term has ended with that.
+            let takes = match handing_over {
+                HandingOver::No => true,
+                HandingOver::Waiting => false,
+                HandingOver::Triggered { term: last } => last != term,
+            };
+            if takes && !not_yet {
                 self.send_waiting(term, time, waiting, &mut in_flight).await;
             }
             tokio::select! { biased;
@@ -360,15 +430,12 @@ impl<T: Tables> Proposer<T> {
                 Some((ticket, answer)) = in_flight.next() => {
                     not_yet |= self.answered(ticket, answer, waiting);
                 }
-                submission = self.queue.recv() => match submission {
-                    Some(submission) => self.arrived(submission, waiting),
-                    None => {
-                        self.abandon(in_flight);
-                        return false;
-                    }
+                goes_on = self.collect(waiting) => if !goes_on {
+                    self.abandon(in_flight);
+                    return false;
                 },
-                _ = self.paused.changed() => {}
-                () = self.clock.sleep(NOT_YET_INTERVAL), if not_yet => not_yet = false,
+                _ = handing.changed() => {}
+                () = retries.next(), if not_yet => not_yet = false,
             }
         }
     }
@@ -399,7 +466,7 @@ impl<T: Tables> Proposer<T> {
                 }
             };
             let ticket = self.waiters.add(submissions);
-            let answer = self.propose(term, body_of(operations, Some(ticket))).await;
+            let answer = propose(&self.raft, term, body_of(operations, Some(ticket))).await;
             in_flight.push(Box::pin(async move { (ticket, answer.await) }));
         }
     }
@@ -417,9 +484,8 @@ impl<T: Tables> Proposer<T> {
             // Certainly not appended. If nobody else leads, this node may again in a moment.
             Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 let submissions = self.waiters.take(ticket);
-                match (forward.leader_id, forward.leader_node) {
-                    (Some(id), Some(node)) if id != *self.raft.node_id() => {
-                        let leader = Peer::new(id, &node);
+                match leader_told(forward) {
+                    Some(leader) if leader.id != *self.raft.node_id() => {
                         answer_all(submissions, || ProposeError::NotLeader { leader: Some(leader.clone()) });
                         false
                     }
@@ -455,8 +521,7 @@ impl<T: Tables> Proposer<T> {
             while let Some((ticket, answer)) = in_flight.next().await {
                 match answer {
                     Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                        let leader = forward.leader_id.zip(forward.leader_node.as_ref());
-                        let leader = leader.map(|(id, node)| Peer::new(id, node));
+                        let leader = leader_told(forward);
                         answer_all(waiters.take(ticket), || ProposeError::NotLeader { leader: leader.clone() });
                     }
                     Some(_) => {}
@@ -464,6 +529,21 @@ impl<T: Tables> Proposer<T> {
                 }
             }
         }));
+    }
+}
+
+/// Sends one entry into openraft, in order; the future it gives ends with openraft's answer, `None` if Raft has
+/// stopped.
+async fn propose<T: Tables>(
+    raft: &Raft<Types, Machine<T>>,
+    term: u64,
+    body: Body,
+) -> impl Future<Output = Option<ClientWriteResult<Types>>> + Send + use<T> {
+    let (responder, answer) = OneshotResponder::new_pair();
+    let sent = raft.write(body).responder(responder).with_leader(leader_of(term)).await;
+    async move {
+        sent.ok()?;
+        answer.await.ok()
     }
 }
 
@@ -502,7 +582,8 @@ mod tests {
     fn submission(bytes: usize) -> (Submission<()>, oneshot::Receiver<Answer<()>>) {
         let (answer, answered) = oneshot::channel();
         let operations = vec![Operation::Core(CoreCommand::Checkpoint)];
-        (Submission { operations, bytes, claim: Arc::default(), answer, arrival: 0 }, answered)
+        let admitted = Admitted::admit(&Arc::default(), bytes, usize::MAX).expect("there is no limit");
+        (Submission { operations, bytes, admitted, claim: Arc::default(), answer, arrival: 0 }, answered)
     }
 
     #[test]

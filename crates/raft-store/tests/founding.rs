@@ -6,14 +6,16 @@
 #[allow(dead_code)] // The other binary uses the rest.
 mod world;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use env::fault;
+use env::{Disk, fault};
 use futures::future::{join_all, select_all};
 use raft_store::founding::FoundingError;
 use raft_store::group::{Group, MemberChange, OpenError, Peer, Role};
+use raft_store::log;
 use tokio::sync::{Mutex, Notify};
 use world::{Counter, Place, free_address, record, until_ready, within};
 
@@ -153,5 +155,26 @@ async fn a_wiped_directory_does_not_come_back_as_the_old_member() {
     let again = within(env, 20, "opening", reopened(&places[1])).await.unwrap();
     let groups = [groups[0].clone(), again, groups[2].clone()];
     is_one_group(&places, &groups).await;
+    join_all(groups.iter().map(Group::kill)).await;
+}
+
+/// Everything but IDENTITY is gone: a member that has voted must not come back under its id with no vote. One that never
+/// got as far as a log goes on with its founding.
+#[tokio::test]
+async fn a_member_without_its_log_and_vote_does_not_come_back_blank() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let places = three_places(2);
+    let groups = within(&places[0].env, 20, "founding", join_all(places.iter().map(Place::open))).await;
+    is_one_group(&places, &groups).await;
+    groups[1].kill().await;
+    let disk = places[1].disk.as_ref().unwrap().mount();
+    for entry in disk.list(Path::new("/data")).await.unwrap() {
+        let path = Path::new("/data").join(&entry.name);
+        if entry.is_directory {
+            disk.remove_dir_all(&path).await.unwrap();
+        }
+    }
+    let refused = within(&places[1].env, 20, "a refusal", reopened(&places[1])).await.err();
+    assert!(matches!(&refused, Some(OpenError::Log(log::OpenError::HardStateLost { .. }))), "{refused:?}");
     join_all(groups.iter().map(Group::kill)).await;
 }

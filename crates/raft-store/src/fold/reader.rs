@@ -78,9 +78,10 @@ impl<T: Tables> Reader<T> {
         self.shared.failure.subscribe()
     }
 
-    /// Whether a derived file was found damaged: the replica should restart, which rebuilds them.
-    pub fn is_damaged(&self) -> bool {
-        self.shared.files.damage.is_noted()
+    /// Watches what was found damaged among the derived files: `Some` once that is so and noted, and the replica must
+    /// stop; its next start rebuilds them.
+    pub fn watch_damage(&self) -> watch::Receiver<Option<String>> {
+        self.shared.files.damage.found()
     }
 
     /// What the derived syncs did, for metrics.

@@ -22,8 +22,9 @@ const HEAD: [u8; 1] = [0x00];
 const CACHE_BYTES: u64 = 32 << 20;
 /// Rows are removed or filled in batches of this many.
 const BATCH_ROWS: usize = 4096;
-/// sled has ways to kill the process while it opens. After this many such deaths the directory is given up.
-const OPENS_NOT_ENDED: u8 = 2;
+/// sled has ways to kill the process while it opens. After this many such deaths the directory is given up. More than an
+/// impatient operator or supervisor kills a start in a row: what is given up costs a replay of the whole log.
+pub(super) const OPENS_NOT_ENDED: u8 = 8;
 
 /// Rows in sled.
 pub(crate) struct SledStore {

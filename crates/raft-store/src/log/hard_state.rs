@@ -9,12 +9,11 @@
 //!  32 vote: term u64, node id u64
 //!  48 last purged: term u64, index u64, physical end u64, chain u64
 //!  80 truncation point: term u64, index u64, physical end u64, chain u64     112 end of what it cut u64
-//! 120 announced: term u64, index u64, physical end u64, chain u64
-//! 152 CRC32C u32 (of 0..152)
+//! 120 CRC32C u32 (of 0..120)
 //! ```
 //!
 //! Flags: 1 there is a vote, 2 it names a node, 4 it is committed, 8 something is purged, 16 the truncation point has an
-//! entry before it, 32 an image's boundary is announced.
+//! entry before it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,10 +28,10 @@ use super::frame::{Boundary, Cursor};
 use crate::position::{LogId, NodeId, PhysicalOffset};
 
 /// Length of a copy.
-const STATE_BYTES: usize = 156;
+const STATE_BYTES: usize = 124;
 
 /// Where the checksum lies.
-const CRC_AT: usize = 152;
+const CRC_AT: usize = 120;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQH");
 const VERSION: u8 = 1;
@@ -42,7 +41,6 @@ const VOTE_HAS_NODE: u8 = 2;
 const VOTE_IS_COMMITTED: u8 = 4;
 const HAS_PURGED: u8 = 8;
 const TRUNCATION_HAS_ENTRY: u8 = 16;
-const HAS_ANNOUNCED: u8 = 32;
 
 /// A Raft vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +79,6 @@ pub struct HardState {
     pub purged: Option<Boundary>,
     /// Where the log was cut last.
     pub truncation: TruncationPoint,
-    /// An image is being installed, behind which the log is to begin anew. If the image is found complete at a start
-    /// and the log does not reach it, the installation was interrupted and nothing is lost.
-    pub announced: Option<Boundary>,
 }
 
 impl HardState {
@@ -96,7 +91,6 @@ impl HardState {
             vote: None,
             purged: None,
             truncation: TruncationPoint::default(),
-            announced: None,
         }
     }
 
@@ -116,10 +110,8 @@ impl HardState {
         set(VOTE_IS_COMMITTED, self.vote.is_some_and(|vote| vote.committed));
         set(HAS_PURGED, self.purged.is_some());
         set(TRUNCATION_HAS_ENTRY, self.truncation.last.is_some());
-        set(HAS_ANNOUNCED, self.announced.is_some());
         let nothing = Boundary { id: LogId::default(), end: Cursor::default() };
         let purged = self.purged.unwrap_or(nothing);
-        let announced = self.announced.unwrap_or(nothing);
         let cut = self.truncation;
         let cut_id = cut.last.unwrap_or_default();
         let numbers = [
@@ -137,10 +129,6 @@ impl HardState {
             cut.end.physical_offset.0,
             cut.end.chain,
             cut.cut_end.0,
-            announced.id.term,
-            announced.id.index,
-            announced.end.physical_offset.0,
-            announced.end.chain,
         ];
         let mut bytes = [0; STATE_BYTES];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -154,7 +142,7 @@ impl HardState {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<HardState, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<HardState, String> {
         let Some(Ok(bytes)) = bytes.get(..STATE_BYTES).map(<&[u8; STATE_BYTES]>::try_from) else {
             return Err(format!("{} bytes instead of {STATE_BYTES}", bytes.len()));
         };
@@ -187,7 +175,6 @@ impl HardState {
                 end: cursor(96),
                 cut_end: PhysicalOffset(number(112)),
             },
-            announced: has(HAS_ANNOUNCED).then(|| Boundary { id: id(120), end: cursor(136) }),
         })
     }
 }
@@ -295,8 +282,8 @@ mod tests {
         let votes = proptest::option::of((any::<u64>(), proptest::option::of(any::<u64>()), any::<bool>()));
         let boundaries = || (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
         let option = || proptest::option::of(boundaries());
-        (any::<[u64; 3]>(), votes, option(), boundaries(), any::<bool>(), any::<u64>(), option()).prop_map(
-            |([sequence, generation, segment_bytes], vote, purged, cut, cut_has_entry, cut_end, announced)| {
+        (any::<[u64; 3]>(), votes, option(), boundaries(), any::<bool>(), any::<u64>()).prop_map(
+            |([sequence, generation, segment_bytes], vote, purged, cut, cut_has_entry, cut_end)| {
                 let boundary = |(term, index, end, chain)| Boundary {
                     id: LogId { term, index },
                     end: Cursor { physical_offset: PhysicalOffset(end), chain },
@@ -313,7 +300,6 @@ mod tests {
                         end: cut.end,
                         cut_end: PhysicalOffset(cut_end),
                     },
-                    announced: announced.map(boundary),
                 }
             },
         )

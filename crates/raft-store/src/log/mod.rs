@@ -268,11 +268,22 @@ impl Log {
     /// `floor` is the highest log id known durable elsewhere (sled or an image): a tail recovered below it is
     /// corruption, not a torn tail.
     pub async fn open(env: Env, dir: PathBuf, options: LogOptions, floor: Option<LogId>) -> Result<Log, OpenError> {
+        Log::open_made(env, dir, options, floor, false).await
+    }
+
+    /// The same where somebody knows that the log was `made` before: then it is not made anew if nothing of it is left.
+    pub async fn open_made(
+        env: Env,
+        dir: PathBuf,
+        options: LogOptions,
+        floor: Option<LogId>,
+        made: bool,
+    ) -> Result<Log, OpenError> {
         options.check()?;
         if cfg!(feature = "unsafe-no-sync") {
             tracing::error!("UNSAFE: built to acknowledge without syncing (feature unsafe-no-sync); for tests only");
         }
-        let recovered = recovery::recover(&env, &dir, &options, floor).await?;
+        let recovered = recovery::recover(&env, &dir, &options, floor, made).await?;
         let commitlog = dir.join("commitlog");
         let hard = *recovered.hard.state();
         let end = recovered.end.physical_offset;
@@ -301,6 +312,7 @@ impl Log {
                 physical_end: end,
                 poisoned: false,
             }),
+            corruption: watch::Sender::new(None),
             stats: Mutex::default(),
             applied: AtomicU64::new(0),
             recent: Mutex::default(),
@@ -484,12 +496,6 @@ impl Log {
         self.command(|reply| Command::Purge(Boundary { id: upto, end }, reply)).await
     }
 
-    /// Before an image is made durable: the log will begin anew behind `boundary`. If the process stops between the two,
-    /// the next start finds the image as `floor`, knows that nothing is lost, and begins behind it.
-    pub async fn announce_restart(&self, boundary: Boundary) -> io::Result<()> {
-        self.command(|reply| Command::Announce(boundary, reply)).await
-    }
-
     /// After an image was installed: the log begins anew behind `boundary`. If the log holds that very entry this is
     /// [`Log::purge`]; else all frames are dropped. Nobody may append meanwhile.
     pub async fn restart_at(&self, boundary: Boundary) -> io::Result<()> {
@@ -550,7 +556,9 @@ impl Log {
             range
         };
         let shared = Arc::clone(&self.0.shared);
-        self.0.env.executor.blocking(move || read::frames(&shared, range, max_bytes)).await
+        let from = range.start;
+        let read = move || noted(&shared, read::frames(&shared, range, max_bytes), |state| from < state.begin_index());
+        self.0.env.executor.blocking(read).await
     }
 
     /// The id at `index` (also of the last purged entry); no disk is touched.
@@ -584,13 +592,15 @@ impl Log {
             }
         }
         let shared = Arc::clone(&self.0.shared);
-        self.0.env.executor.blocking(move || read::end_of(&shared, index - 1)).await
+        let read = move || noted(&shared, read::end_of(&shared, index - 1), |state| index < state.begin_index());
+        self.0.env.executor.blocking(read).await
     }
 
     /// Bytes of the log inside one frame's body, verified. Of applied entries only. Blocks on the disk unless
     /// [`Log::in_memory`]: then call it through `env.executor.blocking`.
     pub fn record(&self, at: PhysicalOffset, size: u32) -> io::Result<Bytes> {
-        read::record(self.shared(), at, size)
+        let read = read::record(self.shared(), at, size);
+        noted(self.shared(), read, |state| at < state.begin().physical_offset)
     }
 
     /// Whether [`Log::record`] at this place touches no disk.
@@ -616,6 +626,11 @@ impl Log {
         let reached = synced.wait_for(|synced| synced.poisoned || synced.index >= Some(index)).await;
         let is_durable = reached.is_ok_and(|synced| synced.index >= Some(index));
         if is_durable { Ok(()) } else { Err(io::Error::other("the log is poisoned")) }
+    }
+
+    /// Watches what a reader found wrong in frames that were written: `Some` once that is so, and the replica must stop.
+    pub fn corruption(&self) -> watch::Receiver<Option<String>> {
+        self.shared().corruption.subscribe()
     }
 
     /// Entries up to `index` are applied: they are never cut. Asserted.
@@ -666,4 +681,22 @@ impl Log {
         }
         if self.is_poisoned() { closed } else { Ok(()) }
     }
+}
+
+/// What reading gave. If it found corruption, everybody hears of it: unless what was read is `purged` by now, for then it
+/// was only gone.
+fn noted<R>(shared: &Shared, read: io::Result<R>, purged: impl FnOnce(&State) -> bool) -> io::Result<R> {
+    let Err(error) = read else { return read };
+    if error.kind() != io::ErrorKind::InvalidData {
+        return Err(error);
+    }
+    if purged(&shared.state.lock()) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "purged while it was read"));
+    }
+    shared.corruption.send_if_modified(|found| {
+        let first = found.is_none();
+        found.get_or_insert_with(|| error.to_string());
+        first
+    });
+    Err(error)
 }

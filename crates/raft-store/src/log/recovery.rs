@@ -161,6 +161,7 @@ pub async fn recover(
     dir: &Path,
     options: &LogOptions,
     floor: Option<LogId>,
+    made: bool,
 ) -> Result<Recovered, OpenError> {
     let commitlog = dir.join("commitlog");
     let layout = Layout { segment_bytes: options.segment_bytes };
@@ -169,7 +170,7 @@ pub async fn recover(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let mut hard = HardStateFiles::open(env, dir, options.segment_bytes, names.is_some()).await?;
+    let hard = HardStateFiles::open(env, dir, options.segment_bytes, made || names.is_some()).await?;
     if hard.state().segment_bytes != options.segment_bytes {
         return Err(OpenError::Options(format!(
             "segments have {} bytes, not {}: the size is fixed for the cluster",
@@ -184,12 +185,6 @@ pub async fn recover(
     let names: Vec<String> = names.unwrap_or_default().into_iter().map(|name| name.name).collect();
     let mut recovery = Recovery { env, commitlog, layout, slack_bytes: slack_bytes(options) };
     let found = recovery.examine(hard.state(), &names, floor).await;
-    // An installation of an image was interrupted after the image was complete: the log begins behind it.
-    let announced = hard.state().announced.filter(|boundary| Some(boundary.id) == floor);
-    if let (Err(OpenError::Corrupt { .. }), Some(boundary)) = (&found, announced) {
-        hard.update(|state| begin_anew(state, boundary)).await?;
-        return recovery.begin_anew(hard, boundary, &names).await;
-    }
     recovery.settle(hard, found?, &names).await
 }
 
@@ -199,7 +194,6 @@ pub fn begin_anew(state: &mut HardState, boundary: Boundary) {
     state.purged = Some(boundary);
     let cut_end = boundary.end.physical_offset;
     state.truncation = TruncationPoint { last: Some(boundary.id), end: boundary.end, cut_end };
-    state.announced = None;
 }
 
 /// How far behind the longest chain an interrupted group can have left something: one group, and one more for good
@@ -461,25 +455,6 @@ impl Recovery<'_> {
             write_side_file(self.env, &self.commitlog, side_file).await;
         }
         Ok(Recovered { hard, segments, slots, points, last, end, marked: known.end.physical_offset })
-    }
-
-    /// Removes everything: the log begins behind an image.
-    async fn begin_anew(
-        &mut self,
-        hard: HardStateFiles,
-        boundary: Boundary,
-        names: &[String],
-    ) -> Result<Recovered, OpenError> {
-        self.remove_files(names, |_| true).await?;
-        Ok(Recovered {
-            hard,
-            segments: BTreeMap::new(),
-            slots: BTreeMap::new(),
-            points: Points::new(self.layout),
-            last: Some(boundary.id),
-            end: boundary.end,
-            marked: boundary.end.physical_offset,
-        })
     }
 
     async fn zero(&self, segment: &Segment, from: PhysicalOffset, to: PhysicalOffset) -> io::Result<()> {

@@ -36,8 +36,6 @@ pub enum Command {
     Truncate { last: Option<LogId>, end: Cursor, reply: Reply },
     /// Forget everything up to here.
     Purge(Boundary, Reply),
-    /// Remember that an image with this boundary is being installed.
-    Announce(Boundary, Reply),
     /// Drop everything and begin behind this place.
     Restart(Boundary, Reply),
     /// Write the mark and end.
@@ -62,7 +60,6 @@ impl Command {
             Command::Vote(_, reply)
             | Command::Truncate { reply, .. }
             | Command::Purge(_, reply)
-            | Command::Announce(_, reply)
             | Command::Restart(_, reply)
             | Command::Close(reply) => {
                 // Whoever asked may have stopped waiting.
@@ -163,6 +160,8 @@ pub struct Shared {
     pub queued: Notify,
     pub preparation: Preparation,
     pub synced: watch::Sender<Synced>,
+    /// What a reader found wrong in what was written.
+    pub corruption: watch::Sender<Option<String>>,
     pub stats: Mutex<Stats>,
     /// Number of applied entries (index + 1): what is below is never cut.
     pub applied: AtomicU64,

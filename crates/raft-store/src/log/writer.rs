@@ -347,9 +347,6 @@ impl Writer {
             }
             Command::Truncate { last, end, reply } => (self.truncate(last, end).await, reply),
             Command::Purge(boundary, reply) => (self.purge(boundary).await, reply),
-            Command::Announce(boundary, reply) => {
-                (self.hard.update(|state| state.announced = Some(boundary)).await, reply)
-            }
             Command::Restart(boundary, reply) => (self.restart(boundary).await, reply),
             Command::Frame { .. } | Command::Done(_) | Command::Close(_) => unreachable!("handled before"),
         };
@@ -425,12 +422,7 @@ impl Writer {
     async fn purge(&mut self, boundary: Boundary) -> io::Result<()> {
         let begin = boundary.end.physical_offset;
         assert!(begin <= self.synced.1.physical_offset, "purged {begin} > synced {}", self.synced.1.physical_offset);
-        self.hard
-            .update(|state| {
-                state.purged = Some(boundary);
-                state.announced = None;
-            })
-            .await?;
+        self.hard.update(|state| state.purged = Some(boundary)).await?;
         env::fault!("log.purge_noted");
         let first = self.shared.layout.segment_of(begin);
         let gone = {

@@ -15,8 +15,9 @@ use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
 use tokio::sync::Mutex;
 
+use crate::consume_queue::aside;
 use crate::fold::{Fold, Tables};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::log::{Frame, Log};
 use crate::position::{LogId, NodeId, PhysicalOffset};
 use crate::proposer::Waiters;
@@ -42,13 +43,15 @@ pub enum SnapshotImage {
 }
 
 impl SnapshotImage {
-    /// All of it.
+    /// All of it, read beside this runtime.
     pub async fn read(self, env: &Env) -> io::Result<Bytes> {
         match self {
             SnapshotImage::Received(bytes) => Ok(bytes),
             SnapshotImage::Stored(image) => {
-                let file = env.disk.open(&image.path, Open::Existing).await?;
-                file.read_at(0, image.len as usize).await
+                let disk = env.disk.clone();
+                let read =
+                    async move { disk.open(&image.path, Open::Existing).await?.read_at(0, image.len as usize).await };
+                aside(env, read).await
             }
         }
     }
@@ -180,14 +183,15 @@ impl<T: Tables> RaftStateMachine<Types> for Machine<T> {
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: SnapshotImage) -> io::Result<()> {
         let bytes = snapshot.read(&self.env).await?;
+        // Before anything is renamed: what openraft believes to be installed must be what is.
+        let ends = Some(to_raft(image::boundary_of(&bytes)?.id));
+        if ends != meta.last_log_id {
+            let reason = format!("the image ends at {ends:?}, the leader said {:?}", meta.last_log_id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
         let mut fold = self.fold.lock().await;
         let fold = fold.as_mut().ok_or_else(closed)?;
         let image = fold.install_image(bytes).await?;
-        let installed = Some(to_raft(image.boundary.id));
-        if installed != meta.last_log_id {
-            let reason = format!("the image ends at {installed:?}, the leader said {:?}", meta.last_log_id);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-        }
         for (ticket, ended) in self.tickets.covered(image.boundary.id) {
             self.waiters.ended(ticket, ended, Vec::new);
         }

@@ -171,7 +171,7 @@ async fn a_damaged_unit_is_rebuilt() {
     let queue = reader.queue(queue_id(0)).unwrap();
     let error = queue.read_units(QueueOffset(5), 20).await.unwrap_err();
     assert!(matches!(error, UnitsError::Damaged { queue_offset: QueueOffset(10), .. }), "{error}");
-    assert!(reader.is_damaged());
+    assert!(reader.watch_damage().borrow().is_some());
     replica.fold.close().await.unwrap();
     replica.log.close().await.unwrap();
     let env = Env::simulated(1, disk);

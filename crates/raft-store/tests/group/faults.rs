@@ -1,5 +1,7 @@
 //! Links that break, disks that stall, peers that lie.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,21 +9,25 @@ use env::disk::simulated::Latency;
 use env::{Env, Rng};
 use futures::future::join_all;
 use openraft::entry::RaftPayload;
-use raft_store::group::{Group, Role};
+use raft_store::entry::{Operation, RecordOperation};
+use raft_store::group::{Group, HandOverError, Role};
 use raft_store::log::segment::Layout;
 use raft_store::log::{Cursor, Kind, frame};
-use raft_store::position::{LogId, PhysicalOffset};
+use raft_store::position::{LogId, PhysicalOffset, QueueOffset};
 use raft_store::proposer::ProposeError;
 use raft_store::raft::peer::connection;
+use raft_store::raft::peer::server::CONNECTIONS_MAX;
 use raft_store::raft::peer::wire::{Append, Channel, FRAME_VERSION, Hello, Message};
 use raft_store::raft::types::{Body, Entry, LeaderId, Payload, Placed, Vote, leader_of, to_raft};
 
+use tokio::io::AsyncReadExt;
+
 use crate::link::Links;
 use crate::three::Three;
-use crate::world::{Counter, Ledger, Place, free_address, record, within};
+use crate::world::{Counter, Ledger, Place, QUEUE, free_address, record, record_operation, within};
 
 /// Three members behind links.
-async fn linked(seed: u64) -> (Three, Links) {
+pub async fn linked(seed: u64) -> (Three, Links) {
     let links = Links::default();
     let (outer, inner): (Vec<_>, Vec<_>) = (0..3).map(|_| (free_address(), free_address())).unzip();
     let mut places = Vec::new();
@@ -161,8 +167,181 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     three.stop().await;
 }
 
+/// A member that is there for nobody while its connections stay: that of the heartbeats is given up as well, although
+/// a heartbeat goes out more often than it is looked at.
+#[tokio::test]
+async fn a_peer_that_owes_answers_and_says_nothing_is_given_up() {
+    crate::world::log_if_asked();
+    let (three, links) = linked(101).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let (from, silent) = (three.group(leader).node(), three.group((leader + 1) % 3).node());
+    let before = links.unary_hellos(from, silent);
+    links.freeze(silent);
+    let env = &three.places[0].env;
+    within(env, 8, "another connection is tried", async {
+        while links.unary_hellos(from, silent) == before {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    links.heal();
+    three.converge().await;
+    three.stop().await;
+}
+
+/// A member that waits for its disk says so on the connection of the heartbeats as well, and is not given up.
+#[tokio::test]
+async fn a_peer_that_waits_for_its_disk_is_not_given_up() {
+    let (three, links) = linked(105).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let slow = (leader + 1) % 3;
+    let (from, to) = (three.group(leader).node(), three.group(slow).node());
+    let (before, broken) = (links.unary_hellos(from, to), three.group(leader).status().broken_streams);
+    let disk = three.places[slow].disk.as_ref().unwrap();
+    disk.set_latency(Latency { sync: Duration::from_millis(5000), ..Latency::default() });
+    three.group(leader).propose(vec![record("the others are enough")]).await.unwrap();
+    three.places[0].env.clock.sleep(Duration::from_millis(4500)).await;
+    assert_eq!(links.unary_hellos(from, to), before);
+    assert_eq!(three.group(leader).status().broken_streams, broken);
+    disk.set_latency(Latency::default());
+    three.converge().await;
+    three.stop().await;
+}
+
+/// Connections that take longer than a heartbeat may: they are made all the same, and the office stays.
+#[tokio::test]
+async fn a_connection_may_take_longer_than_a_heartbeat() {
+    let (three, links) = linked(111).await;
+    let mut places = three.places.clone();
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+    places.iter_mut().for_each(|place| place.options.election_ms = (1000, 1200));
+    let three = Three::open(places).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let before = three.group(leader).status();
+    links.delay(Duration::from_millis(200));
+    // Every connection breaks.
+    three.running().for_each(|(_, group)| links.cut(group.node()));
+    let env = &three.places[0].env;
+    env.clock.sleep(Duration::from_millis(20)).await;
+    links.heal();
+    env.clock.sleep(Duration::from_millis(4000)).await;
+    let after = three.group(leader).status();
+    assert_eq!((after.role, after.term, after.elections), (before.role, before.term, before.elections));
+    links.delay(Duration::ZERO);
+    three.converge().await;
+    three.stop().await;
+}
+
+/// A reader finds rot, in the log or in what is derived from it: it shows nothing of it, and the replica stops and says
+/// why. The others serve.
+#[tokio::test]
+async fn a_replica_that_reads_rot_stops_and_the_others_serve() {
+    crate::world::log_if_asked();
+    for victim in ["commitlog", "consumequeue"] {
+        let mut places = Three::simulated_places(141);
+        places.iter_mut().for_each(|place| {
+            (place.options.derived.sync_interval_ms, place.options.derived.recent_units_bytes) = (50, 0);
+        });
+        let three = Three::open(places).await;
+        let mut ledger = Ledger::default();
+        let leader = three.leader().await;
+        for number in 0..20 {
+            ledger.send(three.group(leader), &format!("before-{number}")).await.unwrap();
+        }
+        three.converge().await;
+        let rotten = (leader + 1) % 3;
+        let group = three.group(rotten);
+        let (reader, env) = (group.reader(), &three.places[0].env);
+        let mut durable = reader.watch_durable();
+        let synced = durable.wait_for(|durable| *durable >= group.status().last);
+        within(env, 5, "a derived sync", synced).await.unwrap();
+        group.log().release_idle_memory();
+        let disk = three.places[rotten].disk.as_ref().unwrap();
+        let queue = reader.queue(QUEUE).unwrap();
+        let (offset, (at, _)) = ledger.acknowledged.iter().nth(10).unwrap();
+        let file = match victim {
+            "commitlog" => ("/data/commitlog/00000000000000000000", (8 << 10) + at.0 + 2),
+            _ => ("/data/consumequeue/1.0/00000000000000000000", offset.0 * 32 + 9),
+        };
+        disk.flip_bit(file.0, file.1, 2);
+        match victim {
+            "commitlog" => drop(reader.record(*at, 9).await.unwrap_err()),
+            _ => drop(queue.read_units(QueueOffset(0), 20).await.unwrap_err()),
+        }
+        let mut role = group.role();
+        let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+        let stopped = within(env, 5, "it stops", stopped).await.unwrap().clone();
+        let Role::Stopped { reason: Some(reason) } = stopped else { panic!("{stopped:?}") };
+        assert!(reason.contains(if victim == "commitlog" { "corrupt" } else { "damaged" }), "{reason}");
+        assert_eq!(group.propose(vec![record("late")]).await, Err(ProposeError::Stopped));
+        group.stop().await.unwrap_err();
+        let leader = three.leader().await;
+        ledger.send(three.group(leader), "after").await.unwrap();
+        ledger.check(three.group(leader)).await;
+        for (at, group) in three.running().filter(|(at, _)| *at != rotten) {
+            within(env, 10, &format!("{at} stops"), group.stop()).await.unwrap();
+        }
+    }
+}
+
+/// The successor is gone when it is asked to lead. openraft takes nothing more from the leader then, which must not say
+/// that it is ready: submissions wait, and are neither lost nor sent to a successor that never leads.
+#[tokio::test]
+async fn a_hand_over_to_a_lost_successor_is_said_and_submissions_wait() {
+    crate::world::log_if_asked();
+    let (three, links) = linked(121).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    three.converge().await;
+    let group = three.group(leader).clone();
+    let env = three.places[0].env.clone();
+    // They were heard of a moment ago.
+    for follower in [(leader + 1) % 3, (leader + 2) % 3] {
+        links.cut(three.group(follower).node());
+    }
+    let handed_over = within(&env, 2, "the hand-over is given up", group.hand_over()).await;
+    assert_eq!(handed_over, Err(HandOverError::NotTaken));
+    let term = group.status().term;
+    assert_eq!(*group.role().borrow(), Role::Leader { term, ready: false });
+    let waits = tokio::spawn({
+        let group = group.clone();
+        async move { group.propose(vec![record("waits")]).await }
+    });
+    env.clock.sleep(Duration::from_millis(700)).await;
+    assert!(!waits.is_finished(), "{:?}", waits.await);
+    links.heal();
+    let answer = within(&env, 5, "an answer", waits).await.unwrap();
+    match ledger.note(answer, "waits") {
+        Ok(_) | Err(ProposeError::NotLeader { leader: Some(_) }) => {}
+        Err(error) => panic!("{error:?}"),
+    }
+    let leader = three.leader().await;
+    assert!(three.group(leader).status().term > term);
+    ledger.send(three.group(leader), "after").await.unwrap();
+    three.converge().await;
+    for (_, group) in three.running() {
+        ledger.check(group).await;
+    }
+    three.stop().await;
+}
+
+/// All members are told to stop at the same moment: none of them waits long for another to lead.
+#[tokio::test]
+async fn members_that_stop_together_do_not_wait_for_each_other() {
+    let three = Three::open(Three::simulated_places(131)).await;
+    three.leader().await;
+    three.converge().await;
+    let env = &three.places[0].env;
+    let stopped = join_all(three.running().map(async |(_, group)| group.stop().await));
+    let stopped = within(env, 2, "all have stopped", stopped).await;
+    stopped.into_iter().for_each(|stopped| stopped.unwrap());
+}
+
 /// What `leader` would say to `victim` on an append connection.
-fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
+pub fn hello(three: &Three, leader: usize, victim: &Group<Counter>) -> Hello {
     Hello {
         protocol: (1, 1),
         cluster: "cluster".into(),
@@ -213,7 +392,7 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
         while let Ok(Some(answer)) = reader.next().await {
             answers.push(answer);
         }
-        assert!(matches!(answers.last(), Some(Message::Refused(_))), "{answers:?}");
+        assert!(matches!(answers.last(), Some(Message::Inconsistent(_))), "{answers:?}");
     }
     let after = victim.status();
     assert_eq!((after.term, after.last, after.inconsistent_requests), (before.term, before.last, 2));
@@ -222,6 +401,57 @@ async fn frames_that_do_not_fit_are_refused_before_raft_sees_them() {
     let refused = connection::connect(env, &options.peer_address, &wrong_cluster, limit).await.map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("another"));
     three.stop().await;
+}
+
+/// Somebody who is no peer opens connections and says nothing: there is a limit, and it passes.
+#[tokio::test]
+async fn connections_to_a_member_are_bounded() {
+    let three = Three::open(Three::simulated_places(171)).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let env = &three.places[0].env;
+    let address = &three.places[(leader + 1) % 3].options.peer_address;
+    let mut strangers = Vec::new();
+    for _ in 0..CONNECTIONS_MAX + 8 {
+        strangers.push(env.net.connect(address).await.unwrap());
+    }
+    let mut last = strangers.pop().unwrap();
+    let closed = env.clock.timeout(Duration::from_millis(1000), last.read_u8()).await;
+    assert!(matches!(closed, Some(Err(_))), "beyond the limit it is closed at once: {closed:?}");
+    let open = env.clock.timeout(Duration::from_millis(100), strangers[0].read_u8()).await;
+    assert!(open.is_none(), "the first one may still say hello");
+    // Whoever says nothing is closed as well, and there is room again.
+    within(env, 5, "the first one is closed", strangers[0].read_u8()).await.unwrap_err();
+    three.group(leader).propose(vec![record("it serves")]).await.unwrap();
+    three.converge().await;
+    three.stop().await;
+}
+
+/// Everybody refuses what a leader sends, again and again: it is the leader that is broken, or its link. It stops, says
+/// why, and the others go on without it.
+#[tokio::test]
+async fn a_leader_whose_frames_a_majority_refuses_stops() {
+    crate::world::log_if_asked();
+    let (mut three, links) = linked(161).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    ledger.send(three.group(leader), "before").await.unwrap();
+    let group = three.group(leader).clone();
+    links.spoil(group.node());
+    let sent = group.propose(vec![record(&"x".repeat(1000))]);
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+    let env = three.places[0].env.clone();
+    let (stopped, sent) = within(&env, 8, "it stops", async { tokio::join!(stopped, sent) }).await;
+    let stopped = stopped.unwrap().clone();
+    let Role::Stopped { reason: Some(reason) } = stopped else { panic!("{stopped:?}") };
+    assert!(reason.contains("majority"), "{reason}");
+    assert_eq!(sent, Err(ProposeError::Unknown));
+    three.kill(leader).await;
+    let next = three.leader().await;
+    ledger.send(three.group(next), "after").await.unwrap();
+    ledger.check(three.group(next)).await;
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
 }
 
 /// A leader whose log is not this one's, although its frames are sound: this replica stops, and says why.
@@ -260,7 +490,46 @@ async fn a_log_that_has_diverged_stops_the_replica() {
     three.stop().await;
 }
 
-/// The queue of proposals is bounded by bytes, and says so.
+/// Bytes of a record, with a count of how many records like it are held anywhere.
+struct Held {
+    bytes: Vec<u8>,
+    count: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waves of thirty sends of 1000 bytes each, all given up after 300 ms and gone a while later. Returns how many were refused, and how many
+/// records were held at most after a wave.
+async fn waves(env: &Env, group: &Group<Counter>, count: &Arc<AtomicUsize>) -> (Vec<usize>, usize) {
+    let (mut refused, mut most) = (Vec::new(), 0);
+    for _ in 0..4 {
+        let sends = (0..30).map(|_| {
+            count.fetch_add(1, Ordering::AcqRel);
+            let record = Bytes::from_owner(Held { bytes: vec![b'x'; 1000], count: count.clone() });
+            group.propose(vec![Operation::Record(RecordOperation { record, ..record_operation("") })])
+        });
+        let answers = join_all(sends).await;
+        refused.push(answers.iter().filter(|answer| matches!(answer, Err(ProposeError::Busy { .. }))).count());
+        most = most.max(count.load(Ordering::Acquire));
+        let status = group.status();
+        assert!(status.proposals_bytes >= 1000 * count.load(Ordering::Acquire), "what is held is counted");
+        env.clock.sleep(Duration::from_millis(700)).await;
+    }
+    (refused, most)
+}
+
+/// Proposals are bounded by the bytes that are held, and it is said so: also those nobody waits for any more count, until
+/// they are dropped.
 #[tokio::test]
 async fn beyond_its_bytes_the_proposer_is_busy() {
     let (three, links) = linked(71).await;
@@ -269,16 +538,60 @@ async fn beyond_its_bytes_the_proposer_is_busy() {
     places.iter_mut().for_each(|place| {
         place.options.proposals_bytes_max = 10_000;
         place.options.propose_limit_ms = 300;
+        // Its lease outlasts the waves: what is proposed is in flight, and stays there.
+        (place.options.heartbeat_ms, place.options.election_ms) = (100, (4000, 5000));
     });
     let three = Three::open(places).await;
     let leader = three.leader().await;
-    links.cut(three.group(leader).node());
-    let text = "x".repeat(1000);
-    let answers = join_all((0..30).map(|_| three.group(leader).propose(vec![record(&text)]))).await;
-    let busy = answers.iter().filter(|answer| matches!(answer, Err(ProposeError::Busy { .. }))).count();
-    assert!((20..30).contains(&busy), "{busy} of 30 were refused");
-    assert_eq!(three.group(leader).status().proposals_bytes, 0, "given back when the callers stop waiting");
+    let group = three.group(leader);
+    links.cut(group.node());
+    let count = Arc::new(AtomicUsize::new(0));
+    let env = &three.places[0].env;
+    let (refused, most) = waves(env, group, &count).await;
+    assert!((20..30).contains(&refused[0]), "{refused:?} of 30 were refused");
+    assert!(most <= 10, "{most} records of 1000 bytes are held where 10000 bytes are allowed");
+    links.heal();
+    within(env, 20, "all is given back when the outcome is known", async {
+        while group.status().proposals_bytes > 0 {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(count.load(Ordering::Acquire), 0);
     join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+}
+
+/// Nobody leads, and nobody ever will: what is given up is dropped, and the next may wait in its place.
+#[tokio::test]
+async fn where_nobody_leads_what_was_given_up_is_dropped() {
+    let mut places = Three::simulated_places(75);
+    places.iter_mut().for_each(|place| {
+        place.options.proposals_bytes_max = 10_000;
+        place.options.propose_limit_ms = 300;
+    });
+    let mut three = Three::open(places).await;
+    let leader = three.leader().await;
+    for other in [(leader + 1) % 3, (leader + 2) % 3] {
+        three.kill(other).await;
+    }
+    let group = three.group(leader);
+    group.kill().await;
+    three.groups[leader] = None;
+    three.start(leader).await;
+    let group = three.group(leader);
+    let env = &three.places[0].env;
+    let count = Arc::new(AtomicUsize::new(0));
+    let (refused, most) = waves(env, group, &count).await;
+    assert!(most <= 10, "{most} records of 1000 bytes are held where 10000 bytes are allowed");
+    assert!(refused.iter().all(|refused| (20..30).contains(refused)), "{refused:?} of 30 were refused");
+    within(env, 5, "all is given back", async {
+        while group.status().proposals_bytes > 0 {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(count.load(Ordering::Acquire), 0);
+    group.kill().await;
 }
 
 /// Members killed one after the other, at random, while somebody sends: nothing acknowledged is lost.

@@ -1,9 +1,18 @@
 //! A follower that needs what its peers have purged: it gets the image at their boundary, and everything behind it by
 //! ordinary replication.
 
-use env::Env;
+use std::path::Path;
+use std::time::Duration;
+
+use env::disk::Open;
+use env::{Disk, Env};
 use raft_store::entry::{CoreCommand, Operation};
+use raft_store::group::Role;
 use raft_store::log::{Log, LogOptions};
+use raft_store::position::LogId;
+use raft_store::raft::peer::connection;
+use raft_store::raft::peer::wire::{Channel, Hello, Message, SnapshotHead};
+use raft_store::raft::types::{LeaderId, Vote, to_raft};
 
 use crate::three::Three;
 use crate::world::{QUEUE, record, within};
@@ -14,6 +23,8 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
     let mut three = Three::open(Three::simulated_places(21)).await;
     let leader = three.leader().await;
     let behind = (leader + 1) % 3;
+    three.converge().await;
+    three.kill(behind).await;
     let command = || Operation::Tables(bytes::Bytes::from_static(b"seven.."));
     for number in 0..20 {
         three.group(leader).propose(vec![record(&format!("early-{number}")), command()]).await.unwrap();
@@ -25,11 +36,11 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
     }
     three.converge().await;
     let env = three.places[0].env.clone();
-    for at in 0..3 {
-        three.groups[at].take().unwrap().stop().await.unwrap();
+    for group in three.groups.iter_mut().filter_map(Option::take) {
+        group.stop().await.unwrap();
     }
 
-    // Two purge up to their image, as retention does; the third loses everything but who it is.
+    // Two purge up to their image, as retention does, while the third is away.
     for at in [leader, (leader + 2) % 3] {
         let place = &three.places[at];
         let mounted = Env { disk: std::sync::Arc::new(place.disk.as_ref().unwrap().mount()), ..place.env.clone() };
@@ -38,14 +49,6 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
         log.purge(boundary).await.unwrap();
         log.close().await.unwrap();
     }
-    let disk = three.places[behind].disk.as_ref().unwrap().mount();
-    use env::Disk;
-    for name in disk.list("/data".as_ref()).await.unwrap() {
-        if name.is_directory {
-            disk.remove_dir_all(&std::path::Path::new("/data").join(name.name)).await.unwrap();
-        }
-    }
-    disk.sync_dir("/data".as_ref()).await.unwrap();
 
     let three = Three::open(three.places).await;
     three.converge().await;
@@ -71,6 +74,61 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
     three.start(leader).await;
     three.kill(behind).await;
     three.start(behind).await;
+    three.converge().await;
+    three.stop().await;
+}
+
+/// What a peer says of an image is not what the image says of itself: it is refused before anything is replaced by it.
+#[tokio::test]
+async fn an_image_that_is_not_the_one_announced_replaces_nothing() {
+    let (three, links) = crate::faults::linked(151).await;
+    let leader = three.leader().await;
+    three.converge().await;
+    let victim = (leader + 1) % 3;
+    links.cut(three.group(victim).node());
+    three.group(leader).propose(vec![record("the victim lacks this")]).await.unwrap();
+    three.group(leader).propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await.unwrap();
+    let boundary = three.group(leader).log().last().unwrap();
+    let env = &three.places[0].env;
+    let disk = three.places[leader].disk.as_ref().unwrap().mount();
+    let path = Path::new("/data/checkpoint").join(boundary.to_string());
+    let image = within(env, 10, "an image", async {
+        loop {
+            match disk.open(&path, Open::Existing).await {
+                Ok(file) => return file.read_at(0, 1 << 20).await.unwrap(),
+                Err(_) => env.clock.sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await;
+
+    let group = three.group(victim);
+    let hello = Hello { channel: Channel::Snapshot, ..crate::faults::hello(&three, leader, group) };
+    let address = three.places[victim].options.peer_listen.to_string();
+    let (mut reader, mut writer, _) = connection::connect(env, &address, &hello, Duration::from_secs(2)).await.unwrap();
+    let head = SnapshotHead {
+        vote: Vote { leader_id: LeaderId { term: 99, voted_for: hello.node }, committed: true },
+        last: Some(to_raft(LogId { index: boundary.index + 1, ..boundary })),
+        membership_at: None,
+        membership: Default::default(),
+        image_bytes: image.len() as u64,
+    };
+    writer.write(&Message::SnapshotHead(head)).await.unwrap();
+    writer.write(&Message::SnapshotPart(image)).await.unwrap();
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+    let stopped = within(env, 5, "it stops", stopped).await.unwrap().clone();
+    assert!(matches!(stopped, Role::Stopped { reason: Some(_) }), "{stopped:?}");
+    assert!(!matches!(reader.next().await, Ok(Some(Message::SnapshotDone(_)))));
+    let disk = three.places[victim].disk.as_ref().unwrap().mount();
+    let names = disk.list("/data/checkpoint".as_ref()).await.unwrap();
+    assert!(names.iter().all(|name| name.name != boundary.to_string()), "{names:?}");
+
+    // It comes back as it was, and gets what it lacks.
+    let mut three = three;
+    three.kill(victim).await;
+    links.heal();
+    three.start(victim).await;
     three.converge().await;
     three.stop().await;
 }

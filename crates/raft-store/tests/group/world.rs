@@ -49,13 +49,18 @@ pub const QUEUE: QueueId = QueueId { topic: TopicId(1), queue: 0 };
 
 /// A visible record that says `text`.
 pub fn record(text: &str) -> Operation {
-    Operation::Record(RecordOperation {
+    Operation::Record(record_operation(text))
+}
+
+/// The same, to be changed.
+pub fn record_operation(text: &str) -> RecordOperation {
+    RecordOperation {
         queue: QUEUE,
         record: Bytes::copy_from_slice(text.as_bytes()),
         tag_hash: 0,
         visibility: Visibility::Visible,
         key_hashes: Vec::new(),
-    })
+    }
 }
 
 /// A loopback address that nobody listens on.

@@ -13,7 +13,7 @@ use env::{Disk, Env, Rng};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use raft_store::log::segment::Mark;
-use raft_store::log::{AppendEntry, AppendError, Boundary, Cursor, Log, LogOptions, OpenError, Vote};
+use raft_store::log::{AppendEntry, AppendError, Log, LogOptions, OpenError, Vote};
 use raft_store::position::{LogId, PhysicalOffset};
 
 use super::world::*;
@@ -416,34 +416,6 @@ fn a_tail_below_what_is_durable_elsewhere_is_corruption() {
         let result = open_with(Some(floor));
         assert!(matches!(result, Err(OpenError::Corrupt { .. })), "floor {floor}: {result:?}");
     }
-}
-
-/// The process dies after an image is complete and before the log was told: nothing is lost, the log begins behind it.
-#[test]
-fn an_interrupted_installation_of_an_image_is_completed() {
-    let disk = disk(11);
-    let end = Cursor { physical_offset: PhysicalOffset(8192 * 9 + 640), chain: 5 };
-    let image = Boundary { id: id(3, 700), end };
-    simulate(async {
-        let log = open(&disk, small()).await.expect("opens");
-        append(&log, (0..9).map(|index| entry(1, index, 500)).collect()).await.expect("appended");
-        log.announce_restart(image).await.expect("announced");
-    });
-    disk.process_kill();
-    let without = disk.fork();
-    assert_eq!(recover(&without, &small(), Some(id(1, 2))).expect("the image was not complete").0.len(), 9);
-    let unannounced = recover(&disk.fork(), &small(), Some(id(3, 701)));
-    assert!(matches!(unannounced, Err(OpenError::Corrupt { .. })), "{unannounced:?}");
-    for _ in 0..2 {
-        assert_eq!(recover(&disk, &small(), Some(image.id)).expect("opens"), Entries(Vec::new()));
-        disk.process_kill();
-    }
-    simulate(async {
-        let env = Env::simulated(0, disk.clone());
-        let log = Log::open(env, PathBuf::from(DIR), small(), Some(image.id)).await.expect("opens");
-        assert_eq!((log.purged_boundary(), log.tip().end), (Some(image), end));
-        append(&log, vec![entry(3, 701, 10)]).await.expect("appended");
-    });
 }
 
 /// The two slots take turns, also across a restart: a torn mark leaves the one before.

@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use env::disk::Open;
-use env::{Clock, Env};
+use env::{Clock, Env, Ticks};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -28,8 +28,9 @@ use openraft::raft::{
 };
 use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::consume_queue::aside;
 use crate::log::Log;
 use crate::position::NodeId;
 use crate::raft::machine::{Snapshot, SnapshotImage};
@@ -80,8 +81,25 @@ impl CommitNews {
 /// Part of an image in one message.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
 
+/// A peer that does not take, or give, a part of an image in this time is gone.
+pub const SNAPSHOT_PART_LIMIT: Duration = Duration::from_secs(10);
+
 /// Wait between attempts to reach a peer that is not there.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Appends that peers refused because frames, CRCs or chain did not fit.
+pub type Refusals = BTreeMap<NodeId, Refused>;
+
+/// What a peer refused, one append after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// This leader's.
+    pub term: u64,
+    /// How many in a row. One alone may be a bit that flipped on the way.
+    pub times: u32,
+    /// Why, in the peer's words.
+    pub reason: String,
+}
 
 /// What all clients of this node share.
 #[derive(Debug)]
@@ -89,22 +107,28 @@ pub struct Links {
     env: Env,
     log: Log,
     hello: Hello,
-    /// One unary connection per peer, whoever asks.
-    unary: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Asked>>>,
+    /// One unary connection per peer, whoever asks: where to ask, and the address it leads to.
+    unary: Mutex<BTreeMap<NodeId, (String, mpsc::UnboundedSender<Asked>)>>,
     counters: Arc<PeerCounters>,
+    /// Whose last answers to appends were that the frames are inconsistent.
+    refusals: watch::Sender<Refusals>,
+    /// Counts the requests to campaign that nobody took.
+    failed_transfers: watch::Sender<u64>,
     /// Newest cluster version each peer said it can apply.
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
     news: CommitNews,
 }
 
-type Asked = (Request, oneshot::Sender<Reply>);
+type Asked = (Request, oneshot::Sender<Result<Reply, RpcError>>);
 type RpcError = RPCError<Types>;
 
 impl Links {
     /// `hello` says who this node is; peer and channel are filled in.
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
-        Arc::new(Links { env, log, hello, unary, counters, cluster_versions, news: CommitNews::default() })
+        let (refusals, failed_transfers) = (watch::Sender::default(), watch::Sender::default());
+        let news = CommitNews::default();
+        Arc::new(Links { env, log, hello, unary, counters, refusals, failed_transfers, cluster_versions, news })
     }
 
     /// Serves what is waited for. To be run as long as there are clients.
@@ -115,6 +139,40 @@ impl Links {
     /// Newest cluster version that each peer reached so far can apply.
     pub fn cluster_versions(&self) -> BTreeMap<NodeId, u32> {
         self.cluster_versions.lock().clone()
+    }
+
+    /// Watches which peers refuse what this leader appends.
+    pub fn refusals(&self) -> watch::Receiver<Refusals> {
+        self.refusals.subscribe()
+    }
+
+    fn refused(&self, peer: NodeId, term: u64, reason: &str) {
+        self.refusals.send_modify(|refusals| {
+            let before = refusals.get(&peer).filter(|before| before.term == term).map_or(0, |before| before.times);
+            refusals.insert(peer, Refused { term, times: before + 1, reason: reason.to_owned() });
+        });
+    }
+
+    fn taken(&self, peer: NodeId) {
+        self.refusals.send_if_modified(|refusals| refusals.remove(&peer).is_some());
+    }
+
+    /// Changes when a peer that was asked to lead does not even try.
+    pub fn failed_transfers(&self) -> watch::Receiver<u64> {
+        self.failed_transfers.subscribe()
+    }
+
+    /// Where to ask `peer`, which is at `address`.
+    fn unary(self: &Arc<Links>, peer: NodeId, address: &str) -> mpsc::UnboundedSender<Asked> {
+        let mut unary = self.unary.lock();
+        if let Some((_, queue)) = unary.get(&peer).filter(|(led_to, queue)| led_to == address && !queue.is_closed()) {
+            return queue.clone();
+        }
+        let (queue, requests) = mpsc::unbounded_channel();
+        unary.insert(peer, (address.to_owned(), queue.clone()));
+        // Ends when its queue is closed: with these links, or when the peer has another address.
+        drop(Types::spawn(run_unary(Arc::downgrade(self), peer, address.to_owned(), requests)));
+        queue
     }
 
     async fn connect(
@@ -171,29 +229,14 @@ fn broken(error: impl ToString) -> RpcError {
 }
 
 impl Client {
+    /// Only enqueues: openraft drops this future after a heartbeat's time, in which a connection may not be made.
     async fn ask(&self, request: Request) -> Result<Reply, RpcError> {
         let (answer, answered) = oneshot::channel();
-        let mut asked = (request, answer);
-        // At most twice: a connection that ended since the last request is noticed by its closed queue.
-        let existing = self.links.unary.lock().get(&self.peer).cloned();
-        if let Some(connection) = existing {
-            match connection.send(asked) {
-                Ok(()) => return answered.await.map_err(|_| broken("the connection ended before the answer")),
-                Err(closed) => asked = closed.0,
-            }
-        }
-        let (reader, writer) =
-            self.links.connect(self.peer, &self.address, Channel::Unary).await.map_err(unreachable)?;
-        let (queue, requests) = mpsc::unbounded_channel();
-        queue.send(asked).expect("the receiver is in this function");
-        self.links.unary.lock().insert(self.peer, queue);
-        let env = self.links.env.clone();
-        drop(Types::spawn(async move {
-            if let Err(error) = run_unary(&env, reader, writer, requests).await {
-                tracing::debug!(%error, "a peer connection ended");
-            }
-        }));
-        answered.await.map_err(|_| broken("the connection ended before the answer"))
+        self.links
+            .unary(self.peer, &self.address)
+            .send((request, answer))
+            .map_err(|_| broken("this node is ending"))?;
+        answered.await.map_err(|_| broken("the connection ended before the answer"))?
     }
 
     async fn ask_vote(&self, request: Request, limit: Duration) -> Result<VoteResponse<Types>, RpcError> {
@@ -238,16 +281,20 @@ impl Client {
             membership: snapshot.meta.last_membership.membership().clone(),
             image_bytes: image.len,
         };
-        writer.write(&Message::SnapshotHead(head)).await?;
-        let file = self.links.env.disk.open(&image.path, Open::Existing).await?;
+        let env = &self.links.env;
+        writer.write_within(&env.clock, SNAPSHOT_PART_LIMIT, &Message::SnapshotHead(head)).await?;
+        // The disk is read beside this runtime: heartbeats go out meanwhile.
+        let (disk, path) = (env.disk.clone(), image.path.clone());
+        let file = aside(env, async move { disk.open(&path, Open::Existing).await }).await?;
         let mut sent = 0;
         while sent < image.len {
-            let part = file.read_at(sent, SNAPSHOT_PART_BYTES.min((image.len - sent) as usize)).await?;
+            let (file, bytes) = (file.clone(), SNAPSHOT_PART_BYTES.min((image.len - sent) as usize));
+            let part = aside(env, async move { file.read_at(sent, bytes).await }).await?;
             if part.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             sent += part.len() as u64;
-            writer.write(&Message::SnapshotPart(part)).await?;
+            writer.write_within(&env.clock, SNAPSHOT_PART_LIMIT, &Message::SnapshotPart(part)).await?;
         }
         loop {
             match self.links.env.clock.timeout(SILENCE_LIMIT, reader.next()).await {
@@ -279,6 +326,15 @@ impl Drop for Forgotten {
     }
 }
 
+/// Counts a request to campaign that was not taken.
+struct Untaken<'l>(&'l watch::Sender<u64>);
+
+impl Drop for Untaken<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|failed| *failed += 1);
+    }
+}
+
 /// openraft's request with the place its first frame continues.
 async fn append_of(log: &Log, request: AppendEntriesRequest<Types>) -> io::Result<Append> {
     let start = match request.entries.first() {
@@ -294,26 +350,61 @@ async fn append_of(log: &Log, request: AppendEntriesRequest<Types>) -> io::Resul
     })
 }
 
+/// The unary connections to one peer, one after the other, each made when something is asked.
+async fn run_unary(links: Weak<Links>, peer: NodeId, address: String, mut requests: mpsc::UnboundedReceiver<Asked>) {
+    while let Some(first) = requests.recv().await {
+        // Who asks waits no longer than a request may take: what nobody waits for is no reason to connect.
+        if first.1.is_closed() {
+            continue;
+        }
+        let Some(links) = links.upgrade() else { return };
+        let connected = links.connect(peer, &address, Channel::Unary).await;
+        let env = links.env.clone();
+        drop(links);
+        match connected {
+            Ok((reader, writer)) => {
+                if let Err(error) = serve_unary(&env, reader, writer, first, &mut requests).await {
+                    tracing::debug!(%error, "a peer connection ended");
+                }
+            }
+            Err(error) => {
+                // All that asked meanwhile.
+                let asked = std::iter::once(first).chain(std::iter::from_fn(|| requests.try_recv().ok()));
+                asked.for_each(|(_, asker)| drop(asker.send(Err(unreachable(&error)))));
+            }
+        }
+    }
+}
+
 /// One unary connection: requests go out as they come, answers find their askers in any order.
-async fn run_unary(
+async fn serve_unary(
     env: &Env,
     mut reader: MessageReader,
     mut writer: MessageWriter,
-    mut requests: mpsc::UnboundedReceiver<Asked>,
+    first: Asked,
+    requests: &mut mpsc::UnboundedReceiver<Asked>,
 ) -> io::Result<()> {
-    let mut waiting: BTreeMap<u64, oneshot::Sender<Reply>> = BTreeMap::new();
+    let mut waiting: BTreeMap<u64, oneshot::Sender<Result<Reply, RpcError>>> = BTreeMap::new();
     let mut number = 0;
+    let mut first = Some(first);
     let mut heard = env.clock.monotonic();
-    // The queue closes when another connection has taken this one's place; what is owed is still waited for.
+    let mut checks = env.clock.ticks(WORKING_INTERVAL);
+    // The queue closes when the peer has another address; what is owed is still waited for.
     let mut open = true;
     while open || !waiting.is_empty() {
+        let next = async {
+            match first.take() {
+                Some(first) => Some(first),
+                None => requests.recv().await,
+            }
+        };
         tokio::select! { biased;
             message = reader.next() => match message? {
                 Some(Message::Reply(number, reply)) => {
                     heard = env.clock.monotonic();
                     if let Some(asker) = waiting.remove(&number) {
                         // The asker may have stopped waiting.
-                        let _ = asker.send(reply);
+                        let _ = asker.send(Ok(reply));
                     }
                 }
                 Some(Message::Working) => heard = env.clock.monotonic(),
@@ -321,7 +412,7 @@ async fn run_unary(
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(()),
             },
-            asked = requests.recv(), if open => {
+            asked = next, if open => {
                 let Some((request, asker)) = asked else {
                     open = false;
                     continue;
@@ -331,9 +422,9 @@ async fn run_unary(
                 }
                 number += 1;
                 waiting.insert(number, asker);
-                writer.write(&Message::Request(number, request)).await?;
+                writer.write_within(&env.clock, SILENCE_LIMIT, &Message::Request(number, request)).await?;
             }
-            () = env.clock.sleep(WORKING_INTERVAL), if !waiting.is_empty() => {
+            () = checks.next(), if !waiting.is_empty() => {
                 if env.clock.monotonic() - heard > SILENCE_LIMIT {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
@@ -389,9 +480,13 @@ struct Session<'s> {
     writing: AbortOnDrop<io::Result<MessageWriter>>,
     /// The writing half, once the request stream has ended.
     writer: Option<MessageWriter>,
+    /// The leader's term.
+    term: u64,
     sent: Arc<AtomicU64>,
     answered: u64,
     heard: Duration,
+    /// When to look whether the peer has gone silent.
+    checks: Ticks,
 }
 
 /// A task that ends with its handle.
@@ -409,6 +504,7 @@ impl<'s> Session<'s> {
         match self.next_answer().await {
             Ok(Some(appended)) => {
                 self.answered += 1;
+                self.client.links.taken(self.client.peer);
                 // openraft ends the session at the first answer that is not a success.
                 let goes_on = matches!(appended, Appended::Upto(_));
                 Some((Ok(appended.into()), goes_on.then_some(self)))
@@ -437,6 +533,10 @@ impl<'s> Session<'s> {
                         Some(Message::Appended(appended)) => return Ok(Some(appended)),
                         Some(Message::Working) => {}
                         Some(Message::StreamEnd) => peer_ended = true,
+                        Some(Message::Inconsistent(reason)) => {
+                            self.client.links.refused(self.client.peer, self.term, &reason);
+                            return Err(io::Error::other(format!("refused: {reason}")));
+                        }
                         Some(Message::Refused(reason)) => return Err(io::Error::other(format!("refused: {reason}"))),
                         Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer that is none")),
                         None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -447,7 +547,7 @@ impl<'s> Session<'s> {
                     // From here on the peer owes the end of its stream, at least.
                     self.heard = clock.monotonic();
                 }
-                () = clock.sleep(WORKING_INTERVAL) => {
+                () = self.checks.next() => {
                     let owes = self.writer.is_some() || self.sent.load(Ordering::Acquire) > self.answered;
                     if !owes {
                         self.heard = clock.monotonic();
@@ -497,10 +597,13 @@ impl RaftNetworkV2<Types> for Client {
             let Some(first) = input.next().await else { return Ok(futures::stream::empty().boxed()) };
             let (reader, writer) = self.append_connection().await?;
             let sent = Arc::new(AtomicU64::new(0));
+            let term = first.vote.leader_id.term;
             let input = futures::stream::iter([first]).chain(input);
             let writing = AbortOnDrop(Types::spawn(write_session(self.links.clone(), input, writer, sent.clone())));
             let heard = self.links.env.clock.monotonic();
-            let session = Session { client: self, reader, writing, writer: None, sent, answered: 0, heard };
+            let checks = self.links.env.clock.ticks(WORKING_INTERVAL);
+            let session =
+                Session { client: self, reader, writing, writer: None, term, sent, answered: 0, heard, checks };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
             Ok(answers.boxed())
         })
@@ -535,6 +638,8 @@ impl RaftNetworkV2<Types> for Client {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RpcError> {
+        // All voters are told; one is asked. It counts also when openraft stops waiting.
+        let untaken = (*request.to_node_id() == self.peer).then(|| Untaken(&self.links.failed_transfers));
         let transfer =
             Transfer { from: *request.from_leader(), to: *request.to_node_id(), last: request.last_log_id().copied() };
         let limit = option.soft_ttl();
@@ -542,7 +647,10 @@ impl RaftNetworkV2<Types> for Client {
             None => Err(broken(format!("no answer from {} within {limit:?}", self.address))),
             Some(Err(error)) => Err(error),
             Some(Ok(Reply::Transferred(transferred))) => Ok(match transferred {
-                Transferred::Done => Ok(()),
+                Transferred::Done => {
+                    std::mem::forget(untaken);
+                    Ok(())
+                }
                 Transferred::VoteChanged(actual) => {
                     Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual })
                 }

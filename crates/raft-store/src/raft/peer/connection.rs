@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use env::net::{ReadHalf, WriteHalf};
+use env::net::{ReadHalf, Stream, WriteHalf};
 use env::{Clock, Env};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -19,6 +19,16 @@ const READ_AHEAD_BYTES: usize = 8 << 10;
 /// A peer that does not complete connect and hello in this time is not there.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(2);
 
+/// A peer whose machine or link says nothing for this long, not even to the kernel's probes, is gone.
+const DEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whole messages over a stream between members.
+pub fn messages(stream: Stream) -> io::Result<(MessageReader, MessageWriter)> {
+    stream.break_when_silent(DEAD_LIMIT)?;
+    let (read, write) = stream.into_split();
+    Ok((MessageReader::new(read), MessageWriter::new(write)))
+}
+
 /// The reading half.
 #[derive(Debug)]
 pub struct MessageReader {
@@ -29,7 +39,7 @@ pub struct MessageReader {
 
 impl MessageReader {
     /// Until the hello is through, nothing long is accepted.
-    pub fn new(half: ReadHalf) -> MessageReader {
+    fn new(half: ReadHalf) -> MessageReader {
         MessageReader { half, buffer: BytesMut::new(), longest: HELLO_BYTES_MAX }
     }
 
@@ -80,14 +90,18 @@ impl MessageReader {
 pub struct MessageWriter(WriteHalf);
 
 impl MessageWriter {
-    /// Writes to `half`.
-    pub fn new(half: WriteHalf) -> MessageWriter {
+    fn new(half: WriteHalf) -> MessageWriter {
         MessageWriter(half)
     }
 
     /// Writes one message. Not cancel-safe: after a drop half-way the connection is of no use.
     pub async fn write(&mut self, message: &Message) -> io::Result<()> {
         self.write_buffers(wire::encode(message)).await
+    }
+
+    /// The same to a peer that takes it within `limit`.
+    pub async fn write_within(&mut self, clock: &Clock, limit: Duration, message: &Message) -> io::Result<()> {
+        clock.timeout(limit, self.write(message)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
     }
 
     async fn write_buffers(&mut self, mut buffers: Vec<Bytes>) -> io::Result<()> {
@@ -152,8 +166,7 @@ pub async fn connect(
     let io = |source| ConnectError::Io { address: address.to_owned(), source };
     let exchange = async {
         let stream = env.net.connect(address).await.map_err(io)?;
-        let (read, write) = stream.into_split();
-        let (mut reader, mut writer) = (MessageReader::new(read), MessageWriter::new(write));
+        let (mut reader, mut writer) = messages(stream).map_err(io)?;
         writer.write(&Message::Hello(hello.clone())).await.map_err(io)?;
         match reader.next().await.map_err(io)? {
             Some(Message::Hello(theirs)) => {

@@ -20,13 +20,13 @@ use openraft::Raft;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, VoteRequest};
 use openraft::storage::SnapshotMeta;
 use openraft::type_config::TypeConfigExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::fold::Tables;
 use crate::forward_key::ForwardKeys;
 use crate::log::segment::Layout;
 use crate::raft::machine::{Machine, Snapshot, SnapshotImage};
-use crate::raft::peer::client::{WORKING_INTERVAL, voted};
+use crate::raft::peer::client::{SNAPSHOT_PART_LIMIT, WORKING_INTERVAL, voted};
 use crate::raft::peer::connection::{self, HELLO_LIMIT, MessageReader, MessageWriter};
 use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, FoundingStatus, Hello, Message, Reply, Request, SnapshotHead, Transfer,
@@ -43,6 +43,10 @@ const IMAGE_BYTES_MAX: u64 = 4 << 30;
 
 /// Requests of one unary connection that may wait for the disk at a time.
 const UNARY_WAITING_MAX: usize = 1024;
+
+/// Connections at a time: some four for each member that a group could have, many times over. Whoever opens more is no
+/// peer, and gets none of this node's memory.
+pub const CONNECTIONS_MAX: usize = 128;
 
 /// Ends the tasks that were spawned under it.
 #[derive(Clone, Debug)]
@@ -116,11 +120,17 @@ pub struct Server<T: Tables> {
 impl<T: Tables> Server<T> {
     /// Accepts until the lifetime ends.
     pub async fn run(self: Arc<Self>, listener: Listener) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
+                    let Ok(place) = room.clone().try_acquire_owned() else {
+                        tracing::warn!(%peer, "closed a connection: there are {CONNECTIONS_MAX} from peers already");
+                        continue;
+                    };
                     let server = self.clone();
                     self.lifetime.spawn(async move {
+                        let _place = place;
                         if let Err(error) = server.serve(stream).await {
                             tracing::debug!(%peer, %error, "a peer's connection ended");
                         }
@@ -135,8 +145,7 @@ impl<T: Tables> Server<T> {
     }
 
     async fn serve(&self, stream: Stream) -> io::Result<()> {
-        let (read, write) = stream.into_split();
-        let (mut reader, mut writer) = (MessageReader::new(read), MessageWriter::new(write));
+        let (mut reader, mut writer) = connection::messages(stream)?;
         let ours = |theirs: &Hello| Hello {
             expects: theirs.node,
             channel: theirs.channel,
@@ -198,12 +207,12 @@ impl<T: Tables> Server<T> {
             // An error on either side ends both: when Raft has stopped, the peer must not wait for it.
             let (end, ()) = futures::future::try_join(reading, answering).await?;
             match end {
-                SessionEnd::Stream => {}
+                SessionEnd::Stream => writer.write(&Message::StreamEnd).await?,
                 SessionEnd::Connection => return Ok(()),
                 SessionEnd::Inconsistent(inconsistent) => {
                     PeerCounters::count(&self.counters.inconsistent_requests);
                     tracing::error!(%inconsistent, "refused a peer's append");
-                    return writer.write(&Message::Refused(inconsistent.to_string())).await;
+                    return writer.write(&Message::Inconsistent(inconsistent.to_string())).await;
                 }
             }
         }
@@ -239,7 +248,7 @@ impl<T: Tables> Server<T> {
         }
     }
 
-    /// Writes openraft's answers, in order, and the end of the stream behind the last.
+    /// Writes openraft's answers, in order, to the last.
     async fn answer_session(
         &self,
         writer: &mut MessageWriter,
@@ -250,6 +259,7 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         let mut answers = std::pin::pin!(answers);
         let mut answered = 0;
+        let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
         loop {
             tokio::select! { biased;
                 answer = answers.next() => match answer {
@@ -258,9 +268,9 @@ impl<T: Tables> Server<T> {
                         writer.write(&Message::Appended(answer.into())).await?;
                     }
                     Some(Err(fatal)) => return Err(io::Error::other(fatal)),
-                    None => return writer.write(&Message::StreamEnd).await,
+                    None => return Ok(()),
                 },
-                () = self.env.clock.sleep(WORKING_INTERVAL) => {
+                () = signs.next() => {
                     if *taken.borrow() > answered {
                         writer.write(&Message::Working).await?;
                     }
@@ -277,6 +287,7 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         let (ready, mut replies) = mpsc::unbounded_channel();
         let mut waiting = 0;
+        let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
         loop {
             tokio::select! { biased;
                 Some((number, reply)) = replies.recv() => {
@@ -297,7 +308,7 @@ impl<T: Tables> Server<T> {
                         let _ = ready.send((number, reply));
                     });
                 }
-                () = self.env.clock.sleep(WORKING_INTERVAL), if waiting > 0 => writer.write(&Message::Working).await?,
+                () = signs.next(), if waiting > 0 => writer.write(&Message::Working).await?,
             }
         }
     }
@@ -310,12 +321,13 @@ impl<T: Tables> Server<T> {
     ) -> io::Result<()> {
         while let Some(message) = reader.next().await? {
             let Message::SnapshotHead(head) = message else { return Err(io::ErrorKind::InvalidData.into()) };
-            let image = read_image(&mut reader, head.image_bytes).await?;
+            let image = read_image(&self.env, &mut reader, head.image_bytes).await?;
             let mut installing = std::pin::pin!(install(raft, head, image));
+            let mut signs = self.env.clock.ticks(WORKING_INTERVAL);
             let vote = loop {
                 tokio::select! { biased;
                     vote = &mut installing => break vote?,
-                    () = self.env.clock.sleep(WORKING_INTERVAL) => writer.write(&Message::Working).await?,
+                    () = signs.next() => writer.write(&Message::Working).await?,
                 }
             };
             writer.write(&Message::SnapshotDone(vote)).await?;
@@ -376,13 +388,14 @@ async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, request: Request) -> 
     }
 }
 
-async fn read_image(reader: &mut MessageReader, image_bytes: u64) -> io::Result<Bytes> {
+async fn read_image(env: &Env, reader: &mut MessageReader, image_bytes: u64) -> io::Result<Bytes> {
     if image_bytes > IMAGE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an image of {image_bytes} bytes")));
     }
     let mut image = BytesMut::new();
     while (image.len() as u64) < image_bytes {
-        match reader.next().await? {
+        let next = env.clock.timeout(SNAPSHOT_PART_LIMIT, reader.next()).await;
+        match next.unwrap_or(Err(io::ErrorKind::TimedOut.into()))? {
             Some(Message::SnapshotPart(part)) if (image.len() + part.len()) as u64 <= image_bytes => {
                 image.extend_from_slice(&part);
             }

@@ -273,6 +273,8 @@ pub enum Message {
     StreamEnd,
     /// Append channel: the next answer.
     Appended(Appended),
+    /// Append channel, from the receiver: why a request's frames are not those of a sound log. The connection ends.
+    Inconsistent(String),
     /// Both append and unary channel, from the receiver: still there, waiting for the disk.
     Working,
     /// Unary channel: a request under a number chosen by the sender.
@@ -324,6 +326,7 @@ mod tag {
     pub const STREAM_END: u8 = 11;
     pub const APPENDED: u8 = 12;
     pub const WORKING: u8 = 13;
+    pub const INCONSISTENT: u8 = 14;
     pub const HEARTBEAT: u8 = 20;
     pub const PRE_VOTE: u8 = 21;
     pub const VOTE: u8 = 22;
@@ -351,9 +354,12 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
             tag::HELLO
         }
         Message::Refused(reason) => {
-            let reason: String = reason.chars().take(1000).collect();
-            put_string(&mut out, &reason);
+            put_reason(&mut out, reason);
             tag::REFUSED
+        }
+        Message::Inconsistent(reason) => {
+            put_reason(&mut out, reason);
+            tag::INCONSISTENT
         }
         Message::Append(append) => {
             put_append(&mut out, append, &mut bodies);
@@ -462,6 +468,11 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
     buffers
 }
 
+fn put_reason(out: &mut Vec<u8>, reason: &str) {
+    let reason: String = reason.chars().take(1000).collect();
+    put_string(out, &reason);
+}
+
 /// The message of type `tag` with these fields; bodies share the buffer.
 pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
     let mut from = Fields::new(fields);
@@ -472,6 +483,7 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
         tag::STREAM_END => Message::StreamEnd,
         tag::APPENDED => Message::Appended(take_appended(&mut from)?),
         tag::WORKING => Message::Working,
+        tag::INCONSISTENT => Message::Inconsistent(from.string("inconsistency")?),
         tag::HEARTBEAT | tag::PRE_VOTE | tag::VOTE | tag::TRANSFER => {
             let number = from.u64("request number")?;
             let request = match tag {
@@ -908,6 +920,7 @@ mod tests {
         prop_oneof![
             hello().prop_map(Message::Hello),
             text().prop_map(Message::Refused),
+            text().prop_map(Message::Inconsistent),
             append().prop_map(Message::Append),
             Just(Message::StreamEnd),
             appended().prop_map(Message::Appended),
