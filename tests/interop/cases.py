@@ -216,16 +216,26 @@ def restart(bench):
     before = bench.received(consumer)
     everything = len(consumer.seen("message"))
     consumer.close()
-    remoting.await_condition(lambda: stored(bench) == everything, STALL_S, f"stored offsets that add up to {everything}")
+    await_stored(bench, everything)
     sent += bench.sent(bench.producer(first=half, count=bench.count - half))
     again = bench.consumer()
     bench.await_deliveries(bench.count - half, again)
     demand(compare.exactly_once(sent, before + bench.received(again)))
 
 
-def stored(bench):
-    offsets = [remoting.stored_offset(bench.servers.leader(), bench.group, bench.topic, queue) for queue in range(QUEUES)]
-    return sum(offset or 0 for offset in offsets)
+def await_stored(bench, total):
+    """Until the offsets that the broker keeps of the group add up to `total`."""
+    offsets = []
+
+    def complete():
+        address = bench.servers.leader()
+        offsets[:] = [remoting.stored_offset(address, bench.group, bench.topic, queue) or 0 for queue in range(QUEUES)]
+        return sum(offsets) == total
+
+    try:
+        remoting.await_condition(complete, STALL_S, f"stored offsets that add up to {total}")
+    except TimeoutError as late:
+        raise Failed(f"{late}; stored: {offsets}") from late
 
 
 def leader_kill(bench):

@@ -29,7 +29,7 @@ use crate::admission::Admission;
 use crate::clients::{Clients, ConnectionId};
 use crate::config::{BrokerConfig, ConfigError, GroupConfig};
 use crate::consumer_offset::{self, PendingOffsets};
-use crate::dispatch::{self, Routes, Work};
+use crate::dispatch::{self, Place, Routes, Work};
 use crate::error::RequestError;
 use crate::http::Http;
 use crate::rates::Rates;
@@ -405,6 +405,12 @@ impl BrokerGroup {
 impl Handler for BrokerGroup {
     async fn handle(self: &Arc<Self>, connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
         dispatch::dispatch(self, connection, request).await
+    }
+
+    /// Whatever the leader alone does: nearly all of it changes the log. Go's client closes right behind its last offsets,
+    /// which it does not even mark as one-way.
+    fn must_finish(&self, request: &RemotingCommand) -> bool {
+        self.routes.get(request.request_code()).is_some_and(|route| route.place == Place::Leader)
     }
 
     fn closed(&self, connection: &Connection) {

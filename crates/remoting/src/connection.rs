@@ -28,12 +28,18 @@ pub trait Handler: Send + Sync + 'static {
     /// The answer to one request; `None` for none. Called for one-way requests too, whose answer is thrown away.
     ///
     /// The future is polled in the connection's task, next to those of its other requests, and dropped when the
-    /// connection closes: whatever must not be cut short belongs elsewhere. It must not panic on any input.
+    /// connection closes, unless [`Handler::must_finish`] says otherwise. It must not panic on any input.
     fn handle(
         self: &Arc<Self>,
         connection: &Connection,
         request: RemotingCommand,
     ) -> impl Future<Output = Option<RemotingCommand>> + Send;
+
+    /// Whether a request that has come whole is carried out although its peer has gone meanwhile: clients say things and
+    /// close, without waiting for the answer. Such a request ends soon by itself; a parked one is none.
+    fn must_finish(&self, _request: &RemotingCommand) -> bool {
+        false
+    }
 
     /// The connection is closed; called once, after the last [`Handler::handle`].
     fn closed(&self, _connection: &Connection) {}
@@ -183,7 +189,16 @@ impl Connection {
             let ended = tokio::select! {
                 biased;
                 () = self.0.close.notified() => Ok(()),
-                written = &mut writer => written.map_err(CloseReason::Socket),
+                written = &mut writer => match written {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        // Nobody hears the answers any more, but what was said before may still lie there unread.
+                        self.0.closed.store(true, Ordering::Release);
+                        self.0.outgoing.close();
+                        let _ = self.0.clock.timeout(LAST_REQUESTS, reader).await;
+                        Err(CloseReason::Socket(error))
+                    }
+                },
                 read = &mut reader => read,
                 stalled = &mut watch => Err(stalled),
             };
@@ -201,15 +216,55 @@ impl Connection {
         ended
     }
 
+    /// Reads and carries out requests until the peer stops, then finishes those that must be.
     async fn read_from<H: Handler, R: AsyncRead + Unpin>(
         &self,
         socket: &mut R,
         handler: &Arc<H>,
         limits: &Limits,
     ) -> Result<(), CloseReason> {
+        let mut working = FuturesUnordered::new();
+        let mut finishing = FuturesUnordered::new();
+        let carry_out = |request| self.carry_out(handler, request);
+        let ended = self.read_requests(socket, handler, limits, carry_out, &mut working, &mut finishing).await;
+        drop(working);
+        let finish = async {
+            while let Some(done) = finishing.next().await {
+                self.done(done);
+            }
+        };
+        let _ = self.0.clock.timeout(LAST_REQUESTS, finish).await;
+        ended
+    }
+
+    async fn carry_out<H: Handler>(&self, handler: &Arc<H>, request: RemotingCommand) -> Done {
+        let (one_way, opaque, cost) = (request.is_one_way(), request.opaque, cost(&request));
+        let mut response = handler.handle(self, request).await.filter(|_| !one_way);
+        if let Some(response) = &mut response {
+            response.opaque = opaque;
+        }
+        Done { response, cost }
+    }
+
+    /// Queues the answer, if there is one.
+    fn done(&self, done: Done) {
+        if let Some(response) = done.response {
+            self.respond(response);
+        }
+    }
+
+    /// `working` are the requests that end with the connection, `finishing` those that outlive it.
+    async fn read_requests<H: Handler, R: AsyncRead + Unpin, F: Future<Output = Done>>(
+        &self,
+        socket: &mut R,
+        handler: &Arc<H>,
+        limits: &Limits,
+        carry_out: impl Fn(RemotingCommand) -> F,
+        working: &mut FuturesUnordered<F>,
+        finishing: &mut FuturesUnordered<F>,
+    ) -> Result<(), CloseReason> {
         let clock = &self.0.clock;
         let mut buffer = BytesMut::new();
-        let mut working = FuturesUnordered::new();
         let mut working_bytes = 0;
         // When the first byte of the frame now in the buffer came; None between frames.
         let mut frame_since: Option<Duration> = None;
@@ -219,13 +274,9 @@ impl Connection {
                 match frame {
                     Frame::Command(response) if response.is_response() => self.answered(response),
                     Frame::Command(request) => {
-                        let cost = request.body.len() + REQUEST_OVERHEAD;
-                        working_bytes += cost;
-                        let (one_way, opaque) = (request.is_one_way(), request.opaque);
-                        working.push(async move {
-                            let response = handler.handle(self, request).await;
-                            (response.filter(|_| !one_way), opaque, cost)
-                        });
+                        working_bytes += cost(&request);
+                        let those = if handler.must_finish(&request) { &mut *finishing } else { &mut *working };
+                        those.push(carry_out(request));
                     }
                     Frame::Undecodable(frame) => {
                         tracing::debug!(peer = %self.0.peer, reason = %frame.reason, "request header cannot be decoded");
@@ -238,7 +289,7 @@ impl Connection {
             if frame_since.is_none() && !buffer.is_empty() {
                 frame_since = Some(clock.monotonic());
             }
-            let may_read = working.len() < limits.requests_in_flight
+            let may_read = working.len() + finishing.len() < limits.requests_in_flight
                 && working_bytes < limits.request_bytes_in_flight
                 && self.0.outgoing.bytes() < limits.outgoing_bytes;
             // A frame that has begun has a deadline; a quiet connection has another.
@@ -251,12 +302,13 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                Some((response, opaque, cost)) = working.next() => {
-                    working_bytes -= cost;
-                    if let Some(mut response) = response {
-                        response.opaque = opaque;
-                        self.respond(response);
-                    }
+                Some(done) = finishing.next() => {
+                    working_bytes -= done.cost;
+                    self.done(done);
+                }
+                Some(done) = working.next() => {
+                    working_bytes -= done.cost;
+                    self.done(done);
                 }
                 read = socket.read_buf(&mut buffer), if may_read => match read.map_err(CloseReason::Socket)? {
                     0 if buffer.is_empty() => return Ok(()),
@@ -268,7 +320,7 @@ impl Connection {
                     if frame_since.is_some() {
                         return Err(CloseReason::SlowFrame);
                     }
-                    if working.is_empty() {
+                    if working.is_empty() && finishing.is_empty() {
                         return Err(CloseReason::Idle);
                     }
                 }
@@ -278,14 +330,14 @@ impl Connection {
 
     /// Queues a response. One that does not fit a frame becomes an error that says so: the peer still waits for it.
     fn respond(&self, response: RemotingCommand) {
-        if let Err(CallError::NotSent(reason)) = self.push(&response) {
-            tracing::warn!(peer = %self.0.peer, code = response.code, %reason, "response not sent");
-            if !self.is_closed() {
-                let error =
-                    RemotingCommand::response_to(response.opaque, response.serialize, ResponseCode::SYSTEM_ERROR);
-                let _ = self.push(&error.with_remark(format!("the answer cannot be sent: {reason}")));
-            }
+        let Err(CallError::NotSent(reason)) = self.push(&response) else { return };
+        if self.is_closed() {
+            tracing::debug!(peer = %self.0.peer, code = response.code, "carried out; nobody hears the answer");
+            return;
         }
+        tracing::warn!(peer = %self.0.peer, code = response.code, %reason, "response not sent");
+        let error = RemotingCommand::response_to(response.opaque, response.serialize, ResponseCode::SYSTEM_ERROR);
+        let _ = self.push(&error.with_remark(format!("the answer cannot be sent: {reason}")));
     }
 
     /// Resolves when the peer has taken none of the bytes that wait for it for too long.
@@ -316,8 +368,21 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// How a request ended.
+struct Done {
+    response: Option<RemotingCommand>,
+    cost: usize,
+}
+
 /// What a request in the works costs beside its body.
 const REQUEST_OVERHEAD: usize = 1024;
+
+fn cost(request: &RemotingCommand) -> usize {
+    request.body.len() + REQUEST_OVERHEAD
+}
+
+/// How long requests may go on whose peer has gone. They end by themselves before; this is for one that does not.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// How long a closing connection may take to write what is queued.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -15,15 +15,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers with the request's body; "later" waits for ever; "call me" is called back first.
+/// Answers with the request's body; "later" waits for ever; "call me" is called back first; "finish me" takes a while and
+/// must be finished.
 struct Echo {
+    clock: Clock,
     closed: AtomicUsize,
     one_way: tokio::sync::Semaphore,
+    finished: AtomicUsize,
 }
 
 impl Echo {
     fn new() -> Arc<Echo> {
-        Arc::new(Echo { closed: AtomicUsize::new(0), one_way: tokio::sync::Semaphore::new(0) })
+        Arc::new(Echo {
+            clock: Env::real().clock,
+            closed: AtomicUsize::new(0),
+            one_way: tokio::sync::Semaphore::new(0),
+            finished: AtomicUsize::new(0),
+        })
     }
 }
 
@@ -36,12 +44,21 @@ impl Handler for Echo {
         if &request.body[..] == b"later" {
             std::future::pending::<()>().await;
         }
+        if self.must_finish(&request) {
+            self.clock.sleep(Duration::from_millis(200)).await;
+            assert_eq!(self.closed.load(Ordering::SeqCst), 0, "closed is told after the last request");
+            self.finished.fetch_add(1, Ordering::SeqCst);
+        }
         let mut body = request.body.clone();
         if &body[..] == b"call me" {
             let back = RemotingCommand::request(RequestCode::GET_CONSUMER_RUNNING_INFO).with_body("back");
             body = connection.call(back, PATIENCE).await.expect("the caller answers").body;
         }
         Some(request.reply(ResponseCode::SUCCESS).with_body(body))
+    }
+
+    fn must_finish(&self, request: &RemotingCommand) -> bool {
+        &request.body[..] == b"finish me"
     }
 
     fn closed(&self, _connection: &Connection) {
@@ -71,6 +88,12 @@ async fn until(clock: &Clock, condition: impl Fn() -> bool) {
         })
         .await;
     assert!(held.is_some(), "the condition never held");
+}
+
+fn frame_of(request: &RemotingCommand) -> bytes::BytesMut {
+    let mut frame = bytes::BytesMut::new();
+    protocol::frame::encode(request, &FrameLimits::default(), &mut frame).expect("it fits");
+    frame
 }
 
 /// Everything the server says to these bytes until it closes the connection.
@@ -120,6 +143,25 @@ async fn a_one_way_request_is_carried_out_and_never_answered() {
     assert!(carried_out.is_some());
     // An answer to one of them would arrive before this one's and be taken for nobody's; this one's must still come.
     assert_eq!(&client.call(&address, ask("loud"), PATIENCE).await.expect("an answer").body[..], b"loud");
+}
+
+#[tokio::test]
+async fn what_a_peer_said_before_it_went_is_carried_out() {
+    // Closed with nothing unread, the peer says goodbye; closed over an answer that it never read, it resets.
+    for leaves_an_answer_unread in [false, true] {
+        let (env, server, echo) = serve(Limits::default()).await;
+        let mut stream = env.net.connect(&server.local_addr().to_string()).await.expect("it listens");
+        if leaves_an_answer_unread {
+            stream.write_all(&frame_of(&ask("first"))).await.expect("it reads");
+            stream.read_u8().await.expect("the answer begins");
+        }
+        for request in ["finish me", "later", "answer me", "finish me", "finish me"] {
+            stream.write_all(&frame_of(&ask(request))).await.expect("it reads");
+        }
+        drop(stream);
+        until(&env.clock, || echo.closed.load(Ordering::SeqCst) == 1).await;
+        assert_eq!(echo.finished.load(Ordering::SeqCst), 3, "an answer left unread: {leaves_an_answer_unread}");
+    }
 }
 
 #[tokio::test]
@@ -197,8 +239,7 @@ async fn a_peer_that_does_not_read_is_closed_and_costs_bounded_memory() {
     let limits = Limits { outgoing_bytes: 1024 * 1024, stalled_write: Duration::from_millis(300), ..Limits::default() };
     let (env, server, echo) = serve(limits).await;
     let mut stream = env.net.connect(&server.local_addr().to_string()).await.expect("it listens");
-    let mut frame = bytes::BytesMut::new();
-    protocol::frame::encode(&ask(vec![1; 256 * 1024]), &FrameLimits::default(), &mut frame).expect("it fits");
+    let frame = frame_of(&ask(vec![1; 256 * 1024]));
     // 64 MiB of requests whose answers nobody reads: the server must stop reading long before it has taken them all.
     let mut taken = 0;
     while taken < 256 && stream.write_all(&frame).await.is_ok() {

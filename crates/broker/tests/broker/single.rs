@@ -325,6 +325,22 @@ async fn consumer_offsets_are_read_as_written() {
     assert_eq!(wire.consumer_offset("g", "T", false).await, Ok(2), "a late one-way update moves nothing back");
 }
 
+/// Go's client says its last offsets and sends its one-way messages like this, neither marked as one-way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_says_right_before_it_closes_counts() {
+    let one = one().await;
+    let wire = &one.wire;
+    wire.sent("T", "m", &[]).await;
+    wire.heartbeat("c1", "g", &[("T", "*")]).await;
+    for round in 1..=20 {
+        let send = SendMessageRequestV2(send_request("T", &[]));
+        let send = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &send).with_body("last words");
+        wire.say_and_leave(&[Wire::offset_update("g", "T", round), send]).await;
+        until("the offset is stored", async || wire.consumer_offset("g", "T", false).await == Ok(round)).await;
+        until("the message is stored", async || wire.max_offset("T").await == 1 + round).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_of_a_group_hear_of_each_other() {
     let one = one().await;

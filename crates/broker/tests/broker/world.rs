@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming};
 use broker::{Broker, BrokerGroup};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use env::Env;
 use parking_lot::Mutex;
 use protocol::body::{
@@ -15,6 +15,7 @@ use protocol::body::{
 };
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
+use protocol::frame::{self, FrameLimits};
 use protocol::header::{
     ConsumerSendMessageBackRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
     QueryConsumerOffsetRequest, QueueRequest, SendMessageRequest, SendMessageRequestV2, SendMessageResponse,
@@ -23,6 +24,7 @@ use protocol::header::{
 use protocol::record::{RecordView, split};
 use protocol::sys_flag::PullSysFlag;
 use remoting::{CallError, Client, Connection, Handler, Server};
+use tokio::io::AsyncWriteExt;
 
 pub const CLUSTER: &str = "TestCluster";
 pub const BROKER: &str = "broker-t";
@@ -145,6 +147,16 @@ impl Wire {
 
     pub async fn call(&self, request: RemotingCommand) -> RemotingCommand {
         self.try_call(request).await.expect("an answer")
+    }
+
+    /// Says these things on a connection of their own and closes it, without waiting for any answer.
+    pub async fn say_and_leave(&self, requests: &[RemotingCommand]) {
+        let mut stream = Env::real().net.connect(&self.address).await.expect("it listens");
+        let mut frames = BytesMut::new();
+        for request in requests {
+            frame::encode(request, &FrameLimits::default(), &mut frames).expect("it fits");
+        }
+        stream.write_all(&frames).await.expect("it reads");
     }
 
     pub async fn send(&self, request: SendMessageRequest, body: &str) -> RemotingCommand {
