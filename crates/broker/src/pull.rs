@@ -31,6 +31,12 @@ use crate::error::RequestError;
 /// Bytes of records in one answer, unless the first record alone is longer.
 const ANSWER_BYTES: usize = 256 * 1024;
 
+/// Records of this size and larger are not copied into an answer.
+const LARGE_RECORD_BYTES: usize = 16 * 1024;
+
+/// The head of a record, with addresses of the longer family.
+const LARGEST_HEAD_BYTES: usize = 128;
+
 /// Records in one answer, however many are asked for.
 const ANSWER_RECORDS: usize = 1024;
 
@@ -254,7 +260,7 @@ impl Wanted {
         queue: &Queue,
         chosen: &Chosen,
     ) -> Result<Option<RemotingCommand>, RequestError> {
-        let mut body = BytesMut::with_capacity(chosen.bytes);
+        let mut body = Body::for_records(chosen.units.iter().map(|(_, unit)| unit.size as usize));
         let mut count = 0;
         for (queue_offset, unit) in &chosen.units {
             let record = match broker.reader.record(unit.physical_offset, unit.size).await {
@@ -266,7 +272,7 @@ impl Wanted {
                     return Err(error.into());
                 }
             };
-            append_shown(&mut body, &record, *queue_offset, unit, broker.config.advertised_address)?;
+            body.append(record, *queue_offset, unit, broker.config.advertised_address)?;
             count += 1;
         }
         if count == 0 {
@@ -274,9 +280,11 @@ impl Wanted {
         }
         broker.rates.get_found.add(1);
         broker.rates.get_transferred.add(count);
-        broker.rates.get_bytes.add(body.len() as u64);
         let header = self.header(Some(queue), chosen.next as i64);
-        Ok(Some(call.request.reply_with(ResponseCode::SUCCESS, &header).with_body(body.freeze())))
+        let mut answer = call.request.reply_with(ResponseCode::SUCCESS, &header);
+        answer.body_pieces = body.pieces();
+        broker.rates.get_bytes.add(answer.body_bytes() as u64);
+        Ok(Some(answer))
     }
 
     fn nothing(&self, call: &Call, queue: Option<&Queue>, next: i64, code: ResponseCode) -> RemotingCommand {
@@ -298,11 +306,52 @@ impl Wanted {
     }
 }
 
-/// Appends a record as consumers see it: with its place in the queue and in the log, the time it became visible, and the
-/// replica that serves it.
+/// The records of an answer.
+struct Body {
+    pieces: Vec<Bytes>,
+    /// Copied, and not yet a piece.
+    open: BytesMut,
+}
+
+impl Body {
+    fn for_records(sizes: impl Iterator<Item = usize>) -> Body {
+        let copied = sizes.map(|size| if size < LARGE_RECORD_BYTES { size } else { LARGEST_HEAD_BYTES });
+        Body { pieces: Vec::new(), open: BytesMut::with_capacity(copied.sum()) }
+    }
+
+    /// Small records are copied; of a large one only the head is, and the rest is shared with all who read it.
+    fn append(
+        &mut self,
+        record: Bytes,
+        queue_offset: QueueOffset,
+        unit: &Unit,
+        store_host: SocketAddr,
+    ) -> Result<(), RequestError> {
+        let copied = match head_bytes(&record) {
+            Some(head) if record.len() >= LARGE_RECORD_BYTES => head,
+            _ => record.len(),
+        };
+        append_shown(&mut self.open, &record[..copied], queue_offset, unit, store_host)?;
+        if copied < record.len() {
+            self.pieces.push(self.open.split().freeze());
+            self.pieces.push(record.slice(copied..));
+        }
+        Ok(())
+    }
+
+    fn pieces(mut self) -> Vec<Bytes> {
+        if !self.open.is_empty() {
+            self.pieces.push(self.open.freeze());
+        }
+        self.pieces
+    }
+}
+
+/// Appends a record, or its head, as consumers see it: with its place in the queue and in the log, the time it became
+/// visible, and the replica that serves it.
 pub(crate) fn append_shown(
     body: &mut BytesMut,
-    record: &Bytes,
+    record: &[u8],
     queue_offset: QueueOffset,
     unit: &Unit,
     store_host: SocketAddr,

@@ -42,6 +42,9 @@ pub struct RemotingCommand {
     pub ext: ExtFields,
     /// What follows the header.
     pub body: Bytes,
+    /// What follows `body`, where a body is sent in pieces, so that they need not be copied together. Empty in what was
+    /// read.
+    pub body_pieces: Vec<Bytes>,
     /// How the header came, and how it is to be written.
     pub serialize: SerializeType,
 }
@@ -87,6 +90,7 @@ impl RemotingCommand {
             remark: None,
             ext: ExtFields::new(),
             body: Bytes::new(),
+            body_pieces: Vec::new(),
             serialize,
         }
     }
@@ -110,6 +114,11 @@ impl RemotingCommand {
     pub fn with_body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
+    }
+
+    /// Length of the whole body.
+    pub fn body_bytes(&self) -> usize {
+        self.body.len() + self.body_pieces.iter().map(Bytes::len).sum::<usize>()
     }
 
     /// Sets the body to JSON as Java writes it.

@@ -20,6 +20,8 @@ use crate::{header_binary, header_json};
 pub const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 /// Largest header by default. The largest legal one carries 32 767 bytes of properties, six-fold when escaped.
 pub const MAX_HEADER_BYTES: usize = 512 * 1024;
+/// Room made at once for a frame that has begun.
+const RESERVED_BYTES: usize = 256 * 1024;
 /// The header word has 24 bits for the header's length.
 const HEADER_LENGTH_MASK: u32 = 0x00FF_FFFF;
 
@@ -158,7 +160,8 @@ pub fn decode(buffer: &mut BytesMut, limits: &FrameLimits) -> Result<Option<Fram
         return Err(FrameError::BadHeaderLength { header_bytes, available_bytes });
     }
     if buffer.len() < frame_bytes {
-        buffer.reserve(frame_bytes - buffer.len());
+        // A part of what the length word claims: the rest is believed when that much has come.
+        buffer.reserve((frame_bytes - buffer.len()).min(RESERVED_BYTES));
         return Ok(None);
     }
     let mut frame = buffer.split_to(frame_bytes);
@@ -200,6 +203,7 @@ fn decode_header(header: &[u8], serialize: SerializeType, body: BytesMut, limits
             remark: draft.remark,
             ext: draft.ext,
             body: if body.is_empty() { Bytes::new() } else { body.freeze() },
+            body_pieces: Vec::new(),
             serialize,
         }),
         Err(reason) => Frame::Undecodable(Undecodable { opaque: draft.opaque, flag: draft.flag, serialize, reason }),
@@ -220,19 +224,16 @@ pub(crate) struct HeaderDraft {
 
 /// Appends the whole frame to `out`.
 pub fn encode(command: &RemotingCommand, limits: &FrameLimits, out: &mut BytesMut) -> Result<(), EncodeError> {
-    encode_head(command, command.body.len(), limits, out)?;
+    encode_head(command, limits, out)?;
     out.put_slice(&command.body);
+    command.body_pieces.iter().for_each(|piece| out.put_slice(piece));
     Ok(())
 }
 
-/// Appends everything but the body, for a body of `body_bytes` that the caller sends next by itself: bodies made of
-/// several pieces reach the socket without being copied together.
-pub fn encode_head(
-    command: &RemotingCommand,
-    body_bytes: usize,
-    limits: &FrameLimits,
-    out: &mut BytesMut,
-) -> Result<(), EncodeError> {
+/// Appends everything but the body, which the caller sends next by itself: bodies made of several pieces reach the socket
+/// without being copied together.
+pub fn encode_head(command: &RemotingCommand, limits: &FrameLimits, out: &mut BytesMut) -> Result<(), EncodeError> {
+    let body_bytes = command.body_bytes();
     let start = out.len();
     out.reserve(160 + command.ext.text_bytes() + 8 * command.ext.len());
     out.put_u64(0);
@@ -465,6 +466,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_body_in_pieces_arrives_as_one() {
+        let mut request = RemotingCommand::request(RequestCode::HEART_BEAT).with_body("a");
+        request.body_pieces = vec!["".into(), "bc".into(), "d".into()];
+        assert_eq!(request.body_bytes(), 4);
+        let Frame::Command(read) = decode_one(encoded(&request)) else { panic!("undecodable") };
+        assert_eq!((&read.body[..], read.body_pieces.len()), (&b"abcd"[..], 0));
+    }
+
     fn arbitrary_command() -> impl Strategy<Value = RemotingCommand> {
         let ext = proptest::collection::vec(("[a-zA-Z_]{1,12}", any::<String>()), 0..20);
         let head = (any::<i32>(), 0..14_u8, any::<i32>(), any::<i32>(), any::<i32>(), any::<bool>());
@@ -480,6 +490,7 @@ mod tests {
                 remark,
                 ext: ext.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<ExtFields>(),
                 body: body.into(),
+                body_pieces: Vec::new(),
                 serialize: if binary { SerializeType::Binary } else { SerializeType::Json },
             }
         })

@@ -306,7 +306,8 @@ impl Connection {
                     working_bytes -= done.cost;
                     self.done(done);
                 }
-                Some(done) = working.next() => {
+                // Parked requests may all be woken by one event: no more of them are answered than the peer takes.
+                Some(done) = working.next(), if self.0.outgoing.bytes() < limits.outgoing_bytes => {
                     working_bytes -= done.cost;
                     self.done(done);
                 }

@@ -46,18 +46,17 @@ impl Outgoing {
         }
         let mut waiting = self.waiting.lock();
         let before = waiting.open.len();
-        frame::encode_head(command, command.body.len(), limits, &mut waiting.open)?;
-        if command.body.len() < COPY_BELOW {
-            waiting.open.extend_from_slice(&command.body);
-            let added = waiting.open.len() - before;
-            self.bytes.fetch_add(added, Ordering::Relaxed);
-        } else {
-            let added = waiting.open.len() - before + command.body.len();
-            let open = waiting.open.split().freeze();
-            waiting.chunks.push_back(open);
-            waiting.chunks.push_back(command.body.clone());
-            self.bytes.fetch_add(added, Ordering::Relaxed);
+        frame::encode_head(command, limits, &mut waiting.open)?;
+        let added = waiting.open.len() - before + command.body_bytes();
+        for piece in [&command.body].into_iter().chain(&command.body_pieces) {
+            if piece.len() < COPY_BELOW {
+                waiting.open.extend_from_slice(piece);
+            } else {
+                let open = waiting.open.split().freeze();
+                waiting.chunks.extend([open, piece.clone()].into_iter().filter(|chunk| !chunk.is_empty()));
+            }
         }
+        self.bytes.fetch_add(added, Ordering::Relaxed);
         drop(waiting);
         self.pushed.notify_one();
         Ok(true)

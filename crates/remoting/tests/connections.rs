@@ -249,6 +249,56 @@ async fn a_peer_that_does_not_read_is_closed_and_costs_bounded_memory() {
     until(&env.clock, || echo.closed.load(Ordering::SeqCst) == 1).await;
 }
 
+/// Parks every request until the gate opens, then answers with a lot.
+struct Parked {
+    gate: tokio::sync::watch::Sender<bool>,
+    parked: AtomicUsize,
+    answered: AtomicUsize,
+    closed: AtomicUsize,
+}
+
+const LARGE_ANSWER_BYTES: usize = 1 << 20;
+
+impl Handler for Parked {
+    async fn handle(self: &Arc<Self>, _connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
+        self.parked.fetch_add(1, Ordering::SeqCst);
+        let _ = self.gate.subscribe().wait_for(|open| *open).await;
+        self.answered.fetch_add(1, Ordering::SeqCst);
+        Some(request.reply(ResponseCode::SUCCESS).with_body(vec![0; LARGE_ANSWER_BYTES]))
+    }
+
+    fn closed(&self, _connection: &Connection) {
+        self.closed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// One message may wake thousands of parked pulls of a peer that reads nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wake_together_are_answered_as_fast_as_the_peer_reads() {
+    const REQUESTS: usize = 500;
+    let env = Env::real();
+    let parked = Arc::new(Parked {
+        gate: tokio::sync::watch::Sender::new(false),
+        parked: AtomicUsize::new(0),
+        answered: AtomicUsize::new(0),
+        closed: AtomicUsize::new(0),
+    });
+    let limits = Limits { outgoing_bytes: 4 << 20, stalled_write: Duration::from_millis(200), ..Limits::default() };
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let server = Server::start(&env, any, limits, parked.clone()).await.expect("loopback can be listened on");
+    let mut silent = env.net.connect(&server.local_addr().to_string()).await.expect("it listens");
+    let request = frame_of(&ask(""));
+    for _ in 0..REQUESTS {
+        silent.write_all(&request).await.expect("it reads");
+    }
+    until(&env.clock, || parked.parked.load(Ordering::SeqCst) == REQUESTS).await;
+    parked.gate.send_replace(true);
+    until(&env.clock, || parked.closed.load(Ordering::SeqCst) == 1).await;
+    // What the limit allows, and what the kernel's buffers of both ends took.
+    let answered = parked.answered.load(Ordering::SeqCst);
+    assert!((4..100).contains(&answered), "{answered} of {REQUESTS} were answered");
+}
+
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_at_once() {
     let (env, server, _) = serve(Limits { connections: 2, ..Limits::default() }).await;

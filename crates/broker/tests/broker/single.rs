@@ -69,6 +69,23 @@ async fn a_message_is_sent_pulled_and_viewed() {
     broker.stop().await.expect("it stops");
 }
 
+/// Large records go out in pieces, small ones are copied together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_all_sizes_come_whole_and_in_order() {
+    let one = one().await;
+    let bodies: Vec<String> = [10, 20_000, 5, 7, 60_000, 16_384, 100_000, 1].map(|len| "x".repeat(len)).to_vec();
+    for body in &bodies {
+        one.wire.sent("T", body, &[]).await;
+    }
+    let mut seen = Vec::new();
+    while seen.len() < bodies.len() {
+        let pulled = one.wire.pull(pull_request("T", seen.len() as i64)).await;
+        assert_eq!(pulled.code, 0, "from {}", seen.len());
+        seen.extend(pulled.bodies().into_iter().map(str::to_owned));
+    }
+    assert!(seen == bodies, "lengths: {:?}", seen.iter().map(String::len).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_producer_may_not_do() {
     let one = one_with(|group| {
