@@ -10,6 +10,10 @@ def lacks(source):
     return LACKS + source
 
 
+def show(column, row, cell, seconds):
+    print(f"  {column:14} {row:16} {seconds:4.0f} s  {cell}", flush=True)
+
+
 def read(path):
     """Column -> row -> cell, over all the tables of the file."""
     cells, header = {}, None
