@@ -7,13 +7,14 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import clients
 import remoting
+import table
 from drivers import Driver, Failed
 from servers import CLUSTER_NAME, GROUP_NAME
-from table import PASS
 
 QUEUES = 4
 COMMAND_S = 60
@@ -208,11 +209,12 @@ def run(servers, column, chosen, home):
     """Command -> cell for one release line."""
     cells, world = {}, None
     for name in chosen:
+        began = time.monotonic()
         try:
             world = world or World(servers, column.removeprefix("mqadmin-"), home)
             COMMANDS[name](world)
-            cells[name] = PASS
+            cells[name] = table.PASS
         except (Failed, TimeoutError, OSError, KeyError, json.JSONDecodeError, remoting.Refused, subprocess.TimeoutExpired) as failure:
             cells[name] = " ".join(f"FAIL: {type(failure).__name__} {failure}".split())
-        print(f"  {column:14} {name:16} {cells[name]}", flush=True)
+        table.show(column, name, cells[name], time.monotonic() - began)
     return cells

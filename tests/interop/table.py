@@ -10,6 +10,10 @@ def lacks(source):
     return LACKS + source
 
 
+def show(column, row, cell, seconds):
+    print(f"  {column:14} {row:16} {seconds:4.0f} s  {cell}", flush=True)
+
+
 def read(path):
     """Column -> row -> cell, over all the tables of the file."""
     cells, header = {}, None
@@ -26,10 +30,13 @@ def read(path):
     return cells
 
 
-def differences(path, results):
-    expected = read(path)
-    return [
-        f"{column} / {row}: {cell}, but {path.name} says {expected.get(column, {}).get(row, 'nothing')}"
-        for column, cells in results.items() for row, cell in cells.items()
-        if cell != expected.get(column, {}).get(row)
-    ]
+def differences(path, results, wanted=lambda column, row: True):
+    """Between the table and what was found. Of the columns that ran, each row that is `wanted` must have been found."""
+    expected, found = read(path), []
+    for column, cells in results.items():
+        told = expected.get(column, {})
+        for row, cell in cells.items():
+            if cell != told.get(row):
+                found.append(f"{column} / {row}: {cell}, but {path.name} says {told.get(row, 'nothing')}")
+        found += [f"{column} / {row}: did not run" for row in told if row not in cells and wanted(column, row)]
+    return found
