@@ -84,7 +84,7 @@ impl Default for DerivedOptions {
             sync_log_bytes: 256 << 20,
             sync_changed_bytes: 16 << 20,
             images_kept: 16,
-            recent_units_bytes: 8 << 20,
+            recent_units_bytes: 4 << 20,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::consume_queue::{read_file, replace_file};
 use crate::log::Boundary;
 
 const HEAD: [u8; 1] = [0x00];
-const CACHE_BYTES: u64 = 32 << 20;
+const CACHE_BYTES: u64 = 8 << 20;
 /// Rows are removed or filled in batches of this many.
 const BATCH_ROWS: usize = 4096;
 /// sled has ways to kill the process while it opens. After this many such deaths the directory is given up. More than an
