@@ -119,3 +119,8 @@ def retried(received, times, every=True):
         if (sorted(found) != expected if every else len(found) != len(set(found)) or not set(found) <= set(expected))
     }
     return sample(f"with other attempts than {expected}", wrong)
+
+
+def tried(received, times):
+    """Each message tells that it was consumed in vain so often."""
+    return sample(f"not tried {times} times", {f"{line['body']} ({line['retry']})" for line in received if line["retry"] != times})

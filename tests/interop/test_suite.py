@@ -71,6 +71,10 @@ class Compare(unittest.TestCase):
         self.assertEqual(len(compare.retried(received + received[:1], 2, every=False)), 1)
         self.assertEqual(len(compare.retried(received, 1, every=False)), 1)
 
+    def test_tries(self):
+        self.assertEqual(compare.tried([line(1, retry=3), line(2, retry=3)], 3), [])
+        self.assertEqual(compare.tried([line(1, retry=2), line(2, retry=3)], 3), ["1 not tried 3 times: b-1 (2)"])
+
 
 class Table(unittest.TestCase):
     def test_differences(self):
