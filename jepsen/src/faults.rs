@@ -137,17 +137,13 @@ fn data_dir(root: &Path, k: usize) -> PathBuf {
 }
 
 fn strike(cluster: &mut Cluster, disks: Option<&[power::Disk]>, victims: &[usize]) -> io::Result<()> {
-    let Some(disks) = disks else {
-        return victims.iter().try_for_each(|victim| cluster.kill_broker(*victim));
-    };
-    // First everything stops, then the power goes, so that no victim sees the other's end.
-    for victim in victims {
-        cluster.pause_broker(*victim)?;
+    if let Some(disks) = disks {
+        // First everything stops, then the power goes, so that no victim sees another's end.
+        cluster.pause_brokers(victims)?;
+        let canaries: Vec<_> = victims.iter().map(|victim| disks[*victim].cut()).collect::<io::Result<_>>()?;
+        cluster.kill_brokers(victims)?;
+        victims.iter().zip(canaries).try_for_each(|(victim, canary)| disks[*victim].restore(&canary))
+    } else {
+        cluster.kill_brokers(victims)
     }
-    let canaries: Vec<_> = victims.iter().map(|victim| disks[*victim].cut()).collect::<io::Result<_>>()?;
-    for (victim, canary) in victims.iter().zip(canaries) {
-        cluster.kill_broker(*victim)?;
-        disks[*victim].restore(&canary)?;
-    }
-    Ok(())
 }
