@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use env::{Env, Rng};
 
 use crate::append::{self, Judge, Load};
+use crate::chain;
 use crate::cluster::Cluster;
 use crate::power;
 
@@ -66,6 +67,7 @@ pub struct Report {
     fault: Fault,
     cycles: u32,
     acknowledged: u64,
+    compared: u32,
     longest_gap: Duration,
 }
 
@@ -73,8 +75,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} x {}: {} appends acknowledged, each read from each replica, 0 lost; longest time without an acknowledgement {:?}",
-            self.fault, self.cycles, self.acknowledged, self.longest_gap
+            "{:?} x {}: {} appends acknowledged, each read from each replica, 0 lost; hashes of the three logs compared \
+             {} times at the same entry, equal each time; longest time without an acknowledgement {:?}",
+            self.fault, self.cycles, self.acknowledged, self.compared, self.longest_gap
         )
     }
 }
@@ -101,7 +104,7 @@ async fn strike_again_and_again(plan: &Plan) -> io::Result<Report> {
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     append::create_topic(&env, &replicas).await?;
     let next_value = Arc::new(AtomicU64::new(0));
-    let (mut acknowledged, mut longest_gap) = (0, Duration::ZERO);
+    let (mut acknowledged, mut compared, mut longest_gap) = (0, 0, Duration::ZERO);
     let mut judge = Judge::default();
     let mut load = Load::start(&env, &replicas, plan.senders, &next_value);
     for cycle in 1..=plan.cycles {
@@ -120,16 +123,18 @@ async fn strike_again_and_again(plan: &Plan) -> io::Result<Report> {
             let keep = std::mem::replace(&mut load, Load::start(&env, &replicas, 0, &next_value));
             let mut quiet = keep;
             quiet.stop().await;
+            let agreed = chain::agree(&env, &replicas).await?;
+            compared += 1;
             judge.check(&env, &replicas, &quiet.acknowledged).await?;
             acknowledged += quiet.acknowledged.count();
             longest_gap = longest_gap.max(quiet.longest_gap());
-            eprintln!("{:?} {cycle}/{}: {acknowledged} acknowledged, none lost", plan.fault, plan.cycles);
+            eprintln!("{:?} {cycle}/{}: {acknowledged} acknowledged, none lost; {agreed}", plan.fault, plan.cycles);
             if cycle < plan.cycles {
                 load = Load::start(&env, &replicas, plan.senders, &next_value);
             }
         }
     }
-    Ok(Report { fault: plan.fault, cycles: plan.cycles, acknowledged, longest_gap })
+    Ok(Report { fault: plan.fault, cycles: plan.cycles, acknowledged, compared, longest_gap })
 }
 
 fn data_dir(root: &Path, k: usize) -> PathBuf {

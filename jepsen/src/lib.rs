@@ -2,7 +2,8 @@
 //!
 //! - [`power`]: file systems of our own on loop devices, and how their power is cut.
 //! - [`store`]: one store under kills and power losses.
-//! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`].
+//! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
+//!   [`chain`] tells whether the replicas are equal again.
 //!
 //! A fault that the machine cannot produce is an error, never a pass.
 
@@ -10,6 +11,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod append;
+pub mod chain;
 pub mod cluster;
 pub mod faults;
 pub mod power;
