@@ -3,7 +3,7 @@
 //! - [`power`]: file systems of our own on loop devices, and how their power is cut.
 //! - [`store`]: one store under kills and power losses.
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
-//!   [`chain`] tells whether the replicas are equal again.
+//!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
 //!
 //! A fault that the machine cannot produce is an error, never a pass.
 
@@ -14,5 +14,6 @@ pub mod append;
 pub mod chain;
 pub mod cluster;
 pub mod faults;
+pub mod judge;
 pub mod power;
 pub mod store;

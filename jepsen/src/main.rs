@@ -46,7 +46,7 @@ enum Command {
         seed: u64,
         /// Appends acknowledged between two faults, at least.
         #[arg(long, default_value_t = 2000)]
-        appends: u64,
+        appends: usize,
         /// Senders, one message in flight each.
         #[arg(long, default_value_t = 64)]
         senders: u32,
@@ -92,7 +92,7 @@ fn cluster(
     fault: faults::Fault,
     cycles: u32,
     seed: u64,
-    appends: u64,
+    appends: usize,
     senders: u32,
     raftmq: Option<PathBuf>,
     dir: Option<PathBuf>,
