@@ -101,8 +101,13 @@ fn cluster(
         Some(program) => program,
         None => std::env::current_exe()?.with_file_name("raftmq"),
     };
-    let temporary = tempfile::Builder::new().prefix("cluster-").tempdir()?;
-    let dir = dir.unwrap_or_else(|| temporary.path().to_owned());
+    let (dir, temporary) = match dir {
+        Some(dir) => (dir, None),
+        None => {
+            let temporary = tempfile::Builder::new().prefix("cluster-").tempdir()?;
+            (temporary.path().to_owned(), Some(temporary))
+        }
+    };
     let plan = faults::Plan { fault, cycles, seed, appends, senders, program, dir };
     match faults::run(&plan) {
         Ok(report) => {
@@ -111,7 +116,8 @@ fn cluster(
         }
         Err(error) => {
             // What is left behind is the evidence.
-            eprintln!("kept: {}", temporary.keep().display());
+            let _kept = temporary.map(tempfile::TempDir::keep);
+            eprintln!("kept: {}", plan.dir.display());
             Err(error)
         }
     }
