@@ -1,4 +1,4 @@
-//! The command line of the fault harness.
+//! The command line of the fault harness. `README.md`, which `--help` shows too, has the runs and their control.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use jepsen::{faults, store};
 
 #[derive(Parser)]
-#[command(version, about = "Real processes, real faults")]
+#[command(version, about = "Real processes, real faults", after_long_help = include_str!("../README.md"))]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -32,8 +32,8 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
-    /// A cluster of three under load: kill or power off one or all of it again and again; every acknowledged append is
-    /// read back from each replica.
+    /// A cluster of three under load: kill or power off one or all of it again and again; after each fault the three logs
+    /// must be equal, and every acknowledged append is read back from each replica.
     Cluster {
         /// What happens to it.
         #[arg(long, value_enum, default_value = "kill-one")]
