@@ -1,9 +1,8 @@
-//! Appends to queues, and reading them back from each replica: the workload and the judge of clauses 1, 2, 3 and 11.
+//! The workload: appends to queues at any broker, and reading a queue back from one replica.
 //!
 //! Values are unique numbers. An append that was answered is *acknowledged* with its place; anything else that was sent
-//! is unknown and may or may not be found. Found twice is an error: nothing here sends a value a second time.
+//! is unknown and may or may not be found. Nothing here sends a value a second time. [`crate::judge`] compares.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +19,9 @@ use protocol::header::{
 };
 use protocol::record::{self, RecordView};
 use remoting::{CallError, Client, Limits, NoRequests};
+use tokio::task::JoinHandle;
+
+use crate::cluster::PATIENCE;
 
 /// The topic of this workload.
 pub const TOPIC: &str = "jepsen-append";
@@ -33,113 +35,112 @@ const GROUP: &str = "jepsen-append-check";
 /// How long one request may take before its outcome is unknown.
 const CALL: Duration = Duration::from_secs(5);
 
-/// Everything acknowledged so far: place to value.
-#[derive(Debug, Default)]
-pub struct Acknowledged {
-    places: Mutex<BTreeMap<(u32, u64), u64>>,
-    count: AtomicU64,
-    duplicates: AtomicU64,
+/// One append that was acknowledged, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Append {
+    /// The queue.
+    pub queue: u32,
+    /// The place in it.
+    pub offset: u64,
+    /// What was appended.
+    pub value: u64,
 }
 
-impl Acknowledged {
-    /// How many.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
-    }
+/// What senders were answered.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Every acknowledgement, as it came.
+    pub acknowledged: Vec<Append>,
+    /// Longest time between two of them.
+    pub longest_gap: Duration,
+    newest: Option<Duration>,
+}
 
-    fn add(&self, queue: u32, offset: u64, value: u64) {
-        if self.places.lock().insert((queue, offset), value).is_some() {
-            self.duplicates.fetch_add(1, Ordering::SeqCst);
-        }
-        self.count.fetch_add(1, Ordering::SeqCst);
+impl Answers {
+    fn add(&mut self, append: Append, now: Duration) {
+        let since = self.newest.map_or(Duration::ZERO, |newest| now.saturating_sub(newest));
+        self.longest_gap = self.longest_gap.max(since);
+        self.newest = Some(now);
+        self.acknowledged.push(append);
     }
 }
 
 /// Senders at work until they are stopped.
 #[derive(Debug)]
 pub struct Load {
-    /// What they had answered.
-    pub acknowledged: Arc<Acknowledged>,
+    answers: Arc<Mutex<Answers>>,
     stop: Arc<AtomicBool>,
-    longest_gap: Arc<Mutex<Gap>>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-#[derive(Debug, Default)]
-struct Gap {
-    last: Option<Duration>,
-    longest: Duration,
+    senders: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     /// Starts `senders` senders, one message in flight each, over all brokers in turn when one does not answer.
     pub fn start(env: &Env, brokers: &[SocketAddr], senders: u32, next_value: &Arc<AtomicU64>) -> Load {
-        let load =
-            Load { acknowledged: Arc::default(), stop: Arc::default(), longest_gap: Arc::default(), tasks: Vec::new() };
-        load.more(env, brokers, senders, next_value)
-    }
-
-    fn more(mut self, env: &Env, brokers: &[SocketAddr], senders: u32, next_value: &Arc<AtomicU64>) -> Load {
-        for sender in 0..senders {
-            let (env, brokers) = (env.clone(), brokers.to_vec());
-            let (acknowledged, stop, gap) = (self.acknowledged.clone(), self.stop.clone(), self.longest_gap.clone());
-            let next_value = next_value.clone();
-            self.tasks.push(tokio::spawn(async move {
-                let client = Client::new(
-                    &env,
-                    Limits { connect: Duration::from_secs(1), ..Limits::default() },
-                    Arc::new(NoRequests),
-                );
-                let mut broker = sender as usize;
-                while !stop.load(Ordering::Relaxed) {
-                    let value = next_value.fetch_add(1, Ordering::Relaxed);
-                    let queue = (value % u64::from(QUEUES)) as u32;
-                    match send(&client, brokers[broker % brokers.len()], queue, value, env.clock.wall_ms()).await {
-                        Ok(offset) => {
-                            acknowledged.add(queue, offset, value);
-                            let now = env.clock.monotonic();
-                            let mut gap = gap.lock();
-                            let since = gap.last.map_or(Duration::ZERO, |last| now.saturating_sub(last));
-                            gap.longest = gap.longest.max(since);
-                            gap.last = Some(now);
-                        }
-                        Err(_) => {
-                            broker += 1;
-                            env.clock.sleep(Duration::from_millis(20)).await;
-                        }
-                    }
-                }
-            }));
+        let sender = Sender {
+            env: env.clone(),
+            brokers: brokers.to_vec(),
+            next_value: next_value.clone(),
+            answers: Arc::default(),
+            stop: Arc::default(),
+        };
+        Load {
+            answers: sender.answers.clone(),
+            stop: sender.stop.clone(),
+            senders: (0..senders as usize).map(|k| tokio::spawn(sender.clone().work(k))).collect(),
         }
-        self
     }
 
     /// Resolves when `count` more are acknowledged than were at the call; an error if that takes too long.
-    pub async fn acknowledge_more(&self, env: &Env, count: u64) -> io::Result<()> {
-        let target = self.acknowledged.count() + count;
+    pub async fn acknowledge_more(&self, env: &Env, count: usize) -> io::Result<()> {
+        let acknowledged = || self.answers.lock().acknowledged.len();
+        let target = acknowledged() + count;
         let reached = async {
-            while self.acknowledged.count() < target {
+            while acknowledged() < target {
                 env.clock.sleep(Duration::from_millis(2)).await;
             }
         };
-        env.clock.timeout(crate::cluster::PATIENCE, reached).await.ok_or_else(|| {
-            io::Error::other(format!(
-                "service did not return: {} of {target} appends acknowledged after a minute",
-                self.acknowledged.count()
-            ))
+        env.clock.timeout(PATIENCE, reached).await.ok_or_else(|| {
+            let reached = acknowledged();
+            io::Error::other(format!("no service: {reached} of {target} appends acknowledged after {PATIENCE:?}"))
         })
     }
 
-    /// Longest time between two acknowledgements.
-    pub fn longest_gap(&self) -> Duration {
-        self.longest_gap.lock().longest
-    }
-
-    /// Stops the senders and waits for the last answers.
-    pub async fn stop(&mut self) {
+    /// Stops the senders, waits for their last answers, and gives all of them.
+    pub async fn stop(self) -> Answers {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks.drain(..) {
-            task.await.expect("a sender does not panic");
+        for sender in self.senders {
+            sender.await.expect("a sender does not panic");
+        }
+        std::mem::take(&mut self.answers.lock())
+    }
+}
+
+#[derive(Clone)]
+struct Sender {
+    env: Env,
+    brokers: Vec<SocketAddr>,
+    next_value: Arc<AtomicU64>,
+    answers: Arc<Mutex<Answers>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Sender {
+    /// One value after the other; after an error the next one goes to the next broker.
+    async fn work(self, first_broker: usize) {
+        let limits = Limits { connect: Duration::from_secs(1), ..Limits::default() };
+        let client = Client::new(&self.env, limits, Arc::new(NoRequests));
+        let mut brokers = self.brokers.iter().cycle().skip(first_broker);
+        let mut broker = brokers.next().expect("there are brokers");
+        while !self.stop.load(Ordering::Relaxed) {
+            let value = self.next_value.fetch_add(1, Ordering::Relaxed);
+            let queue = (value % u64::from(QUEUES)) as u32;
+            match send(&client, *broker, queue, value, self.env.clock.wall_ms()).await {
+                Ok(offset) => self.answers.lock().add(Append { queue, offset, value }, self.env.clock.monotonic()),
+                Err(_) => {
+                    broker = brokers.next().expect("an endless cycle");
+                    self.env.clock.sleep(Duration::from_millis(20)).await;
+                }
+            }
         }
     }
 }
@@ -168,7 +169,7 @@ pub async fn create_topic(env: &Env, brokers: &[SocketAddr]) -> io::Result<()> {
         }
     };
     env.clock
-        .timeout(crate::cluster::PATIENCE, created)
+        .timeout(PATIENCE, created)
         .await
         .ok_or_else(|| io::Error::other("the topic could not be created within a minute"))
 }
@@ -203,132 +204,70 @@ async fn send(
     }
 }
 
-/// Reads every queue from each replica, from where the last call ended, and compares. Afterwards a replica has shown
-/// every append acknowledged before the call, and all replicas the same values at the same offsets.
-#[derive(Debug)]
-pub struct Judge {
-    /// Per queue: the values found, by offset. The same for every replica, or it is an error.
-    found: Vec<Vec<u64>>,
-    places: BTreeMap<u64, (u32, u64)>,
-}
-
-impl Default for Judge {
-    fn default() -> Judge {
-        Judge { found: vec![Vec::new(); QUEUES as usize], places: BTreeMap::new() }
-    }
-}
-
-impl Judge {
-    /// See [`Judge`]. The senders must be quiet.
-    pub async fn check(&mut self, env: &Env, replicas: &[SocketAddr], acknowledged: &Acknowledged) -> io::Result<()> {
-        if acknowledged.duplicates.load(Ordering::SeqCst) > 0 {
-            return Err(io::Error::other("two appends were acknowledged with the same place"));
-        }
-        let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
-        for queue in 0..QUEUES {
-            let from = self.found[queue as usize].len() as u64;
-            let wanted = acknowledged
-                .places
-                .lock()
-                .range((queue, 0)..=(queue, u64::MAX))
-                .next_back()
-                .map_or(0, |(place, _)| place.1 + 1);
-            let mut newest: Option<Vec<u64>> = None;
-            for replica in replicas {
-                let values = read_queue(env, &client, *replica, queue, from, wanted.max(from)).await?;
-                match &newest {
-                    None => newest = Some(values),
-                    Some(first) => {
-                        let both = first.len().min(values.len());
-                        if let Some(k) = (0..both).find(|k| first[*k] != values[*k]) {
-                            return Err(io::Error::other(format!(
-                                "queue {queue} offset {}: {replica} shows {}, another replica {}",
-                                from + k as u64,
-                                values[k],
-                                first[k]
-                            )));
-                        }
-                        if values.len() > first.len() {
-                            newest = Some(values);
-                        }
-                    }
-                }
-            }
-            for value in newest.unwrap_or_default() {
-                let place = (queue, self.found[queue as usize].len() as u64);
-                if let Some(other) = self.places.insert(value, place) {
-                    return Err(io::Error::other(format!("value {value} stands at {other:?} and at {place:?}")));
-                }
-                self.found[queue as usize].push(value);
-            }
-        }
-        for ((queue, offset), value) in acknowledged.places.lock().iter() {
-            let found = self.found[*queue as usize].get(*offset as usize);
-            if found != Some(value) {
-                return Err(io::Error::other(format!(
-                    "append of {value} was acknowledged at queue {queue} offset {offset}; found there: {found:?}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads everything again from the start, from each replica.
-    pub async fn check_all(env: &Env, replicas: &[SocketAddr], acknowledged: &Acknowledged) -> io::Result<()> {
-        Judge::default().check(env, replicas, acknowledged).await
-    }
-}
-
-/// The values of a queue as one replica shows them: from `from` to its end, which must reach `wanted` before long.
-async fn read_queue(
+/// The values of a queue as one replica shows them, from offset `from` to its end.
+pub async fn read_queue(
     env: &Env,
     client: &Client<NoRequests>,
     replica: SocketAddr,
     queue: u32,
     from: u64,
-    wanted: u64,
 ) -> io::Result<Vec<u64>> {
-    let deadline = env.clock.monotonic() + crate::cluster::PATIENCE;
+    let deadline = env.clock.monotonic() + PATIENCE;
     let mut values = Vec::new();
     loop {
         let next = from + values.len() as u64;
-        let answer = pull(client, replica, queue, next, env.clock.wall_ms()).await;
-        match answer {
-            Ok(body) if !body.is_empty() => {
-                for record in record::split(&body) {
-                    let record = record.map_err(io::Error::other)?;
-                    let record = RecordView::parse(&record).map_err(io::Error::other)?;
-                    let expected = from + values.len() as u64;
-                    if record.queue_offset() as u64 != expected || !record.is_body_intact() {
-                        return Err(io::Error::other(format!(
-                            "{replica} queue {queue}: wanted offset {expected}, got {} (body intact: {})",
-                            record.queue_offset(),
-                            record.is_body_intact()
-                        )));
-                    }
-                    let value = record.body().first_chunk().ok_or_else(|| io::Error::other("a body is cut"))?;
-                    values.push(u64::from_be_bytes(*value));
+        let outcome = pull(client, replica, queue, next, env.clock.wall_ms()).await;
+        if let Ok(Pulled { records, end }) = &outcome {
+            for record in record::split(records) {
+                let record = record.map_err(io::Error::other)?;
+                let record = RecordView::parse(&record).map_err(io::Error::other)?;
+                let expected = from + values.len() as u64;
+                if record.queue_offset() as u64 != expected || !record.is_body_intact() {
+                    return Err(io::Error::other(format!(
+                        "{replica} queue {queue}: wanted offset {expected}, got {} (body intact: {})",
+                        record.queue_offset(),
+                        record.is_body_intact()
+                    )));
                 }
+                let value = record.body().first_chunk().ok_or_else(|| io::Error::other("a body is cut"))?;
+                values.push(u64::from_be_bytes(*value));
             }
-            Ok(_) if next >= wanted => return Ok(values),
-            outcome if env.clock.monotonic() > deadline => {
+            if *end < next {
                 return Err(io::Error::other(format!(
-                    "{replica} queue {queue} does not get beyond offset {next}; acknowledged up to {wanted}: {outcome:?}"
+                    "LOST: {replica} queue {queue} has been read up to offset {next}, now it ends at {end}"
                 )));
             }
-            _ => env.clock.sleep(Duration::from_millis(20)).await,
+            if from + values.len() as u64 >= *end {
+                return Ok(values);
+            }
+            if !records.is_empty() {
+                continue;
+            }
         }
+        if env.clock.monotonic() > deadline {
+            return Err(io::Error::other(format!(
+                "{replica} queue {queue} shows nothing at offset {next}: {outcome:?}"
+            )));
+        }
+        env.clock.sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// One pull without long polling; empty if there is nothing at `offset`.
+#[derive(Debug)]
+struct Pulled {
+    records: Bytes,
+    /// Where the queue ends.
+    end: u64,
+}
+
+/// One pull without long polling.
 async fn pull(
     client: &Client<NoRequests>,
     replica: SocketAddr,
     queue: u32,
     offset: u64,
     now_ms: i64,
-) -> Result<Bytes, CallError> {
+) -> Result<Pulled, CallError> {
     let header = PullMessageRequest {
         consumer_group: GROUP.to_owned(),
         topic: TOPIC.to_owned(),
@@ -343,14 +282,12 @@ async fn pull(
     let request = RemotingCommand::request_with(RequestCode::PULL_MESSAGE, &header);
     let answer = client.call(&replica.to_string(), request, CALL).await?;
     match answer.response_code() {
-        ResponseCode::SUCCESS => Ok(answer.body),
-        ResponseCode::PULL_NOT_FOUND | ResponseCode::PULL_RETRY_IMMEDIATELY => {
+        ResponseCode::SUCCESS
+        | ResponseCode::PULL_NOT_FOUND
+        | ResponseCode::PULL_RETRY_IMMEDIATELY
+        | ResponseCode::PULL_OFFSET_MOVED => {
             let place: PullMessageResponse = answer.header().map_err(|error| CallError::Unknown(error.to_string()))?;
-            if place.next_begin_offset == offset as i64 {
-                Ok(Bytes::new())
-            } else {
-                Err(CallError::Unknown(format!("skipped from {offset} to {}", place.next_begin_offset)))
-            }
+            Ok(Pulled { records: answer.body, end: place.max_offset as u64 })
         }
         code => Err(CallError::Unknown(format!("{code}: {}", answer.remark_text()))),
     }

@@ -105,18 +105,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGKILL.
-    pub fn kill_broker(&mut self, k: usize) -> io::Result<()> {
-        let mut process = self.brokers[k].process.take().expect("it runs");
-        let killed = process.kill();
-        process.wait()?;
-        killed
+    /// SIGKILL of all `victims` at once.
+    pub fn kill_brokers(&mut self, victims: &[usize]) -> io::Result<()> {
+        self.signal(victims, "KILL")?;
+        for victim in victims {
+            self.brokers[*victim].process.take().expect("it runs").wait()?;
+        }
+        Ok(())
     }
 
-    /// SIGSTOP: it no longer runs, and nobody is told.
-    pub fn pause_broker(&self, k: usize) -> io::Result<()> {
-        let status = Command::new("kill").args(["-STOP", &self.broker_pid(k).to_string()]).status()?;
-        if status.success() { Ok(()) } else { Err(io::Error::other(format!("kill -STOP: {status}"))) }
+    /// SIGSTOP of all `victims` at once: they no longer run, and nobody is told.
+    pub fn pause_brokers(&self, victims: &[usize]) -> io::Result<()> {
+        self.signal(victims, "STOP")
+    }
+
+    /// One program for all, so that no victim has time to notice what happened to another.
+    fn signal(&self, victims: &[usize], signal: &str) -> io::Result<()> {
+        let pids = victims.iter().map(|victim| self.broker_pid(*victim).to_string());
+        let status = Command::new("kill").arg(format!("-{signal}")).args(pids).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("kill -{signal}: {status}"))) }
     }
 
     /// Resolves when the broker says that it is ready: it has a leader and serves.

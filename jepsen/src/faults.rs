@@ -1,4 +1,8 @@
 //! A cluster of three under load, one or all of its processes killed or powered off again and again.
+//!
+//! After every fault, once the victims are ready and the load is served again, the load stops and the cluster is judged:
+//! the replicas must come to one end of the log with one chain ([`chain`]), and each must show everything acknowledged
+//! ([`Judge`]). At the end of the run each replica is read once more, from the start.
 
 use std::fmt;
 use std::io;
@@ -11,8 +15,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use env::{Env, Rng};
 
-use crate::append::{self, Judge, Load};
+use crate::append::{self, Load};
+use crate::chain;
 use crate::cluster::Cluster;
+use crate::judge::Judge;
 use crate::power;
 
 /// What strikes the cluster.
@@ -48,10 +54,10 @@ pub struct Plan {
     pub fault: Fault,
     /// How often.
     pub cycles: u32,
-    /// Draws victims and moments.
+    /// Draws victims.
     pub seed: u64,
     /// Appends acknowledged between two faults, at least.
-    pub appends: u64,
+    pub appends: usize,
     /// Senders, one message in flight each.
     pub senders: u32,
     /// The `raftmq` program.
@@ -65,7 +71,8 @@ pub struct Plan {
 pub struct Report {
     fault: Fault,
     cycles: u32,
-    acknowledged: u64,
+    acknowledged: usize,
+    compared: u32,
     longest_gap: Duration,
 }
 
@@ -73,8 +80,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} x {}: {} appends acknowledged, each read from each replica, 0 lost; longest time without an acknowledgement {:?}",
-            self.fault, self.cycles, self.acknowledged, self.longest_gap
+            "{:?} x {}: {} appends acknowledged, each read from each replica, 0 lost; hashes of the three logs compared \
+             {} times at the same entry, equal each time; longest time without an acknowledgement {:?}",
+            self.fault, self.cycles, self.acknowledged, self.compared, self.longest_gap
         )
     }
 }
@@ -101,35 +109,32 @@ async fn strike_again_and_again(plan: &Plan) -> io::Result<Report> {
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     append::create_topic(&env, &replicas).await?;
     let next_value = Arc::new(AtomicU64::new(0));
-    let (mut acknowledged, mut longest_gap) = (0, Duration::ZERO);
     let mut judge = Judge::default();
-    let mut load = Load::start(&env, &replicas, plan.senders, &next_value);
+    let (mut compared, mut longest_gap) = (0, Duration::ZERO);
     for cycle in 1..=plan.cycles {
+        let load = Load::start(&env, &replicas, plan.senders, &next_value);
         load.acknowledge_more(&env, plan.appends).await?;
         let victims = plan.fault.victims(&rng);
         strike(&mut cluster, disks.as_deref(), &victims)?;
         for victim in &victims {
             cluster.start_broker(*victim)?;
         }
+        for victim in &victims {
+            cluster.wait_ready(*victim)?;
+        }
         // The load has gone on through all of it; it must be served again before it is judged.
         load.acknowledge_more(&env, 1).await?;
-        for victim in victims {
-            cluster.wait_ready(victim)?;
-        }
-        if cycle % 10 == 0 || cycle == plan.cycles || plan.fault != Fault::KillOne {
-            let keep = std::mem::replace(&mut load, Load::start(&env, &replicas, 0, &next_value));
-            let mut quiet = keep;
-            quiet.stop().await;
-            judge.check(&env, &replicas, &quiet.acknowledged).await?;
-            acknowledged += quiet.acknowledged.count();
-            longest_gap = longest_gap.max(quiet.longest_gap());
-            eprintln!("{:?} {cycle}/{}: {acknowledged} acknowledged, none lost", plan.fault, plan.cycles);
-            if cycle < plan.cycles {
-                load = Load::start(&env, &replicas, plan.senders, &next_value);
-            }
-        }
+        let answers = load.stop().await;
+        longest_gap = longest_gap.max(answers.longest_gap);
+        let agreed = chain::agree(&env, &replicas).await?;
+        compared += 1;
+        judge.check(&env, &replicas, answers.acknowledged).await?;
+        let acknowledged = judge.acknowledged();
+        eprintln!("{:?} {cycle}/{}: {acknowledged} acknowledged, none lost; {agreed}", plan.fault, plan.cycles);
     }
-    Ok(Report { fault: plan.fault, cycles: plan.cycles, acknowledged, longest_gap })
+    let acknowledged = judge.acknowledged();
+    judge.check_all(&env, &replicas).await?;
+    Ok(Report { fault: plan.fault, cycles: plan.cycles, acknowledged, compared, longest_gap })
 }
 
 fn data_dir(root: &Path, k: usize) -> PathBuf {
@@ -137,17 +142,13 @@ fn data_dir(root: &Path, k: usize) -> PathBuf {
 }
 
 fn strike(cluster: &mut Cluster, disks: Option<&[power::Disk]>, victims: &[usize]) -> io::Result<()> {
-    let Some(disks) = disks else {
-        return victims.iter().try_for_each(|victim| cluster.kill_broker(*victim));
-    };
-    // First everything stops, then the power goes, so that no victim sees the other's end.
-    for victim in victims {
-        cluster.pause_broker(*victim)?;
+    if let Some(disks) = disks {
+        // First everything stops, then the power goes, so that no victim sees another's end.
+        cluster.pause_brokers(victims)?;
+        let canaries: Vec<_> = victims.iter().map(|victim| disks[*victim].cut()).collect::<io::Result<_>>()?;
+        cluster.kill_brokers(victims)?;
+        victims.iter().zip(canaries).try_for_each(|(victim, canary)| disks[*victim].restore(&canary))
+    } else {
+        cluster.kill_brokers(victims)
     }
-    let canaries: Vec<_> = victims.iter().map(|victim| disks[*victim].cut()).collect::<io::Result<_>>()?;
-    for (victim, canary) in victims.iter().zip(canaries) {
-        cluster.kill_broker(*victim)?;
-        disks[*victim].restore(&canary)?;
-    }
-    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`power`]: file systems of our own on loop devices, and how their power is cut.
 //! - [`store`]: one store under kills and power losses.
-//! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`].
+//! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
+//!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
 //!
 //! A fault that the machine cannot produce is an error, never a pass.
 
@@ -10,7 +11,9 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod append;
+pub mod chain;
 pub mod cluster;
 pub mod faults;
+pub mod judge;
 pub mod power;
 pub mod store;

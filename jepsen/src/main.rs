@@ -1,4 +1,4 @@
-//! The command line of the fault harness.
+//! The command line of the fault harness. `README.md`, which `--help` shows too, has the runs and their control.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use jepsen::{faults, store};
 
 #[derive(Parser)]
-#[command(version, about = "Real processes, real faults")]
+#[command(version, about = "Real processes, real faults", after_long_help = include_str!("../README.md"))]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -32,8 +32,8 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
-    /// A cluster of three under load: kill or power off one or all of it again and again; every acknowledged append is
-    /// read back from each replica.
+    /// A cluster of three under load: kill or power off one or all of it again and again; after each fault the three logs
+    /// must be equal, and every acknowledged append is read back from each replica.
     Cluster {
         /// What happens to it.
         #[arg(long, value_enum, default_value = "kill-one")]
@@ -46,7 +46,7 @@ enum Command {
         seed: u64,
         /// Appends acknowledged between two faults, at least.
         #[arg(long, default_value_t = 2000)]
-        appends: u64,
+        appends: usize,
         /// Senders, one message in flight each.
         #[arg(long, default_value_t = 64)]
         senders: u32,
@@ -92,7 +92,7 @@ fn cluster(
     fault: faults::Fault,
     cycles: u32,
     seed: u64,
-    appends: u64,
+    appends: usize,
     senders: u32,
     raftmq: Option<PathBuf>,
     dir: Option<PathBuf>,
@@ -101,8 +101,13 @@ fn cluster(
         Some(program) => program,
         None => std::env::current_exe()?.with_file_name("raftmq"),
     };
-    let temporary = tempfile::Builder::new().prefix("cluster-").tempdir()?;
-    let dir = dir.unwrap_or_else(|| temporary.path().to_owned());
+    let (dir, temporary) = match dir {
+        Some(dir) => (dir, None),
+        None => {
+            let temporary = tempfile::Builder::new().prefix("cluster-").tempdir()?;
+            (temporary.path().to_owned(), Some(temporary))
+        }
+    };
     let plan = faults::Plan { fault, cycles, seed, appends, senders, program, dir };
     match faults::run(&plan) {
         Ok(report) => {
@@ -111,7 +116,8 @@ fn cluster(
         }
         Err(error) => {
             // What is left behind is the evidence.
-            eprintln!("kept: {}", temporary.keep().display());
+            let _kept = temporary.map(tempfile::TempDir::keep);
+            eprintln!("kept: {}", plan.dir.display());
             Err(error)
         }
     }

@@ -36,6 +36,10 @@ const SIDE_FILE_EVERY_BYTES: u64 = 64 << 20;
 /// Zeros written at once when the log is cut.
 const ZERO_BYTES: u64 = 16 << 20;
 
+/// Test-only: frames are answered without being synced. No mark is written either: it says what is durable, and recovery
+/// would take the loss for corruption.
+const UNSAFE_NO_SYNC: bool = cfg!(feature = "unsafe-no-sync");
+
 /// The writer's own state: what is on the disk.
 pub struct Writer {
     env: Env,
@@ -291,7 +295,7 @@ impl Writer {
     /// is not made yet, of the one that is full; the caller syncs. Nothing to write before the first entry.
     async fn write_mark(&mut self) -> io::Result<Option<Segment>> {
         let (Some(id), end) = self.synced else { return Ok(None) };
-        if self.marked == end.physical_offset {
+        if UNSAFE_NO_SYNC || self.marked == end.physical_offset {
             return Ok(None);
         }
         let last_byte = PhysicalOffset(end.physical_offset.0.saturating_sub(1));
@@ -570,9 +574,9 @@ fn header_of(frame: &Frame) -> Header {
     }
 }
 
-/// Makes frames durable; the one place that `unsafe-no-sync` leaves out.
+/// Makes frames durable, unless this is a build that does not.
 async fn sync_frames(segment: &Segment) -> io::Result<()> {
-    if cfg!(feature = "unsafe-no-sync") {
+    if UNSAFE_NO_SYNC {
         return Ok(());
     }
     segment.file.sync_data().await
