@@ -458,10 +458,12 @@ async fn next_request(
 /// The writing side of an append session. Shared with the reading side: how many requests are out.
 async fn write_session(
     links: Arc<Links>,
-    mut input: impl Stream<Item = AppendEntriesRequest<Types>> + Unpin,
+    input: impl Stream<Item = AppendEntriesRequest<Types>> + Unpin,
     mut writer: MessageWriter,
     sent: Arc<AtomicU64>,
 ) -> io::Result<MessageWriter> {
+    // Asked again after its end, when the last request had waited for one more.
+    let mut input = input.fuse();
     let mut is_first = true;
     while let Some(request) = next_request(&links.news, &mut input, is_first).await {
         is_first = false;
