@@ -17,7 +17,7 @@ use std::time::Duration;
 use env::disk::Open;
 use env::{Clock, Env, Ticks};
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, Fuse};
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -436,9 +436,11 @@ async fn serve_unary(
 
 /// The next request to send. One without entries only says how far is committed, which the next one says as well: it
 /// waits for that one a moment, and goes alone if none comes. openraft takes an answer for all requests up to its log id.
+///
+/// The end of the stream may be met twice: behind the last request, and when asked for the next one.
 async fn next_request(
     news: &CommitNews,
-    input: &mut (impl Stream<Item = AppendEntriesRequest<Types>> + Unpin),
+    input: &mut Fuse<impl Stream<Item = AppendEntriesRequest<Types>> + Unpin>,
     is_first: bool,
 ) -> Option<AppendEntriesRequest<Types>> {
     let mut request = input.next().await?;
@@ -462,7 +464,6 @@ async fn write_session(
     mut writer: MessageWriter,
     sent: Arc<AtomicU64>,
 ) -> io::Result<MessageWriter> {
-    // Asked again after its end, when the last request had waited for one more.
     let mut input = input.fuse();
     let mut is_first = true;
     while let Some(request) = next_request(&links.news, &mut input, is_first).await {
@@ -677,4 +678,23 @@ fn ask_of(rpc: VoteRequest<Types>) -> AskVote {
 /// A vote as it is answered.
 pub fn voted(response: VoteResponse<Types>) -> Voted {
     Voted { vote: response.vote, granted: response.vote_granted, last: response.last_log_id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news_of_a_commit() -> AppendEntriesRequest<Types> {
+        AppendEntriesRequest { vote: Vote::new(1, 1), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+    }
+
+    /// openraft's stream of requests panics when it is asked again after its end; so does this one.
+    #[tokio::test]
+    async fn a_session_that_ends_behind_news_of_a_commit_ends_once() {
+        let once = futures::stream::unfold(Some(news_of_a_commit()), |request| async { Some((request?, None)) });
+        let mut input = once.boxed().fuse();
+        let news = CommitNews::default();
+        assert!(next_request(&news, &mut input, false).await.is_some(), "goes alone: none comes behind it");
+        assert!(next_request(&news, &mut input, false).await.is_none());
+    }
 }
