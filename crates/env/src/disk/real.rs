@@ -293,36 +293,29 @@ fn write_aligned(file: &OwnedFd, offset: u64, buffers: &[Bytes]) -> io::Result<(
                 filled += fits;
                 rest = &rest[fits..];
                 if filled == DIRECT_BYTES {
-                    write_whole(file, at, aligned)?;
+                    write_slices_at(file, at, &mut [IoSlice::new(aligned)])?;
                     at += filled as u64;
                     filled = 0;
                 }
             }
         }
-        write_whole(file, at, &aligned[..filled])
+        match filled {
+            0 => Ok(()),
+            _ => write_slices_at(file, at, &mut [IoSlice::new(&aligned[..filled])]),
+        }
     })
 }
 
-fn write_whole(file: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset += written as u64;
-                bytes = &bytes[written..];
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Writes all buffers one behind the other: as many calls as the kernel's limits and short writes make necessary.
-fn write_all_at(file: impl AsFd, mut offset: u64, buffers: &[Bytes]) -> io::Result<()> {
+/// Writes all buffers one behind the other.
+fn write_all_at(file: impl AsFd, offset: u64, buffers: &[Bytes]) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> =
         buffers.iter().filter(|buffer| !buffer.is_empty()).map(|buffer| IoSlice::new(buffer)).collect();
-    let mut rest = slices.as_mut_slice();
+    write_slices_at(file, offset, &mut slices)
+}
+
+/// As many calls as the kernel's limits and short writes make necessary. No slice is empty.
+fn write_slices_at(file: impl AsFd, mut offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    let mut rest = slices;
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(MAX_BUFFERS_PER_CALL)];
         match rustix::io::pwritev(&file, batch, offset) {
