@@ -161,3 +161,15 @@ pub trait File: Send + Sync + Debug + 'static {
     /// again on demand. For handles that have been idle.
     fn release_map(&self);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_as_many_as_asked() {
+        for len in [0, 1, 65_536, 65_537, 200_000] {
+            assert_eq!(zeros(len).iter().map(|buffer| buffer.len() as u64).sum::<u64>(), len);
+        }
+    }
+}
