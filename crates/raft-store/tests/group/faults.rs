@@ -96,9 +96,7 @@ async fn the_tail_of_a_deposed_leader_is_cut_and_its_waiters_hear_the_truth() {
     }
     three.converge().await;
     assert_ne!(deposed.log().id_at(tail.index), Some(tail), "its tail was cut");
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     three.stop().await;
 }
 
@@ -126,9 +124,7 @@ async fn a_leader_killed_with_proposals_in_flight_says_unknown() {
     links.heal();
     three.start(first).await;
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     three.stop().await;
 }
 
@@ -161,9 +157,7 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
         place.disk.as_ref().unwrap().set_latency(Latency::default());
     }
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     three.stop().await;
 }
 
@@ -322,9 +316,7 @@ async fn a_hand_over_to_a_lost_successor_is_said_and_submissions_wait() {
     assert!(three.group(leader).status().term > term);
     ledger.send(three.group(leader), "after").await.unwrap();
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     three.stop().await;
 }
 
@@ -623,9 +615,7 @@ async fn a_few_seconds_of_kills_lose_nothing() {
         three.start(victim).await;
     }
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     assert!(ledger.acknowledged.len() > 100, "{} were acknowledged", ledger.acknowledged.len());
     three.stop().await;
 }

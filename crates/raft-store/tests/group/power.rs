@@ -70,9 +70,7 @@ async fn nothing_acknowledged_is_lost_when_power_fails_anywhere() {
             );
         }
         three.converge().await;
-        for (_, group) in three.running() {
-            ledger.check(group).await;
-        }
+        three.check(&ledger).await;
         assert!(ledger.acknowledged.len() > 50, "{} were acknowledged", ledger.acknowledged.len());
         three.stop().await;
     }

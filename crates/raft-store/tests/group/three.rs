@@ -63,6 +63,13 @@ impl Three {
         self.groups[at] = Some(opened);
     }
 
+    /// [`Ledger::check`] of every running member.
+    pub async fn check(&self, ledger: &Ledger) {
+        for (_, group) in self.running() {
+            ledger.check(group).await;
+        }
+    }
+
     /// Waits until all hold and have applied what the leader holds; then logs and states are equal.
     pub async fn converge(&self) {
         let env = &self.places[0].env;
@@ -117,9 +124,7 @@ async fn a_killed_leader_loses_nothing_and_nobody_else_notices_for_long() {
     }
     three.start(first).await;
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
 
     // Everybody at once.
     for at in 0..3 {
@@ -129,9 +134,7 @@ async fn a_killed_leader_loses_nothing_and_nobody_else_notices_for_long() {
     let third = three.leader().await;
     ledger.send(three.group(third), "at last").await.unwrap();
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     let status = three.group(third).status();
     assert_eq!((status.replication.len(), status.voters.len(), status.members.len()), (2, 3, 3));
     assert_eq!(status.inconsistent_requests, 0);
@@ -166,8 +169,6 @@ async fn leadership_is_handed_over_and_producers_get_no_unknown_outcome() {
     three.group(second).linearizable().await.unwrap();
     assert!(three.group(first).linearizable().await.is_err());
     three.converge().await;
-    for (_, group) in three.running() {
-        ledger.check(group).await;
-    }
+    three.check(&ledger).await;
     three.stop().await;
 }
