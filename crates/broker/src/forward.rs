@@ -4,8 +4,8 @@
 //! One hop: who leads may be in dispute, and two replicas that send a request to each other help nobody. The client's
 //! address and what is left of its patience travel along, so that the leader stores the same message, and gives up at the
 //! same moment, as if the client had come itself. They are believed by the key that the leader has told its followers and
-//! nobody else; without it a request that claims to be forwarded is refused. A link lost after the request was written leaves the outcome unknown:
-//! there is no answer then.
+//! nobody else; without it a request that claims to be forwarded is refused. A link lost after the request was written
+//! leaves the outcome unknown: there is no answer then.
 
 use std::time::Duration;
 

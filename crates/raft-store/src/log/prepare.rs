@@ -3,8 +3,8 @@
 //! Overwriting is two to three times as fast as growing a file or writing into blocks that are only reserved. The
 //! preparer crosses into the next segment by itself, so that a full segment never stops the writer, and draws ahead until
 //! it is a whole segment in front: then it always works on another file than the writer, who else would wait for that
-//! file's lock and for the journal entries that new blocks need. It publishes a piece once the piece is synced, and, of a new file, the directory as well: the
-//! writer may then rely on both.
+//! file's lock and for the journal entries that new blocks need. It publishes a piece once the piece is synced, and, of a
+//! new file, the directory as well: the writer may then rely on both.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ pub async fn run(env: Env, shared: Arc<Shared>, commitlog: PathBuf) {
             preparation.wanted.notified().await;
             continue;
         }
-        match prepare_piece(&env, &shared, &commitlog, *end, preparation.piece_bytes).await {
+        match prepare_piece(&env, &shared, &commitlog, *end).await {
             Ok(prepared) => {
                 *end = prepared;
                 preparation.prepared.send_replace(Prepared { end: prepared, failed: None });
@@ -147,9 +147,8 @@ async fn prepare_piece(
     shared: &Shared,
     commitlog: &Path,
     at: PhysicalOffset,
-    piece_bytes: u64,
 ) -> Result<PhysicalOffset, Failure> {
-    let layout = shared.layout;
+    let (layout, piece_bytes) = (shared.layout, shared.preparation.piece_bytes);
     let first = layout.segment_of(at);
     let path = Segment::path(commitlog, first);
     let end = PhysicalOffset(at.0 + piece_bytes).min(layout.segment_end(at));
@@ -167,7 +166,7 @@ async fn prepare_piece(
         let len = CHUNK_BYTES.min(end.0 - written.0);
         file.write_zeros(layout.file_offset(written), len).await.map_err(Failure::Fatal)?;
         written.0 += len;
-        let is_pressing = shared.submitted_end().0 + shared.preparation.piece_bytes >= at.0;
+        let is_pressing = shared.submitted_end().0 + piece_bytes >= at.0;
         if written < end && !is_pressing && !shared.is_ending() {
             // The disk is the writer's: three quarters of the time, while there is enough in front of it.
             env.clock.sleep((env.clock.monotonic() - began) * 3).await;
