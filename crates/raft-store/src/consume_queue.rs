@@ -402,6 +402,14 @@ impl Queue {
         state.tail.len()
     }
 
+    /// Units below `min` are trimmed: they are not read any more, and their files may go.
+    pub(crate) fn begin_at(&self, min: QueueOffset) {
+        let mut state = self.state.lock();
+        // Where an image was installed the queue may begin later than elsewhere, until the log has caught up.
+        state.min = state.min.max(min);
+        state.check();
+    }
+
     /// An image replaces everything: units below its bound do not exist here any more.
     pub(crate) fn replace(&self, restored: Restored) {
         let mut state = self.state.lock();
@@ -521,6 +529,8 @@ pub(crate) struct UnitFiles {
     /// The newest file of each queue whose name is known to be durable. Only what this process synced counts: a file
     /// found at the start may be there by the grace of the page cache.
     named: Mutex<BTreeMap<QueueId, u64>>,
+    /// The first file of each queue that is kept, where files before it were removed.
+    begun: Mutex<BTreeMap<QueueId, u64>>,
 }
 
 type FileKey = (QueueId, u64);
@@ -535,7 +545,15 @@ struct OpenFiles {
 
 impl UnitFiles {
     pub fn new(env: Env, dir: PathBuf, units_per_file: u64, damage: Arc<Damage>) -> UnitFiles {
-        UnitFiles { env, dir, units_per_file, damage, open: Mutex::default(), named: Mutex::default() }
+        UnitFiles {
+            env,
+            dir,
+            units_per_file,
+            damage,
+            open: Mutex::default(),
+            named: Mutex::default(),
+            begun: Mutex::default(),
+        }
     }
 
     /// Writes ranges of units and syncs them with their directories: durable when this returns.
@@ -634,6 +652,30 @@ impl UnitFiles {
         Ok(file)
     }
 
+    /// Removes the files of each queue that hold nothing but units below its `min`. They are derived and nobody reads them:
+    /// one that a crash brings back is removed when its queue begins later again.
+    pub async fn remove_below(&self, begun: &[(QueueId, QueueOffset)]) -> io::Result<()> {
+        for (queue, min) in begun {
+            let first_kept = min.0 - min.0 % self.units_per_file;
+            let before = self.begun.lock().insert(*queue, first_kept).unwrap_or(0);
+            if before == first_kept {
+                continue;
+            }
+            let directory = self.directory(*queue);
+            let names = match self.env.disk.list(&directory).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                names => names?,
+            };
+            for first in names.iter().filter_map(|name| name.name.parse::<u64>().ok()) {
+                if first < first_kept {
+                    self.open.lock().files.remove(&(*queue, first));
+                    self.env.disk.remove_file(&directory.join(file_name(first))).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets open files: called before and after all files are removed.
     pub fn forget(&self) {
         let mut open = self.open.lock();
@@ -641,6 +683,7 @@ impl UnitFiles {
         open.generation += 1;
         drop(open);
         self.named.lock().clear();
+        self.begun.lock().clear();
     }
 
     /// Removes all files and directories, durably; the directory itself stays.

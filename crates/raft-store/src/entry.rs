@@ -4,11 +4,12 @@
 //! head, 24 bytes, little-endian like everything below
 //!  0 version u8 = 1 | 1 zero u8 x 3 | 4 operation count u32 | 8 stamp i64 (ms) | 16 records position u32 | 20 zero u32
 //! operation table, 40 bytes each: apply reads this and nothing behind it but commands
-//!  0 kind u8 (1 record, 2 core command, 3 tables command)
+//!  0 kind u8 (1 record, 2 core command, 3 tables command, 4 roll)
 //!  1 visibility u8 (0 visible, 1 scheduled, 2 half)
 //!  2 key hash count u16
 //!  4 position u32 and 8 size u32 of the record or command in the body
 //! 12 topic id u32 | 16 queue u32 | 20 tag hash i32 | 24 due i64 (ms) | 32 position of the first key hash u32 | 36 zero u32
+//!    of a roll: 24 key of the pending row u64, the rest zero
 //! key hashes, u64 each
 //! commands, back to back
 //! records, back to back to the end
@@ -20,7 +21,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{self, CodecError, Decode, Encode};
-use crate::position::{QueueId, Timestamp, TopicId};
+use crate::position::{PhysicalOffset, QueueId, Timestamp, TopicId};
 
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 24;
@@ -29,12 +30,15 @@ const ROW_BYTES: usize = 40;
 const KIND_RECORD: u8 = 1;
 const KIND_CORE: u8 = 2;
 const KIND_TABLES: u8 = 3;
+const KIND_ROLL: u8 = 4;
 
 /// One thing an entry asks for. Each operation has exactly one outcome.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operation {
     /// Store a message.
     Record(RecordOperation),
+    /// Store the record of a pending row once more, so that the log may end before its old place.
+    Roll(RollOperation),
     /// A command of this crate.
     Core(CoreCommand),
     /// A command of the broker's tables, opaque here.
@@ -54,6 +58,15 @@ pub struct RecordOperation {
     pub visibility: Visibility,
     /// Hashes of its keys, for the index.
     pub key_hashes: Vec<u64>,
+}
+
+/// A pending row's record, moved to the end of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RollOperation {
+    /// The row: where its record was stored first.
+    pub key: PhysicalOffset,
+    /// The record as it is stored.
+    pub record: Bytes,
 }
 
 /// When consumers see a record.
@@ -87,6 +100,14 @@ pub enum CoreCommand {
         /// The version; a lower one than the present is refused.
         version: u32,
     },
+    /// Retention: nothing below a checkpoint's place is needed any more. The newest checkpoint is taken that lies at or
+    /// below `min_physical`, every pending record, and every segment in which something became visible at `cut` or later.
+    Trim {
+        /// At most this far.
+        min_physical: PhysicalOffset,
+        /// What became visible at this time or later stays.
+        cut: Timestamp,
+    },
 }
 
 /// Encodes an entry body. Each record is copied once, into a buffer of exactly the right size.
@@ -108,6 +129,7 @@ pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
                 key_count += record.key_hashes.len();
                 record_bytes += record.record.len();
             }
+            Operation::Roll(roll) => record_bytes += roll.record.len(),
             Operation::Core(_) => {}
             Operation::Tables(command) => command_bytes += command.len(),
         }
@@ -152,6 +174,17 @@ pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
                 key_at += record.key_hashes.len() * 8;
                 record_at += record.record.len();
             }
+            Operation::Roll(roll) => {
+                assert!(!roll.record.is_empty(), "an empty record has no place");
+                body.put_u8(KIND_ROLL);
+                body.put_bytes(0, 3);
+                body.put_u32_le(record_at as u32);
+                body.put_u32_le(roll.record.len() as u32);
+                body.put_bytes(0, 12);
+                body.put_u64_le(roll.key.0);
+                body.put_bytes(0, 8);
+                record_at += roll.record.len();
+            }
             Operation::Core(_) | Operation::Tables(_) => {
                 let (kind, size) = match operation {
                     Operation::Tables(command) => (KIND_TABLES, command.len()),
@@ -178,12 +211,14 @@ pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
         match operation {
             Operation::Core(_) => body.put_slice(&core.next().expect("one encoding per core command")),
             Operation::Tables(command) => body.put_slice(command),
-            Operation::Record(_) => {}
+            Operation::Record(_) | Operation::Roll(_) => {}
         }
     }
     for operation in operations {
-        if let Operation::Record(record) = operation {
-            body.put_slice(&record.record);
+        match operation {
+            Operation::Record(record) => body.put_slice(&record.record),
+            Operation::Roll(roll) => body.put_slice(&roll.record),
+            Operation::Core(_) | Operation::Tables(_) => {}
         }
     }
     assert_eq!(body.len(), total, "the reserved size is the size");
@@ -197,6 +232,7 @@ pub fn encoded_bytes(operation: &Operation) -> usize {
     ROW_BYTES
         + match operation {
             Operation::Record(record) => record.record.len() + record.key_hashes.len() * 8,
+            Operation::Roll(roll) => roll.record.len(),
             Operation::Core(_) => CORE_COMMAND_BYTES,
             Operation::Tables(command) => command.len(),
         }
@@ -228,10 +264,23 @@ pub struct EntryView {
 pub enum OperationView<'a> {
     /// A record, by its descriptor.
     Record(RecordView<'a>),
+    /// A pending row's record, moved.
+    Roll(RollView),
     /// A command of this crate.
     Core(CoreCommand),
     /// A command of the broker's tables.
     Tables(&'a [u8]),
+}
+
+/// A roll's descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RollView {
+    /// The pending row.
+    pub key: PhysicalOffset,
+    /// Where the record's bytes begin in the body.
+    pub position: u32,
+    /// How many they are.
+    pub size: u32,
 }
 
 /// A record's descriptor.
@@ -277,7 +326,7 @@ pub fn decode_entry(body: &Bytes) -> Result<EntryView, EntryError> {
     // Records lie back to back to the end and none is empty: no two of the log have the same place.
     let mut next_record = u32_at(head, 16);
     // Kinds first: an entry of a newer program is unknown as a whole, however its rows may look to this one.
-    if let Some(row) = table.chunks_exact(ROW_BYTES).find(|row| !(KIND_RECORD..=KIND_TABLES).contains(&row[0])) {
+    if let Some(row) = table.chunks_exact(ROW_BYTES).find(|row| !(KIND_RECORD..=KIND_ROLL).contains(&row[0])) {
         return Err(EntryError::Unknown(format!("operation kind {}", row[0])));
     }
     for row in table.chunks_exact(ROW_BYTES) {
@@ -285,15 +334,17 @@ pub fn decode_entry(body: &Bytes) -> Result<EntryView, EntryError> {
         if !within(position, size as usize) {
             return Err(EntryError::Malformed("operation beyond the body"));
         }
+        if matches!(row[0], KIND_RECORD | KIND_ROLL) {
+            if position != next_record || size == 0 {
+                return Err(EntryError::Malformed("records not back to back"));
+            }
+            next_record = position + size;
+        }
         match row[0] {
             KIND_RECORD => {
                 if row[1] > 2 {
                     return Err(EntryError::Unknown(format!("visibility {}", row[1])));
                 }
-                if position != next_record || size == 0 {
-                    return Err(EntryError::Malformed("records not back to back"));
-                }
-                next_record = position + size;
                 let keys = u16_at(row, 2) as usize;
                 if keys > 0 && !within(u32_at(row, 32), keys * 8) {
                     return Err(EntryError::Malformed("key hashes beyond the body"));
@@ -341,6 +392,7 @@ impl EntryView {
             let (position, size) = (u32_at(row, 4), u32_at(row, 8));
             match row[0] {
                 KIND_RECORD => OperationView::Record(self.record(row, position, size)),
+                KIND_ROLL => OperationView::Roll(RollView { key: PhysicalOffset(u64_at(row, 24)), position, size }),
                 KIND_CORE => OperationView::Core(*core.next().expect("decoded while checking")),
                 _ => OperationView::Tables(&self.body[position as usize..][..size as usize]),
             }
@@ -356,9 +408,7 @@ impl EntryView {
             tag_hash: u32_at(row, 20) as i32,
             visibility: match row[1] {
                 0 => Visibility::Visible,
-                1 => Visibility::Scheduled {
-                    due: Timestamp(i64::from_le_bytes(row[24..32].try_into().expect("8 bytes"))),
-                },
+                1 => Visibility::Scheduled { due: Timestamp(u64_at(row, 24) as i64) },
                 _ => Visibility::Half,
             },
             key_hashes: if keys == 0 { &[] } else { &self.body[u32_at(row, 32) as usize..][..keys * 8] },
@@ -372,6 +422,10 @@ impl EntryView {
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -399,8 +453,15 @@ mod tests {
                 Operation::Record(RecordOperation { queue, record, tag_hash, visibility, key_hashes })
             },
         );
+        let rolled = proptest::collection::vec(any::<u8>(), 1..60).prop_map(Bytes::from);
+        let roll = (any::<u64>(), rolled)
+            .prop_map(|(key, record)| Operation::Roll(RollOperation { key: PhysicalOffset(key), record }));
+        let trim = (any::<u64>(), any::<i64>())
+            .prop_map(|(at, cut)| CoreCommand::Trim { min_physical: PhysicalOffset(at), cut: Timestamp(cut) });
         prop_oneof![
             4 => record,
+            2 => roll,
+            1 => trim.prop_map(Operation::Core),
             1 => bytes().prop_map(Operation::Tables),
             1 => Just(Operation::Core(CoreCommand::Lead)),
             1 => any::<u32>().prop_map(|limit| Operation::Core(CoreCommand::FireTimers { limit })),
@@ -414,6 +475,10 @@ mod tests {
             .map(|operation| match operation {
                 OperationView::Core(command) => Operation::Core(command),
                 OperationView::Tables(command) => Operation::Tables(Bytes::copy_from_slice(command)),
+                OperationView::Roll(RollView { key, position, size }) => Operation::Roll(RollOperation {
+                    key,
+                    record: view.body.slice(position as usize..(position + size) as usize),
+                }),
                 OperationView::Record(record) => Operation::Record(RecordOperation {
                     queue: record.queue,
                     record: view.body.slice(record.position as usize..(record.position + record.size) as usize),
@@ -446,7 +511,7 @@ mod tests {
                     bytes[4..8].copy_from_slice(&plausible.to_le_bytes());
                     let count = bytes[4] as usize;
                     for row in bytes[HEAD_BYTES..].chunks_mut(ROW_BYTES).take(count) {
-                        row[0] = 1 + row[0] % 3;
+                        row[0] = 1 + row[0] % 4;
                         for high in [6, 7, 10, 11, 34, 35] {
                             if let Some(byte) = row.get_mut(high) { *byte = 0 }
                         }
@@ -492,6 +557,24 @@ mod tests {
         golden.extend([0; 28]);
         golden.extend([1, 2, 3, 4, 5, 6, 7, 8]);
         golden.extend([0xB2, 1, 1, 4]);
+        golden.extend(b"REC");
+        assert_eq!(body, golden);
+    }
+
+    /// The same for what retention proposes.
+    #[test]
+    fn golden_bytes_of_roll_and_trim() {
+        let roll = RollOperation { key: PhysicalOffset(258), record: Bytes::from_static(b"REC") };
+        let trim = CoreCommand::Trim { min_physical: PhysicalOffset(7), cut: Timestamp(-2) };
+        let body = encode_entry(Timestamp(5), &[Operation::Roll(roll), Operation::Core(trim)]);
+        let mut golden = vec![1, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 109, 0, 0, 0, 0, 0, 0, 0];
+        golden.extend([4, 0, 0, 0, 109, 0, 0, 0, 3, 0, 0, 0]);
+        golden.extend([0; 12]);
+        golden.extend([2, 1, 0, 0, 0, 0, 0, 0]);
+        golden.extend([0; 8]);
+        golden.extend([2, 0, 0, 0, 104, 0, 0, 0, 5, 0, 0, 0]);
+        golden.extend([0; 28]);
+        golden.extend([0xB2, 1, 4, 7, 3]);
         golden.extend(b"REC");
         assert_eq!(body, golden);
     }

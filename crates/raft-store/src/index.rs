@@ -257,6 +257,8 @@ struct Inner {
     /// Oldest, and largest, first.
     parts: Vec<Arc<Part>>,
     next_sequence: u64,
+    /// Rows of records below may go.
+    min_physical: PhysicalOffset,
 }
 
 impl Index {
@@ -277,7 +279,7 @@ impl Index {
             return Err(damaged(*missing));
         }
         let next_sequence = parts.last().map_or(0, |part| part.sequence + 1);
-        Ok(Index { env, dir, damage, inner: RwLock::new(Inner { recent: BTreeSet::new(), parts, next_sequence }) })
+        Ok(Index { env, dir, damage, inner: RwLock::new(Inner { parts, next_sequence, ..Inner::default() }) })
     }
 
     /// Adds a row; readers see it at once.
@@ -285,9 +287,10 @@ impl Index {
         self.inner.write().recent.insert(row);
     }
 
-    /// Seals `rows`, durably. They leave memory.
-    pub async fn seal(&self, mut rows: Vec<IndexRow>) -> io::Result<Sealed> {
-        let mut merged_away = Vec::new();
+    /// Seals `rows`, durably. They leave memory. Rows of records below `min_physical`, which is given when it may have
+    /// moved, are dropped by and by: parts of nothing else at once, others when they are merged.
+    pub async fn seal(&self, mut rows: Vec<IndexRow>, min_physical: Option<PhysicalOffset>) -> io::Result<Sealed> {
+        let mut merged_away = self.drop_trimmed(min_physical).await?;
         if !rows.is_empty() {
             rows.sort_unstable();
             let mut writer = self.writer().await?;
@@ -319,6 +322,29 @@ impl Index {
         Ok(())
     }
 
+    /// Forgets the parts whose rows are all below `min_physical`, and gives them.
+    async fn drop_trimmed(&self, min_physical: Option<PhysicalOffset>) -> io::Result<Vec<u64>> {
+        let (min_physical, parts) = {
+            let mut inner = self.inner.write();
+            let Some(moved) = min_physical.filter(|min| *min > inner.min_physical) else { return Ok(Vec::new()) };
+            inner.min_physical = moved;
+            (moved, inner.parts.clone())
+        };
+        let mut trimmed = Vec::new();
+        for part in parts {
+            // What was merged when all of it was trimmed has no rows.
+            let last = match part.page_count().checked_sub(1) {
+                Some(page) => part.rows(page, 1).await?.last().copied(),
+                None => None,
+            };
+            if last.is_none_or(|last| last.physical_offset < min_physical) {
+                trimmed.push(part.sequence);
+            }
+        }
+        self.inner.write().parts.retain(|part| !trimmed.contains(&part.sequence));
+        Ok(trimmed)
+    }
+
     fn to_merge(&self) -> Option<(Arc<Part>, Arc<Part>)> {
         match self.inner.read().parts.as_slice() {
             [.., older, newer] if older.row_count <= newer.row_count * 2 => Some((older.clone(), newer.clone())),
@@ -328,6 +354,7 @@ impl Index {
 
     /// Replaces the two newest parts by one. Their files stay until the keyed store knows of it.
     async fn merge(&self, older: &Part, newer: &Part) -> io::Result<()> {
+        let min_physical = self.inner.read().min_physical;
         let mut writer = self.writer().await?;
         let mut older_rows = Rows { part: older, next_page: 0, rows: Vec::new().into_iter() };
         let mut newer_rows = Rows { part: newer, next_page: 0, rows: Vec::new().into_iter() };
@@ -339,7 +366,10 @@ impl Index {
                 (Some(_), None) => older_rows.rows.next(),
                 _ => newer_rows.rows.next(),
             };
-            writer.add(row.expect("peeked")).await?;
+            let row = row.expect("peeked");
+            if row.physical_offset >= min_physical {
+                writer.add(row).await?;
+            }
         }
         let merged = self.finish(writer).await?;
         let mut inner = self.inner.write();
@@ -476,7 +506,7 @@ mod tests {
                 assert_eq!(index.find(at).await.unwrap(), model.get(&at).cloned().unwrap_or_default());
             }
             if rng.chance(2, 3) {
-                let sealed = index.seal(unsealed.clone()).await.unwrap();
+                let sealed = index.seal(unsealed.clone(), None).await.unwrap();
                 assert!(sealed.parts.len() <= 12, "{} parts", sealed.parts.len());
                 // Or power fails before the keyed store knows of it.
                 if rng.chance(3, 4) {
@@ -521,7 +551,7 @@ mod tests {
         let disk = SimDisk::new(rng.fork());
         let index = open(&disk, None).await.unwrap();
         let rows: Vec<_> = (0..1000).map(|_| row(&rng, 5000)).collect();
-        let parts = index.seal(rows.clone()).await.unwrap().parts;
+        let parts = index.seal(rows.clone(), None).await.unwrap().parts;
         let path = format!("/index/{}", part_name(parts[0]));
         disk.flip_bit(&path, 4096 + 100, 3);
         let first = rows.iter().min().unwrap();

@@ -36,7 +36,7 @@ use crate::consume_queue::{
 use crate::fold::changes::Changes;
 use crate::fold::core::{Core, CoreRows};
 use crate::fold::shared::Shared;
-use crate::fold::{CLUSTER_VERSION, FIRST_TABLES_BYTE, RowError, Tables};
+use crate::fold::{CLUSTER_VERSION, CheckpointPoint, FIRST_TABLES_BYTE, RowError, Tables};
 use crate::image::{self, Head, Image, Reading};
 use crate::index::{self, Index};
 use crate::keyed::{self, KeyedStore, LOCAL, Row};
@@ -70,8 +70,6 @@ pub struct DerivedOptions {
     pub sync_log_bytes: u64,
     /// or when this much has changed. Apply waits once as much again has changed during a derived sync.
     pub sync_changed_bytes: usize,
-    /// Images kept.
-    pub images_kept: usize,
     /// ConsumeQueue units kept in memory after they are durable, all queues together.
     pub recent_units_bytes: usize,
 }
@@ -83,7 +81,6 @@ impl Default for DerivedOptions {
             sync_interval_ms: 10_000,
             sync_log_bytes: 256 << 20,
             sync_changed_bytes: 16 << 20,
-            images_kept: 16,
             recent_units_bytes: 4 << 20,
         }
     }
@@ -428,7 +425,7 @@ impl Derived {
         let present: BTreeSet<String> =
             files.queues_with_files().await.map_err(|error| LoadError::Open(error.into()))?.into_iter().collect();
         for (id, row) in &core.queues {
-            if row.next > self.floor(*id) && !present.contains(&id.to_string()) {
+            if row.next > self.floor(*id).max(row.min) && !present.contains(&id.to_string()) {
                 return Err(LoadError::Files(format!("queue {id} has no files")));
             }
         }
@@ -632,12 +629,14 @@ impl Images {
         Ok(images)
     }
 
-    /// Removes all but the newest `kept`, and the one that goes with the beginning of the log: if derived files are ever
-    /// damaged, they are rebuilt from there, and from a later one units would be missing.
-    async fn prune(&self, kept: usize, purged: Option<LogId>) -> io::Result<()> {
+    /// Removes the images before `newest` whose checkpoint the log can no longer be trimmed to, but not the one that goes
+    /// with the beginning of the log: if derived files are ever damaged, they are rebuilt from there, and from a later one
+    /// units would be missing.
+    async fn prune(&self, newest: LogId, kept: &[CheckpointPoint], purged: Option<LogId>) -> io::Result<()> {
         let ids = image::list(&self.env, &self.dir).await?;
         let base = purged.and_then(|purged| ids.iter().find(|id| id.index >= purged.index).copied());
-        for id in ids.iter().take(ids.len().saturating_sub(kept)).filter(|id| Some(**id) != base) {
+        let is_kept = |id: &LogId| kept.iter().any(|point| point.id == *id) || Some(*id) == base;
+        for id in ids.iter().filter(|id| id.index < newest.index && !is_kept(id)) {
             self.known.lock().remove(id);
             self.env.disk.remove_file(&self.dir.join(image::name(*id))).await?;
         }
@@ -857,8 +856,10 @@ impl Worker {
                 .collect();
             self.shared.files.write(&ranges).await?;
         }
-        let sealed = self.shared.index.seal(std::mem::take(&mut changes.index_rows)).await?;
+        let min_physical = changes.min_physical();
+        let sealed = self.shared.index.seal(std::mem::take(&mut changes.index_rows), min_physical).await?;
         env::fault!("derived.units_synced");
+        let begun: Vec<_> = changes.queues.iter().map(|(id, row)| (*id, row.min)).collect();
 
         let mut rows = changes.into_rows();
         rows.push((INDEX_PARTS.to_vec(), Some(codec::to_bytes(&sealed.parts))));
@@ -868,6 +869,7 @@ impl Worker {
         self.keyed.write(rows, upto).await?;
         self.index_and_units_are_durable(&grown, &sealed.merged_away).await?;
         self.became_durable(upto);
+        self.shared.files.remove_below(&begun).await?;
 
         self.pay_image().await
     }
@@ -877,8 +879,10 @@ impl Worker {
         if std::mem::take(&mut self.owed_image) {
             env::fault!("checkpoint.before_write");
             let options = &self.shared.options;
-            image::write(&self.shared.env, &self.places.checkpoint, options.segment_bytes, &mut *self.keyed).await?;
-            self.images.prune(options.images_kept, self.shared.log.last_purged()).await?;
+            let env = &self.shared.env;
+            let image = image::write(env, &self.places.checkpoint, options.segment_bytes, &mut *self.keyed).await?;
+            let kept = self.shared.checkpoints.lock().clone();
+            self.images.prune(image.boundary.id, &kept, self.shared.log.last_purged()).await?;
             self.shared.stats.lock().images_written += 1;
         }
         Ok(())

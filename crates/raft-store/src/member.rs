@@ -34,6 +34,7 @@ use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
+use crate::raft::purge;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
@@ -294,6 +295,7 @@ impl<T: Tables> Member<T> {
             links.refusals(),
             failure.clone(),
         ));
+        lifetime.spawn(purge::follow_trims(raft.clone(), log.clone(), recovered.reader.clone()));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);

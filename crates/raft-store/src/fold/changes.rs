@@ -8,7 +8,7 @@ use super::rows::{self, GroupRow, QueueRow};
 use crate::codec;
 use crate::index::IndexRow;
 use crate::log::Boundary;
-use crate::position::{QueueId, Timestamp};
+use crate::position::{PhysicalOffset, QueueId, Timestamp};
 
 /// Bytes a row in memory costs beside its key and value.
 const ROW_OVERHEAD_BYTES: usize = 64;
@@ -26,7 +26,7 @@ pub(crate) struct Changes {
     /// Rows of queues and the group change with almost every entry: kept as values, encoded once at the end.
     pub queues: BTreeMap<QueueId, QueueRow>,
     group: Option<GroupRow>,
-    segment_clocks: BTreeMap<u64, Timestamp>,
+    segment_clocks: BTreeMap<u64, Option<Timestamp>>,
     /// Units appended; they wait in their queues' memory.
     pub unit_count: usize,
     /// By-reference units among them.
@@ -54,7 +54,7 @@ impl Changes {
         self.group = Some(row);
     }
 
-    pub fn segment_clock(&mut self, segment: u64, time: Timestamp) {
+    pub fn segment_clock(&mut self, segment: u64, time: Option<Timestamp>) {
         self.segment_clocks.insert(segment, time);
     }
 
@@ -65,6 +65,11 @@ impl Changes {
             Some(before) => assert!(before.id.index < boundary.id.index, "{} behind {}", boundary.id, before.id),
         }
         self.upto = Some(boundary);
+    }
+
+    /// Below this place the log is trimmed. `None`: nothing in here says so.
+    pub fn min_physical(&self) -> Option<PhysicalOffset> {
+        self.group.map(|group| group.min_physical)
     }
 
     /// Memory held until this is durable.
@@ -90,7 +95,7 @@ impl Changes {
             rows.insert(rows::queue_key(id), Some(codec::to_bytes(&row)));
         }
         for (segment, time) in self.segment_clocks {
-            rows.insert(rows::segment_clock_key(segment), Some(codec::to_bytes(&time)));
+            rows.insert(rows::segment_clock_key(segment), time.map(|time| codec::to_bytes(&time)));
         }
         rows.into_iter().collect()
     }

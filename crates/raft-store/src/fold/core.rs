@@ -9,16 +9,21 @@ use bytes::Bytes;
 use super::changes::Changes;
 use super::clock::GroupTime;
 use super::pending::Pending;
-use super::rows::{self, GroupRow, MembershipRow, PendingKind, PendingRow, QueueRow};
+use super::reader::CheckpointPoint;
+use super::rows::{self, CheckpointRow, GroupRow, MembershipRow, PendingKind, PendingRow, QueueRow};
 use super::shared::Shared;
 use super::tables::RowError;
 use super::{CLUSTER_VERSION, CoreReply, Outcome, Refusal};
 use crate::codec::{self, Decode};
 use crate::consume_queue::{Queue, Restored, Unit, UnitKind};
-use crate::entry::{CoreCommand, RecordView, Visibility};
+use crate::entry::{CoreCommand, RecordView, RollView, Visibility};
 use crate::index::IndexRow;
 use crate::log::Boundary;
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+
+/// Checkpoints that the log may be trimmed to, each with its image on disk; beside them there may be the one that the log
+/// begins with.
+pub const CHECKPOINTS_KEPT: usize = 16;
 
 /// The working tables of this crate, owned by apply.
 pub(crate) struct Core {
@@ -31,8 +36,9 @@ pub(crate) struct Core {
     pub membership: Option<(LogId, Bytes)>,
     allocators: BTreeMap<Vec<u8>, u64>,
     queues: BTreeMap<QueueId, WorkingQueue>,
-    pending: Pending,
     segment_clocks: BTreeMap<u64, Timestamp>,
+    /// Places that the log may be trimmed to, by index. At most [`CHECKPOINTS_KEPT`].
+    checkpoints: BTreeMap<u64, CheckpointRow>,
     /// Queues that grew by the entry being applied; their readers are woken when it is done.
     grown: Vec<Arc<Queue>>,
 }
@@ -51,6 +57,7 @@ pub(crate) struct CoreRows {
     pub queues: BTreeMap<QueueId, QueueRow>,
     pending: Pending,
     segment_clocks: BTreeMap<u64, Timestamp>,
+    checkpoints: BTreeMap<u64, CheckpointRow>,
 }
 
 impl CoreRows {
@@ -69,6 +76,10 @@ impl CoreRows {
             rows::PENDING => {
                 let at = PhysicalOffset(rows::number_of_key(key).ok_or_else(bad_key)?);
                 self.pending.insert(at, decoded(key, value)?);
+            }
+            rows::CHECKPOINT => {
+                let index = rows::number_of_key(key).ok_or_else(bad_key)?;
+                self.checkpoints.insert(index, decoded(key, value)?);
             }
             rows::SEGMENT_CLOCK => {
                 let segment = rows::number_of_key(key).ok_or_else(bad_key)?;
@@ -114,6 +125,7 @@ impl Core {
             last_time: Timestamp(0),
             min_physical: PhysicalOffset(0),
         });
+        *shared.pending.lock() = rows.pending;
         let core = Core {
             shared,
             applied,
@@ -123,10 +135,11 @@ impl Core {
             membership: rows.membership.map(|row| (row.id, Bytes::from(row.bytes))),
             allocators: rows.allocators,
             queues,
-            pending: rows.pending,
             segment_clocks: rows.segment_clocks,
+            checkpoints: rows.checkpoints,
             grown: Vec::new(),
         };
+        core.publish_checkpoints();
         core.publish();
         core
     }
@@ -192,8 +205,81 @@ impl Core {
             key_hashes: record.key_hashes().collect(),
         };
         changes.row(rows::pending_key(at), Some(codec::to_bytes(&row)));
-        self.pending.insert(at, row);
+        self.shared.pending.lock().insert(at, row);
         Outcome::Pending { physical_offset: at, stamp: now }
+    }
+
+    /// A pending row's record lies at `at` from now on. Nothing happens if the row has ended.
+    pub fn roll(&mut self, roll: RollView, at: PhysicalOffset, changes: &mut Changes) -> CoreReply {
+        let mut pending = self.shared.pending.lock();
+        let moved = pending.roll(roll.key, at, roll.size);
+        if let Some(row) = moved {
+            changes.row(rows::pending_key(roll.key), Some(codec::to_bytes(row)));
+        }
+        CoreReply::Rolled { moved: moved.is_some() }
+    }
+
+    /// A `Checkpoint` ends here: the log may be trimmed to this place, and queues begin then where they end now.
+    pub fn checkpoint(&mut self, boundary: Boundary, changes: &mut Changes) {
+        let queues = self.queues.iter().filter(|(_, queue)| queue.row.next > queue.row.min);
+        let row = CheckpointRow {
+            id: boundary.id,
+            end: boundary.end.physical_offset,
+            stamp: self.now(),
+            next: queues.map(|(id, queue)| (*id, queue.row.next)).collect(),
+        };
+        changes.row(rows::checkpoint_key(boundary.id.index), Some(codec::to_bytes(&row)));
+        self.checkpoints.insert(boundary.id.index, row);
+        // The oldest one that the log could still be trimmed to: the next one must do then.
+        let surplus = self.checkpoints.len() > CHECKPOINTS_KEPT;
+        let oldest = self.checkpoints.iter().find(|(_, row)| row.end > self.min_physical).map(|(index, _)| *index);
+        if let Some(oldest) = oldest.filter(|_| surplus) {
+            self.checkpoints.remove(&oldest);
+            changes.row(rows::checkpoint_key(oldest), None);
+        }
+        self.publish_checkpoints();
+    }
+
+    /// Retention, as far as it may go now: whole checkpoints, below everything that waits and below every segment that
+    /// something became visible in at `cut` or later.
+    fn trim(&mut self, wanted: PhysicalOffset, cut: Timestamp, changes: &mut Changes) -> CoreReply {
+        let segment_bytes = self.shared.options.segment_bytes;
+        let pending = self.shared.pending.lock().first_place();
+        let young = self.segment_clocks.iter().find(|(_, clock)| **clock >= cut);
+        let young = young.map(|(segment, _)| PhysicalOffset(segment * segment_bytes));
+        let limit = [pending, young].into_iter().flatten().fold(wanted, PhysicalOffset::min);
+        let to = self.checkpoints.values().rev().find(|row| row.end <= limit);
+        let Some(to) = to.filter(|row| row.end > self.min_physical).cloned() else {
+            return CoreReply::Trimmed { min_physical: self.min_physical };
+        };
+        self.min_physical = to.end;
+        changes.group(self.group_row());
+        for (id, next) in to.next {
+            let working = self.queues.get_mut(&id).expect("a queue is never forgotten");
+            assert!(next <= working.row.next, "queue {id} had {next} units at {}, it has {}", to.id, working.row.next);
+            if next > working.row.min {
+                working.row.min = next;
+                working.queue.begin_at(next);
+                changes.queue(id, working.row);
+            }
+        }
+        let first_kept = to.end.0 / segment_bytes;
+        let kept = self.segment_clocks.split_off(&first_kept);
+        for segment in std::mem::replace(&mut self.segment_clocks, kept).into_keys() {
+            changes.segment_clock(segment, None);
+        }
+        let kept = self.checkpoints.split_off(&to.id.index);
+        for index in std::mem::replace(&mut self.checkpoints, kept).into_keys() {
+            changes.row(rows::checkpoint_key(index), None);
+        }
+        self.publish_checkpoints();
+        CoreReply::Trimmed { min_physical: to.end }
+    }
+
+    fn publish_checkpoints(&self) {
+        let points = self.checkpoints.values();
+        let points = points.map(|row| CheckpointPoint { id: row.id, end: row.end, stamp: row.stamp });
+        *self.shared.checkpoints.lock() = points.collect();
     }
 
     /// Applies one of this crate's commands, except for what `Lead` means to the tables.
@@ -202,6 +288,7 @@ impl Core {
             CoreCommand::Lead => CoreReply::Led { gap_ms },
             CoreCommand::FireTimers { limit } => self.fire_timers(limit, changes),
             CoreCommand::Checkpoint => CoreReply::Checkpoint,
+            CoreCommand::Trim { min_physical, cut } => self.trim(min_physical, cut, changes),
             CoreCommand::RaiseClusterVersion { version } if version < self.cluster_version => {
                 return Outcome::Refused(Refusal::ClusterVersion(self.cluster_version));
             }
@@ -218,7 +305,8 @@ impl Core {
     fn fire_timers(&mut self, limit: u32, changes: &mut Changes) -> CoreReply {
         let now = self.now();
         let mut fired = 0;
-        for (key, row) in self.pending.take_due(now, limit as usize) {
+        let due = self.shared.pending.lock().take_due(now, limit as usize);
+        for (key, row) in due {
             changes.row(rows::pending_key(key), None);
             fired += 1;
             if self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed) {
@@ -236,7 +324,7 @@ impl Core {
             self.shared.index.add(index_row);
             changes.index_rows.push(index_row);
         }
-        let more = self.pending.next_due().is_some_and(|due| due <= now);
+        let more = self.shared.pending.lock().next_due().is_some_and(|due| due <= now);
         CoreReply::Fired { fired, more }
     }
 
@@ -255,7 +343,7 @@ impl Core {
         let clock = self.segment_clocks.entry(segment).or_default();
         if *clock != unit.visible_at {
             *clock = unit.visible_at;
-            changes.segment_clock(segment, unit.visible_at);
+            changes.segment_clock(segment, Some(unit.visible_at));
         }
         queue_offset
     }
@@ -287,13 +375,17 @@ impl Core {
     }
 
     fn publish(&self) {
+        let (next_due, pending) = {
+            let pending = self.shared.pending.lock();
+            (pending.next_due(), pending.counts())
+        };
         self.shared.publish(super::shared::Published {
             applied: self.applied.map(|applied| applied.id),
             now: self.now(),
             cluster_version: self.cluster_version,
             min_physical: self.min_physical,
-            next_due: self.pending.next_due(),
-            pending: self.pending.counts(),
+            next_due,
+            pending,
         });
     }
 

@@ -24,8 +24,9 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use self::changes::Changes;
+pub use self::core::CHECKPOINTS_KEPT;
 use self::core::Core;
-pub use self::reader::{PendingCounts, Reader};
+pub use self::reader::{CheckpointPoint, PendingCounts, PendingPlace, Reader};
 use self::shared::Shared;
 pub use self::tables::{FIRST_TABLES_BYTE, LAST_TABLES_BYTE, RowError, Tables};
 use crate::entry::{CoreCommand, EntryError, EntryView, OperationView, decode_entry};
@@ -84,6 +85,16 @@ pub enum CoreReply {
     },
     /// `Checkpoint`: the image of this entry will be written.
     Checkpoint,
+    /// `Roll`.
+    Rolled {
+        /// The row was still there: its record lies in this entry now.
+        moved: bool,
+    },
+    /// `Trim`.
+    Trimmed {
+        /// Everything below is gone; as before if nothing more could go.
+        min_physical: PhysicalOffset,
+    },
     /// `RaiseClusterVersion`: the version that holds now.
     ClusterVersion(u32),
 }
@@ -258,7 +269,12 @@ impl<T: Tables> Fold<T> {
         let changes = &mut handoff.accumulating;
         let mut checkpoint = false;
         match entry {
-            Some(Ok(view)) => checkpoint = self.apply_entry(frame, &view, changes, outcomes),
+            Some(Ok(view)) => {
+                checkpoint = self.apply_entry(frame, &view, changes, outcomes);
+                if checkpoint {
+                    self.core.checkpoint(boundary, changes);
+                }
+            }
             Some(Err(refusal)) => outcomes.push(Outcome::Refused(refusal)),
             None if frame.kind == Kind::Membership => {
                 self.core.set_membership(frame.id, frame.body.clone(), changes);
@@ -357,6 +373,10 @@ impl<T: Tables> Fold<T> {
                 OperationView::Record(record) => {
                     let at = PhysicalOffset(body_at + u64::from(record.position));
                     self.core.record(&record, at, changes)
+                }
+                OperationView::Roll(roll) => {
+                    let at = PhysicalOffset(body_at + u64::from(roll.position));
+                    Outcome::Core(self.core.roll(roll, at, changes))
                 }
                 OperationView::Core(command) => {
                     if command == CoreCommand::Lead {

@@ -27,6 +27,28 @@ pub struct PendingCounts {
     pub bytes: u64,
 }
 
+/// Where the record of a pending row lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingPlace {
+    /// The row: where the record was stored first.
+    pub key: PhysicalOffset,
+    /// Where it lies now.
+    pub place: PhysicalOffset,
+    /// Its length in bytes.
+    pub size: u32,
+}
+
+/// A `Checkpoint` that was applied: a place that the log may be trimmed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointPoint {
+    /// Its entry.
+    pub id: LogId,
+    /// The place behind it.
+    pub end: PhysicalOffset,
+    /// Group time at it: everything before is at least as old.
+    pub stamp: Timestamp,
+}
+
 /// A view of the folded state. Cheap to clone.
 #[derive(Debug)]
 pub struct Reader<T> {
@@ -120,6 +142,16 @@ impl<T: Tables> Reader<T> {
         self.shared.published().pending
     }
 
+    /// Up to `limit` pending rows whose records lie below `end`, those that lie first first.
+    pub fn pending_below(&self, end: PhysicalOffset, limit: usize) -> Vec<PendingPlace> {
+        self.shared.pending.lock().below(end, limit)
+    }
+
+    /// The checkpoints that the log may be trimmed to, oldest first; the one it was trimmed to is among them.
+    pub fn checkpoints(&self) -> Vec<CheckpointPoint> {
+        self.shared.checkpoints.lock().clone()
+    }
+
     /// Everything below is trimmed.
     pub fn min_physical(&self) -> PhysicalOffset {
         self.shared.published().min_physical
@@ -166,6 +198,7 @@ impl<T: Tables> Reader<T> {
         let Ok(entry) = decode_entry(&frame.body) else { return Ok(false) };
         let begins_here = |operation| match operation {
             OperationView::Record(record) => u64::from(record.position) == position && record.size == size,
+            OperationView::Roll(roll) => u64::from(roll.position) == position && roll.size == size,
             OperationView::Core(_) | OperationView::Tables(_) => false,
         };
         Ok(entry.operations().any(begins_here))

@@ -4,6 +4,7 @@
 //! 01                             GroupRow: what the group agrees on as a whole
 //! 02                             MembershipRow
 //! 03 00 | 03 01 allocator        next topic id | next number of one of the broker's allocators
+//! 04 index u64                   CheckpointRow: where the log may be trimmed to
 //! 10 topic u32 queue u32         QueueRow
 //! 20 physical offset u64         PendingRow: scheduled and half records, by the place where they were first stored
 //! 30 segment u64                 latest group time at which a unit pointing into the segment was made
@@ -19,6 +20,7 @@ use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, To
 pub(crate) const GROUP: u8 = 0x01;
 pub(crate) const MEMBERSHIP: u8 = 0x02;
 pub(crate) const ALLOCATOR: u8 = 0x03;
+pub(crate) const CHECKPOINT: u8 = 0x04;
 pub(crate) const QUEUE: u8 = 0x10;
 pub(crate) const PENDING: u8 = 0x20;
 pub(crate) const SEGMENT_CLOCK: u8 = 0x30;
@@ -38,6 +40,18 @@ pub(crate) struct GroupRow {
 pub(crate) struct MembershipRow {
     pub id: LogId,
     pub bytes: Vec<u8>,
+}
+
+/// A `Checkpoint` that was applied: a place that the log may be trimmed to, and where each queue begins then.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct CheckpointRow {
+    pub id: LogId,
+    /// Behind the entry.
+    pub end: PhysicalOffset,
+    /// Group time at the entry: everything before is at least as old.
+    pub stamp: Timestamp,
+    /// Next offsets of the queues that had any: units below point at records before `end`.
+    pub next: Vec<(QueueId, QueueOffset)>,
 }
 
 /// A queue's bounds. The row stays for ever, so that offsets are not reused after a topic is deleted.
@@ -76,6 +90,10 @@ pub(crate) fn allocator_key(allocator: Option<u8>) -> Vec<u8> {
         None => vec![ALLOCATOR, 0],
         Some(allocator) => vec![ALLOCATOR, 1, allocator],
     }
+}
+
+pub(crate) fn checkpoint_key(index: u64) -> Vec<u8> {
+    number_key(CHECKPOINT, index)
 }
 
 pub(crate) fn queue_key(queue: QueueId) -> Vec<u8> {
@@ -138,6 +156,13 @@ mod tests {
             key_hashes: Box::new([7]),
         };
         assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 2, 64, 5, 1, 4, 0, 6, 1, 7]);
+        let row = CheckpointRow {
+            id: LogId { term: 1, index: 2 },
+            end: PhysicalOffset(64),
+            stamp: Timestamp(-1),
+            next: vec![(queue, QueueOffset(3))],
+        };
+        assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 2, 64, 1, 1, 1, 2, 3]);
         let row = GroupRow { cluster_version: 1, last_time: Timestamp(2), min_physical: PhysicalOffset(3) };
         assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 4, 3]);
         let row = MembershipRow { id: LogId { term: 1, index: 2 }, bytes: vec![8] };

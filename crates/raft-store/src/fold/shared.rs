@@ -8,7 +8,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use super::changes::Handoff;
-use super::reader::PendingCounts;
+use super::pending::Pending;
+use super::reader::{CheckpointPoint, PendingCounts};
 use crate::consume_queue::{Queue, UnitFiles};
 use crate::index::Index;
 use crate::log::Log;
@@ -28,6 +29,10 @@ pub(crate) struct Shared {
     /// Why nothing is written any more, once that is so.
     pub failure: watch::Sender<Option<String>>,
     published: RwLock<Published>,
+    /// Apply's own; readers look at it now and then.
+    pub pending: Mutex<Pending>,
+    /// Oldest first.
+    pub checkpoints: Mutex<Vec<CheckpointPoint>>,
     pub queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
     pub files: Arc<UnitFiles>,
     pub index: Arc<Index>,
@@ -68,6 +73,8 @@ impl Shared {
             durable: watch::Sender::new(durable),
             failure: watch::Sender::new(None),
             published: RwLock::default(),
+            pending: Mutex::default(),
+            checkpoints: Mutex::default(),
             queues: RwLock::default(),
             files,
             index,

@@ -3,11 +3,13 @@
 //! - [`types`]: entries, votes and memberships as openraft sees them.
 //! - [`storage`]: the Raft log over [`crate::log::Log`].
 //! - [`machine`]: the state machine over [`crate::fold::Fold`].
+//! - [`purge`]: what retention has trimmed leaves the log.
 //! - [`tickets`]: whose proposal stands at which log id.
 //! - [`peer`]: the protocol between members.
 
 pub mod machine;
 pub mod peer;
+pub mod purge;
 pub mod storage;
 pub mod tickets;
 pub mod types;

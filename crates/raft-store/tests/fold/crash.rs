@@ -6,6 +6,7 @@ use std::time::Duration;
 use env::{Disk, Env, Rng};
 use raft_store::consume_queue::UnitsError;
 use raft_store::entry::{CoreCommand, EntryView, OperationView, decode_entry};
+use raft_store::fold::CHECKPOINTS_KEPT;
 use raft_store::log::{Frame, Kind};
 use raft_store::materializer::DerivedOptions;
 use raft_store::position::QueueOffset;
@@ -16,7 +17,6 @@ fn options(rng: &Rng) -> DerivedOptions {
     DerivedOptions {
         sync_changed_bytes: 1_000 + rng.below(20_000) as usize,
         sync_log_bytes: 5_000 + rng.below(100_000),
-        images_kept: 3,
         ..derived_options()
     }
 }
@@ -33,12 +33,12 @@ async fn restarted(env: &Env, options: &DerivedOptions) -> Replica {
 }
 
 /// The images of the newest checkpoints are there, whenever power failed.
-async fn check_images(replica: &Replica, kept: usize) {
+async fn check_images(replica: &Replica) {
     replica.fold.derived_sync().await.unwrap();
     let frames = replica.frames().await;
     let checkpoints = frames.iter().filter(|frame| is_checkpoint(frame)).map(|frame| frame.id);
     let mut expected: Vec<_> = checkpoints.collect();
-    expected.drain(..expected.len().saturating_sub(kept));
+    expected.drain(..expected.len().saturating_sub(CHECKPOINTS_KEPT));
     let mut found: Vec<_> = replica.fold.images().await.unwrap().iter().map(|image| image.boundary.id).collect();
     // A crash may bring removed ones back, until the next image.
     found.drain(..found.len().saturating_sub(expected.len()));
@@ -79,7 +79,7 @@ async fn crash_after_crash() {
             replica = restarted(&env, &options).await;
             assert!(replica.found >= durable, "found {:?}, durable was {durable:?}", replica.found);
             if rng.chance(1, 2) {
-                check_images(&replica, options.images_kept).await;
+                check_images(&replica).await;
             }
         }
         replica.check_index(&Model::of(&replica.frames().await)).await;
@@ -91,7 +91,7 @@ async fn crash_after_crash() {
 async fn a_crash_at_every_step_of_a_short_life() {
     let rng = seeded();
     let (env, disk) = simulated(&rng);
-    let options = DerivedOptions { images_kept: 2, ..derived_options() };
+    let options = derived_options();
     let begun = disk.fork();
     disk.record();
     let mut replica = Replica::start(&env, options.clone()).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_crash_at_every_step_of_a_short_life() {
         let replica = restarted(&env, &options).await;
         let least = durable.iter().rev().find(|(at, _)| *at <= done).and_then(|(_, durable)| *durable);
         assert!(replica.found >= least, "after {done}: found {:?}, durable was {least:?}; {kept:?}", replica.found);
-        check_images(&replica, options.images_kept).await;
+        check_images(&replica).await;
         begun.repeat(operation);
     }
 }

@@ -4,9 +4,9 @@ use std::io;
 
 use bytes::Bytes;
 use env::Env;
+use raft_store::fold::CHECKPOINTS_KEPT;
 use raft_store::image::Image;
 use raft_store::log::Boundary;
-use raft_store::materializer::DerivedOptions;
 
 use crate::world::*;
 
@@ -147,13 +147,13 @@ async fn a_replica_that_began_with_an_image_rebuilds_from_it() {
     leader.fold.derived_sync().await.unwrap();
     let image = leader.fold.newest_image().await.unwrap().unwrap();
     let mut later: Vec<_> = (0..50).map(|n| entry(1_000_001 + n, vec![random(&rng)])).collect();
-    for n in 0..3 {
+    for n in 0..CHECKPOINTS_KEPT as i64 {
         later.push(entry(1_000_100 + n, vec![core(raft_store::entry::CoreCommand::Checkpoint), random(&rng)]));
     }
     leader.append(&later).await;
     let frames = leader.frames().await;
     // Later images push the first one out, but not while the log begins with it.
-    let options = DerivedOptions { images_kept: 2, ..derived_options() };
+    let options = derived_options();
 
     for victims in [&["consumequeue"][..], &["index"], &["state"], &["state", "consumequeue"], &["index", "state"]] {
         let (env, disk) = simulated(&rng);
@@ -170,7 +170,7 @@ async fn a_replica_that_began_with_an_image_rebuilds_from_it() {
             env::Disk::remove_dir_all(&disk, &dir().join(victim)).await.unwrap();
         }
         let mut replica = Replica::start(&env, options.clone()).await.unwrap();
-        assert_eq!(replica.fold.images().await.unwrap().len(), 3);
+        assert_eq!(replica.fold.images().await.unwrap().len(), 1 + CHECKPOINTS_KEPT);
         println!("{victims:?}: found {:?}", replica.found);
         replica.apply_all().await.unwrap();
         replica.check(&model).await;

@@ -3,5 +3,6 @@
 mod crash;
 mod install;
 mod real;
+mod retention;
 mod story;
 mod world;

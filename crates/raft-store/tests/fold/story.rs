@@ -24,7 +24,6 @@ async fn chunks_and_syncs_do_not_matter() {
         let options = DerivedOptions {
             sync_changed_bytes: [16 << 20, 2_000, 10_000, 16 << 20][round],
             sync_log_bytes: [256 << 20, 256 << 20, 20_000, 256 << 20][round],
-            images_kept: 100,
             ..derived_options()
         };
         let mut replica = Replica::start(&env, options.clone()).await.unwrap();

@@ -10,7 +10,7 @@ use raft_store::consume_queue::{Unit, UnitKind};
 use raft_store::entry::{
     CoreCommand, Operation, OperationView, RecordOperation, Visibility, decode_entry, encode_entry,
 };
-use raft_store::fold::{Apply, Fold, Outcome, RowError, Tables};
+use raft_store::fold::{Apply, CHECKPOINTS_KEPT, Fold, Outcome, RowError, Tables};
 use raft_store::log::{AppendEntry, Frame, Kind, Log, LogOptions};
 use raft_store::materializer::{Derived, DerivedOptions, OpenError};
 use raft_store::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
@@ -170,7 +170,8 @@ impl Replica {
         assert_eq!(*reader.tables(), model.notes);
         assert_eq!(reader.next_due(), model.timers.first().map(|(due, ..)| *due));
         let counts = reader.pending();
-        assert_eq!((counts.scheduled, counts.half), (model.timers.len() as u64, model.half));
+        assert_eq!((counts.scheduled, counts.half), (model.timers.len() as u64, model.half.len() as u64));
+        assert_eq!(reader.min_physical(), model.min_physical);
         let expected = model.membership.clone().map_or((None, Bytes::new()), |(id, bytes)| (Some(id), bytes));
         assert_eq!(self.fold.membership(), expected);
         for number in 0..QUEUES {
@@ -192,12 +193,13 @@ impl Replica {
         }
     }
 
-    /// Every unit of the model is found by the place and store time of its record.
+    /// Every unit of the model is found by the place and store time of its record, unless that is trimmed.
     pub async fn check_index(&self, model: &Model) {
         let reader = self.fold.reader();
         for (id, units) in &model.queues {
             let floor = model.floors.get(id).copied().unwrap_or(0);
-            for (offset, unit) in units.iter().enumerate().skip(floor as usize) {
+            let kept = units.iter().enumerate().skip(floor as usize);
+            for (offset, unit) in kept.filter(|(_, unit)| unit.physical_offset >= model.min_physical) {
                 let stamp = model.stored_at[&unit.physical_offset];
                 let found = reader.unit_of(unit.physical_offset, *id, stamp).await.unwrap();
                 assert_eq!(found, Some((QueueOffset(offset as u64), *unit)), "queue {id}");
@@ -301,8 +303,15 @@ pub struct Model {
     pub queues: BTreeMap<QueueId, Vec<Unit>>,
     /// First units that exist on this replica.
     pub floors: BTreeMap<QueueId, u64>,
+    /// Due, key, queue, size, tag hash.
     pub timers: BTreeSet<(Timestamp, PhysicalOffset, QueueId, u32, i32)>,
-    pub half: u64,
+    /// Sizes of half records, by key.
+    pub half: BTreeMap<PhysicalOffset, u32>,
+    /// Where the records of timers and halves lie, by key.
+    pub places: BTreeMap<PhysicalOffset, PhysicalOffset>,
+    pub min_physical: PhysicalOffset,
+    /// Place, and lengths of the queues.
+    pub checkpoints: Vec<(PhysicalOffset, BTreeMap<QueueId, u64>)>,
     pub membership: Option<(LogId, Bytes)>,
     pub stored_at: BTreeMap<PhysicalOffset, Timestamp>,
     pub closed: BTreeSet<QueueId>,
@@ -330,6 +339,7 @@ impl Model {
         let before = self.now;
         self.now = self.now.max(view.stamp());
         let gap_ms = if before == Timestamp(0) { 0 } else { self.now.0 - before.0 };
+        let mut checkpoint = false;
         for operation in view.operations() {
             match operation {
                 OperationView::Record(record) => {
@@ -344,8 +354,12 @@ impl Model {
                         }
                         Visibility::Scheduled { due } => {
                             self.timers.insert((due, at, record.queue, record.size, record.tag_hash));
+                            self.places.insert(at, at);
                         }
-                        Visibility::Half => self.half += 1,
+                        Visibility::Half => {
+                            self.half.insert(at, record.size);
+                            self.places.insert(at, at);
+                        }
                     }
                 }
                 OperationView::Core(CoreCommand::FireTimers { limit }) => {
@@ -355,6 +369,7 @@ impl Model {
                             break;
                         }
                         self.timers.pop_first();
+                        let at = self.places.remove(&at).unwrap();
                         if !self.closed.contains(&queue) {
                             self.show(queue, at, size, tag_hash, UnitKind::Fired);
                         }
@@ -364,7 +379,17 @@ impl Model {
                     let text = format!("{} {gap_ms} {}", self.now, frame.id.index);
                     self.notes.0.insert(vec![0x41], text.into_bytes());
                 }
-                OperationView::Core(_) => {}
+                OperationView::Roll(roll) => {
+                    let at = PhysicalOffset(frame.physical_offset.0 + 64 + u64::from(roll.position));
+                    let waiting = self.timers.iter().find(|(_, key, ..)| *key == roll.key).map(|(.., size, _)| *size);
+                    if waiting.or(self.half.get(&roll.key).copied()) == Some(roll.size) {
+                        self.places.insert(roll.key, at);
+                        self.stored_at.insert(at, self.now);
+                    }
+                }
+                OperationView::Core(CoreCommand::Trim { min_physical, cut }) => self.trim(min_physical, cut),
+                OperationView::Core(CoreCommand::Checkpoint) => checkpoint = true,
+                OperationView::Core(CoreCommand::RaiseClusterVersion { .. }) => {}
                 OperationView::Tables(command) => {
                     let key = vec![0x40, command[1]];
                     let queue = queue_id(command[1]);
@@ -385,6 +410,45 @@ impl Model {
                         }
                         _ => {}
                     }
+                }
+            }
+        }
+        if checkpoint {
+            let end = (frame.physical_offset.0 + 64 + frame.body.len() as u64).next_multiple_of(64);
+            let lengths = self.queues.iter().map(|(id, units)| (*id, units.len() as u64)).collect();
+            self.checkpoints.push((PhysicalOffset(end), lengths));
+            let kept = self.checkpoints.iter().filter(|(end, _)| *end >= self.min_physical).count();
+            let oldest = self.checkpoints.iter().position(|(end, _)| *end > self.min_physical).unwrap();
+            if kept > CHECKPOINTS_KEPT {
+                self.checkpoints.remove(oldest);
+            }
+        }
+    }
+
+    /// What must hold of retention, whatever the order of things: nothing that waits is lost, nothing that became visible
+    /// at `cut` or later is.
+    fn trim(&mut self, wanted: PhysicalOffset, cut: Timestamp) {
+        let begin = self.min_physical.0 / SEGMENT_BYTES * SEGMENT_BYTES;
+        let units = || self.queues.values().flatten().filter(|unit| unit.physical_offset.0 >= begin);
+        let young = units().filter(|unit| unit.visible_at >= cut).map(|unit| unit.physical_offset.0);
+        let young = young.min().map_or(u64::MAX, |at| at / SEGMENT_BYTES * SEGMENT_BYTES);
+        let pending = self.places.values().min().map_or(u64::MAX, |at| at.0);
+        let limit = PhysicalOffset(wanted.0.min(young).min(pending));
+        let reached = self.checkpoints.iter().rev().find(|(end, _)| *end <= limit && *end > self.min_physical);
+        if let Some((end, lengths)) = reached.cloned() {
+            self.min_physical = end;
+            for (id, length) in lengths {
+                let floor = self.floors.entry(id).or_default();
+                *floor = length.max(*floor);
+            }
+            self.checkpoints.retain(|(at, _)| *at >= end);
+            assert!(self.places.values().all(|place| *place >= end), "something that waits is trimmed");
+            for (id, units) in &self.queues {
+                let floor = self.floors.get(id).copied().unwrap_or(0) as usize;
+                assert!(units[..floor].iter().all(|unit| unit.physical_offset < end), "a kept message is not shown");
+                let young = units.iter().enumerate().filter(|(_, unit)| unit.visible_at >= cut);
+                for (offset, unit) in young {
+                    assert!(offset >= floor && unit.physical_offset >= end, "{unit:?} is trimmed too early");
                 }
             }
         }

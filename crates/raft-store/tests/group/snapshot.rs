@@ -4,12 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use env::Disk;
 use env::disk::Open;
-use env::{Disk, Env};
 use raft_store::entry::{CoreCommand, Operation};
 use raft_store::group::Role;
-use raft_store::log::{Log, LogOptions};
-use raft_store::position::LogId;
+use raft_store::position::{LogId, Timestamp};
 use raft_store::raft::peer::connection;
 use raft_store::raft::peer::wire::{Channel, Hello, Message, SnapshotHead};
 use raft_store::raft::types::{LeaderId, Vote, to_raft};
@@ -31,26 +30,23 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
     }
     three.group(leader).propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await.unwrap();
     let boundary = three.group(leader).log().last().unwrap();
+    let boundary_end = three.group(leader).log().tip().end.physical_offset;
     for number in 0..20 {
         three.group(leader).propose(vec![record(&format!("late-{number}")), command()]).await.unwrap();
     }
-    three.converge().await;
+    // Retention: both purge to that image by themselves.
+    let trim = CoreCommand::Trim { min_physical: boundary_end, cut: Timestamp(i64::MAX) };
+    three.group(leader).propose(vec![Operation::Core(trim)]).await.unwrap();
     let env = three.places[0].env.clone();
-    for group in three.groups.iter_mut().filter_map(Option::take) {
-        group.stop().await.unwrap();
-    }
-
-    // Two purge up to their image, as retention does, while the third is away.
     for at in [leader, (leader + 2) % 3] {
-        let place = &three.places[at];
-        let mounted = Env { disk: std::sync::Arc::new(place.disk.as_ref().unwrap().mount()), ..place.env.clone() };
-        let options = LogOptions { segment_bytes: place.options.segment_bytes, ..place.options.log.clone() };
-        let log = Log::open(mounted, place.options.dir.clone(), options, None).await.unwrap();
-        log.purge(boundary).await.unwrap();
-        log.close().await.unwrap();
+        let purged = async {
+            while three.group(at).log().last_purged() != Some(boundary) {
+                env.clock.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within(&env, 20, "purged", purged).await;
     }
-
-    let three = Three::open(three.places).await;
+    three.start(behind).await;
     three.converge().await;
     let installed = three.group(behind);
     assert_eq!(installed.log().last_purged(), Some(boundary), "its log begins behind the image");
