@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use broker::config::MessagePolicy;
+use broker::config::{MessagePolicy, Retention};
 use client::admin::Admin;
 use client::{Client, Message, Producer, ReceivedMessage, Retry, SendError, SendReceipt, StartFrom};
 use embedded::Cluster;
@@ -18,6 +18,7 @@ use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::CreateTopicRequest;
 use protocol::record::RecordView;
+use raft_store::position::QueueId;
 use tests::raw::{Heard, RawConnection, encoded};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -455,4 +456,123 @@ async fn no_send_fails_while_the_leader_stops_in_good_order() {
     admin.close().await;
     client.shutdown().await;
     cluster.shutdown().await;
+}
+
+/// Thirty segments go through a log that may be six long, while messages wait for times far and near: the disk stays
+/// bounded, nothing that waits is lost, consumers see no error, and every replica begins each queue at the same offset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
+    const SEGMENT: u64 = 16 << 20;
+    const LIMIT: u64 = 6 * SEGMENT;
+    const QUEUES: i32 = 4;
+    let _machine = MACHINE.lock().await;
+    let retention = Retention {
+        bytes: Some(LIMIT),
+        look_interval: Duration::from_millis(200),
+        warning_level_percent: 100,
+        ..Retention::default()
+    };
+    let cluster = Cluster::builder().retention(retention).segment_bytes(SEGMENT).start().await.expect("a cluster");
+    make_topic(&cluster, "Bulk", QUEUES).await;
+    make_topic(&cluster, "Late", QUEUES).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+    let clock = Env::real().clock;
+
+    let (bulk, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new(BTreeMap::new())));
+    let (bulk_heard, late_heard) = (bulk.clone(), late.clone());
+    let bulk_consumer = client.push_consumer("bulk").subscribe("Bulk", "*").start_from(StartFrom::First);
+    let bulk_consumer = bulk_consumer.start(move |_: Arc<ReceivedMessage>| {
+        bulk_heard.fetch_add(1, Ordering::Relaxed);
+        async { Ok(()) }
+    });
+    let bulk_consumer = bulk_consumer.await.expect("a consumer");
+    let late_consumer = client.push_consumer("late").subscribe("Late", "*").start_from(StartFrom::First);
+    let late_consumer = late_consumer.start(move |message: Arc<ReceivedMessage>| {
+        *late_heard.lock().expect("whole").entry(message.body().clone()).or_insert(0) += 1;
+        async { Ok(()) }
+    });
+    let late_consumer = late_consumer.await.expect("a consumer");
+
+    let body = bytes::Bytes::from(vec![b'x'; 100_000]);
+    let (mut waiting, mut sent, mut longest, mut begun) = (BTreeSet::new(), 0_usize, 0, clock.monotonic());
+    let log_end =
+        |node: usize| cluster.broker(node).expect("alive").groups()[0].raft().log().tip().end.physical_offset.0;
+    while log_end(0) < 30 * SEGMENT {
+        let mut sends = tokio::task::JoinSet::new();
+        for number in 0..16 {
+            let producer = producer.clone();
+            let message = match number {
+                // Of all ages: some fall due at once, some outlive the segment they were sent in several times.
+                0 => {
+                    let text = format!("late {sent}");
+                    let delay = Duration::from_millis(200 + (sent as u64 * 7_919) % 30_000);
+                    waiting.insert(bytes::Bytes::from(text.clone()));
+                    Message::new("Late", text).with_delay(delay)
+                }
+                _ => Message::new("Bulk", body.clone()),
+            };
+            sends.spawn(async move { producer.send(message).await });
+        }
+        while let Some(sent) = sends.join_next().await {
+            sent.expect("no panic").expect("sent");
+        }
+        sent += 16;
+        if clock.monotonic() - begun > Duration::from_millis(500) {
+            begun = clock.monotonic();
+            for node in 0..3 {
+                longest = longest.max(bytes_in(&log_dir_of(&cluster, node)));
+            }
+        }
+    }
+    let pending = cluster.broker(0).expect("alive").groups()[0].status().raft;
+    println!("{sent} sent, {} wait at first; the longest log had {} MiB; {pending:?}", waiting.len(), longest >> 20);
+    // The limit, what grows while a step of retention is carried out, and the two segments made ready ahead.
+    assert!(longest <= LIMIT + 8 * SEGMENT, "{longest} bytes of log, {LIMIT} are the limit");
+
+    until("all that waited came", async || {
+        let heard = late.lock().expect("whole");
+        waiting.iter().all(|key| heard.contains_key(key)).then_some(())
+    })
+    .await;
+    until("the bulk was consumed", async || (bulk.load(Ordering::Relaxed) >= sent / 16 * 15).then_some(())).await;
+
+    let admin = admin_of(&cluster);
+    let minima = async || {
+        let mut minima = Vec::new();
+        for node in 0..3 {
+            let mut of_node = Vec::new();
+            for topic in ["Bulk", "Late"] {
+                for queue in 0..QUEUES {
+                    let reader = cluster.broker(node)?.groups()[0].raft().reader();
+                    let topic = reader.tables().topics().get(topic)?.id();
+                    of_node.push(reader.queue(QueueId { topic, queue: queue as u32 })?.bounds().start);
+                }
+            }
+            minima.push(of_node);
+        }
+        (minima[0] == minima[1] && minima[1] == minima[2]).then(|| minima.swap_remove(0))
+    };
+    let minima = until("the minima are equal on all replicas", minima).await;
+    assert!(minima[..QUEUES as usize].iter().all(|min| min.0 > 0), "{minima:?}");
+    let leader = leader_address(&cluster).await;
+    let pulled = admin.pull(&leader, "audit", "Bulk", 0, 0, 32).await.expect("an answer");
+    assert_eq!(pulled.code, ResponseCode::PULL_OFFSET_MOVED, "below the minimum");
+    assert_eq!(pulled.bounds.next_begin_offset, minima[0].0 as i64);
+    admin.close().await;
+    bulk_consumer.shutdown().await;
+    late_consumer.shutdown().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+fn log_dir_of(cluster: &Cluster, node: usize) -> std::path::PathBuf {
+    cluster.data_dir().join(format!("broker-a-{}/commitlog", node + 1))
+}
+
+/// Bytes of the segment files in a directory; one that goes meanwhile counts nothing.
+#[allow(clippy::disallowed_methods)] // Looks at the product's files from outside.
+fn bytes_in(dir: &std::path::Path) -> u64 {
+    let files = std::fs::read_dir(dir).expect("a log").flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::Duration;
 
 use env::Env;
@@ -220,12 +221,13 @@ impl Serving {
     }
 }
 
-/// Once a second: remembers the rates' totals, and gives memory back when nothing was written or read for a while.
+/// Once a second: remembers the rates' totals, looks at the disk, and gives memory back when nothing was written or read for a while.
 async fn tick(group: Arc<BrokerGroup>) {
     let (mut seen, mut seen_at) = (None, Duration::ZERO);
     loop {
         let now = group.env.clock.monotonic();
         group.rates.tick(now);
+        group.look_at_disk().await;
         let activity = Some((group.raft.log().tip().end.physical_offset, group.rates.get_transferred.total()));
         if activity != seen {
             (seen, seen_at) = (activity, now);
@@ -262,6 +264,10 @@ pub struct BrokerGroup {
     pub(crate) registration: Registration,
     /// Something was scheduled: the leader's next duty may be earlier than it thought.
     pub(crate) scheduled: Notify,
+    /// How full this replica's disk was when last looked at, in percent.
+    pub(crate) disk_used_percent: AtomicU8,
+    /// How large it is; 0 until it was looked at.
+    pub(crate) disk_bytes: AtomicU64,
     pub(crate) started_ms: i64,
 }
 
@@ -300,6 +306,8 @@ impl BrokerGroup {
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
             registration: Registration::default(),
             scheduled: Notify::new(),
+            disk_used_percent: AtomicU8::new(0),
+            disk_bytes: AtomicU64::new(0),
             started_ms: env.clock.wall_ms(),
             env: env.clone(),
         })

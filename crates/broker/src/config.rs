@@ -45,6 +45,8 @@ pub struct GroupConfig {
     pub segment_bytes: u64,
     /// How topics, groups and messages are treated.
     pub messages: MessagePolicy,
+    /// How long messages are kept.
+    pub retention: Retention,
     /// What is refused to protect the broker.
     pub limits: Limits,
     /// Raft's clock.
@@ -70,6 +72,54 @@ pub struct MessagePolicy {
     pub properties_bytes: usize,
     /// How long an unrenewed queue lock holds.
     pub queue_lock: Duration,
+}
+
+/// How long messages are kept; RocketMQ's rules and defaults.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// A message is kept at least this long, unless size or disk ask otherwise: `fileReservedTime`.
+    pub time: Duration,
+    /// At which hours of the day, UTC, expired messages go: `deleteWhen`.
+    pub hours: Vec<u8>,
+    /// Bytes of log that are kept at most; no limit if `None`.
+    pub bytes: Option<u64>,
+    /// From this share of the disk on, expired messages go at any hour: `diskMaxUsedSpaceRatio`.
+    pub max_used_percent: u8,
+    /// From this share on, the oldest messages go, expired or not: `diskSpaceCleanForciblyRatio`.
+    pub clean_forcibly_percent: u8,
+    /// From this share on, sends are refused: `diskSpaceWarningLevelRatio`.
+    pub warning_level_percent: u8,
+    /// Between two looks at what can go: `cleanResourceInterval`.
+    pub look_interval: Duration,
+    /// Bytes of messages that may wait for their time or the end of their transaction; a quarter of what may be kept if
+    /// `None`.
+    pub waiting_bytes: Option<u64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention {
+            time: Duration::from_secs(72 * 3600),
+            hours: vec![4],
+            bytes: None,
+            max_used_percent: 75,
+            clean_forcibly_percent: 85,
+            warning_level_percent: 90,
+            look_interval: Duration::from_secs(10),
+            waiting_bytes: None,
+        }
+    }
+}
+
+/// RocketMQ's `deleteWhen`: hours of the day, `04` or `04;16`; `*` for every hour.
+pub fn parse_hours(text: &str) -> Result<Vec<u8>, ConfigError> {
+    if text.trim() == "*" {
+        return Ok((0..24).collect());
+    }
+    let hours = text.split(';').map(|hour| hour.trim().parse().ok().filter(|hour: &u8| *hour < 24));
+    hours.collect::<Option<_>>().ok_or_else(|| {
+        ConfigError::new("delete_when", format!("{text:?} is no list of hours such as \"04\" or \"04;16\", nor \"*\""))
+    })
 }
 
 /// What is refused to protect the broker.
@@ -298,6 +348,7 @@ mod tests {
             join: false,
             segment_bytes: 64 << 20,
             messages: MessagePolicy::default(),
+            retention: Retention::default(),
             limits: Limits::default(),
             raft: RaftTiming::default(),
         }

@@ -10,16 +10,14 @@ use raft_store::entry::{CoreCommand, Operation};
 use raft_store::fold::{CoreReply, Outcome};
 use raft_store::group::Role;
 use raft_store::position::Timestamp;
-use raft_store::proposer::ProposeError;
 use tokio::sync::watch;
 
 use crate::broker::BrokerGroup;
+use crate::error::RequestError;
+use crate::retention::{self, Plan};
 
 /// Rows that one entry makes visible.
 const FIRED_AT_ONCE: u32 = 4096;
-
-/// Images are cut at most this often: a tenth of the time that messages are kept.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(72 * 3600 / 10);
 
 /// How often a leader looks whether every member can do more than the group has agreed on.
 const VERSION_INTERVAL: Duration = Duration::from_secs(10);
@@ -32,8 +30,8 @@ const NEXT_TRY: Duration = Duration::from_millis(100);
 pub enum Duty {
     /// Scheduled messages have reached their time.
     FireTimers,
-    /// Time for another image.
-    Checkpoint,
+    /// Something may be too old to be kept, or the log too long.
+    LookAtRetention,
     /// Perhaps the cluster version can be raised.
     LookAtVersions,
 }
@@ -41,14 +39,20 @@ pub enum Duty {
 /// What a leader has to do, and when.
 #[derive(Debug)]
 pub struct Duties {
-    next_checkpoint: Timestamp,
+    retention_interval: Duration,
+    next_look_at_retention: Timestamp,
     next_look_at_versions: Timestamp,
 }
 
 impl Duties {
     /// Of a leader that takes office at `now`.
-    pub fn taken_over(now: Timestamp) -> Duties {
-        Duties { next_checkpoint: later(now, CHECKPOINT_INTERVAL), next_look_at_versions: now }
+    pub fn taken_over(now: Timestamp, retention_interval: Duration) -> Duties {
+        Duties { retention_interval, next_look_at_retention: now, next_look_at_versions: now }
+    }
+
+    /// The last look at retention left something to do.
+    fn look_at_retention_again(&mut self, now: Timestamp) {
+        self.next_look_at_retention = now;
     }
 
     /// What is due at `now`, in group time, and when to ask again. `next_due`: when the first scheduled message reaches its
@@ -58,20 +62,20 @@ impl Duties {
         if next_due.is_some_and(|next_due| next_due <= now) {
             due.push(Duty::FireTimers);
         }
-        if self.next_checkpoint <= now {
-            due.push(Duty::Checkpoint);
-            self.next_checkpoint = later(now, CHECKPOINT_INTERVAL);
+        if self.next_look_at_retention <= now {
+            due.push(Duty::LookAtRetention);
+            self.next_look_at_retention = later(now, self.retention_interval);
         }
         if self.next_look_at_versions <= now {
             due.push(Duty::LookAtVersions);
             self.next_look_at_versions = later(now, VERSION_INTERVAL);
         }
-        let fixed = self.next_checkpoint.min(self.next_look_at_versions);
+        let fixed = self.next_look_at_retention.min(self.next_look_at_versions);
         (due, next_due.map_or(fixed, |next_due| fixed.min(next_due)))
     }
 }
 
-fn later(now: Timestamp, by: Duration) -> Timestamp {
+pub(crate) fn later(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp(now.0.saturating_add(by.as_millis() as i64))
 }
 
@@ -93,14 +97,20 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
             return;
         }
     }
-    let mut duties = Duties::taken_over(broker.now());
+    let mut duties = Duties::taken_over(broker.now(), broker.config.retention.look_interval);
+    let mut plan = Plan::new(broker.config.retention.clone(), broker.now());
     loop {
         let now = broker.now();
         let (due, next) = duties.run_due(now, broker.reader.next_due());
         let mut wait = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or(0));
         for duty in due {
-            wait = match carry_out(broker, duty).await {
-                Ok(()) => Duration::ZERO,
+            wait = match carry_out(broker, duty, &mut plan).await {
+                Ok(more) => {
+                    if more && duty == Duty::LookAtRetention {
+                        duties.look_at_retention_again(now);
+                    }
+                    Duration::ZERO
+                }
                 Err(error) => {
                     tracing::debug!(group = %broker.broker_name(), ?duty, %error, "a duty is put off");
                     NEXT_TRY
@@ -114,17 +124,21 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
     }
 }
 
-async fn carry_out(broker: &BrokerGroup, duty: Duty) -> Result<(), ProposeError> {
+/// Whether there is more to do at once.
+async fn carry_out(broker: &BrokerGroup, duty: Duty, plan: &mut Plan) -> Result<bool, RequestError> {
     let command = match duty {
         Duty::FireTimers => CoreCommand::FireTimers { limit: FIRED_AT_ONCE },
-        Duty::Checkpoint => CoreCommand::Checkpoint,
-        Duty::LookAtVersions => return broker.raft.raise_cluster_version().await.map(drop),
+        Duty::LookAtRetention => return retention::step(broker, plan).await,
+        Duty::LookAtVersions => {
+            broker.raft.raise_cluster_version().await?;
+            return Ok(false);
+        }
     };
     let outcomes = broker.raft.propose(vec![Operation::Core(command)]).await?;
     if let [Outcome::Core(CoreReply::Fired { fired, .. })] = outcomes.as_slice() {
         tracing::debug!(group = %broker.broker_name(), fired, "scheduled messages have become visible");
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Waits at most `limit`, less if something was scheduled meanwhile. Whether the office of `term` is lost by then.
@@ -156,17 +170,21 @@ fn term_of(role: &Role) -> Option<u64> {
 mod tests {
     use super::*;
 
+    const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
     #[test]
     fn what_is_due_and_when_to_ask_again() {
         let start = Timestamp(1_000_000);
         let at = |by: Duration| later(start, by);
-        let mut duties = Duties::taken_over(start);
-        assert_eq!(duties.run_due(start, None), (vec![Duty::LookAtVersions], at(VERSION_INTERVAL)));
+        let mut duties = Duties::taken_over(start, LOOK_INTERVAL);
+        let first = vec![Duty::LookAtRetention, Duty::LookAtVersions];
+        assert_eq!(duties.run_due(start, None), (first.clone(), at(VERSION_INTERVAL)));
         let soon = at(Duration::from_millis(7));
         assert_eq!(duties.run_due(start, Some(soon)), (vec![], soon), "never early");
         assert_eq!(duties.run_due(soon, Some(soon)).0, [Duty::FireTimers]);
-        let (due, next) = duties.run_due(at(CHECKPOINT_INTERVAL), None);
-        assert_eq!(due, [Duty::Checkpoint, Duty::LookAtVersions]);
-        assert_eq!(next, later(at(CHECKPOINT_INTERVAL), VERSION_INTERVAL));
+        let (due, next) = duties.run_due(at(LOOK_INTERVAL), None);
+        assert_eq!((due, next), (first, later(at(LOOK_INTERVAL), VERSION_INTERVAL)));
+        duties.look_at_retention_again(at(LOOK_INTERVAL));
+        assert_eq!(duties.run_due(at(LOOK_INTERVAL), None).0, [Duty::LookAtRetention]);
     }
 }

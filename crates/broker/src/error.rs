@@ -71,6 +71,17 @@ pub enum RequestError {
     /// A stage behind this one is full: the same again, a little later.
     #[error("[OVERLOAD] broker busy at {0}; slow down or send again shortly")]
     Busy(String),
+    /// Nothing more is stored while this replica's disk is nearly full: free space, or wait until retention has.
+    #[error(
+        "service not available now: the broker's disk is {used} % full, at {limit} % no message is stored any more; free \
+         space, or let retention do it (file_reserved_hours, log_limit_mib)"
+    )]
+    DiskFull {
+        /// Of the file system with the data directory, in percent.
+        used: u8,
+        /// From where on sends are refused.
+        limit: u8,
+    },
     /// Certainly not carried out, because another replica leads or none does: the same again, there.
     #[error("not the leader of this broker group{}", where_else(.leader))]
     NotLeader {
@@ -107,7 +118,9 @@ impl RequestError {
             RequestError::BadSubscription(_) => ResponseCode::SUBSCRIPTION_PARSE_FAILED,
             RequestError::NotFound(_) => ResponseCode::QUERY_NOT_FOUND,
             RequestError::Overload(_) | RequestError::Busy(_) => ResponseCode::SYSTEM_BUSY,
-            RequestError::NotLeader { .. } | RequestError::Stopped => ResponseCode::SERVICE_NOT_AVAILABLE,
+            RequestError::NotLeader { .. } | RequestError::Stopped | RequestError::DiskFull { .. } => {
+                ResponseCode::SERVICE_NOT_AVAILABLE
+            }
             RequestError::Unknown => return None,
         })
     }

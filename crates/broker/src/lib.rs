@@ -14,7 +14,7 @@
 //! | consumer offsets, and a queue's own offsets and times | [`consumer_offset`] |
 //! | retries and dead letters | [`send_back`] |
 //! | who is connected, and who is told | [`clients`], [`heartbeat`]; orderly consumers: [`queue_lock`] |
-//! | what only a leader does, and when | [`due`] |
+//! | what only a leader does, and when | [`due`]; how long messages are kept: [`retention`] |
 //! | what NameServers are told | [`registration`] |
 //! | a client with a stale route | [`forward`] |
 //! | what mqadmin and the dashboard ask | [`admin`] |
@@ -37,6 +37,7 @@ pub mod pull;
 pub mod queue_lock;
 pub mod rates;
 pub mod registration;
+pub mod retention;
 pub mod send;
 pub mod send_back;
 pub mod tables;

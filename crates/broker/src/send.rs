@@ -45,6 +45,7 @@ const KEYS_MAX: usize = 1024;
 pub async fn send(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let header = SendMessageRequest::of(&call.request)?;
     let _admitted = broker.admission.admit(call.request.body.len())?;
+    broker.refuse_when_disk_is_full()?;
     let queue = broker.check_queue(&header).await?;
     let policy = &broker.config.messages;
     if call.request.body.len() > policy.body_bytes {
@@ -239,16 +240,6 @@ impl BrokerGroup {
         let topic = tables.topics().get(&name).ok_or_else(|| RequestError::NoTopic(name.clone()))?;
         let queues = topic.config.write_queues.max(1);
         Ok(Target::of(topic, self.env.rng.below(queues.into()) as u32))
-    }
-
-    pub(crate) fn refuse_too_many_scheduled(&self) -> Result<(), RequestError> {
-        let (waiting, limit) = (self.reader.pending().scheduled, self.config.limits.scheduled_messages);
-        if waiting >= limit {
-            return Err(RequestError::Busy(format!(
-                "scheduling: {waiting} messages wait for their time, the limit is {limit}"
-            )));
-        }
-        Ok(())
     }
 
     fn record<'a>(

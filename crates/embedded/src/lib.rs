@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use broker::broker::Broker;
-use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming};
+use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
 use client::admin::Admin;
 use env::Env;
 use nameserver::{NameServer, NameServerConfig};
@@ -39,6 +39,7 @@ pub struct Builder {
     first_port: Option<u16>,
     segment_bytes: u64,
     messages: MessagePolicy,
+    retention: Retention,
 }
 
 /// A running cluster. Dropping it kills it.
@@ -129,6 +130,12 @@ impl Builder {
         self
     }
 
+    /// How long messages are kept.
+    pub fn retention(mut self, retention: Retention) -> Builder {
+        self.retention = retention;
+        self
+    }
+
     /// How topics, groups and messages are treated: shorter delay levels make a quicker test.
     pub fn messages(mut self, messages: MessagePolicy) -> Builder {
         self.messages = messages;
@@ -174,6 +181,7 @@ impl Builder {
                 join: false,
                 segment_bytes: self.segment_bytes,
                 messages: self.messages.clone(),
+                retention: self.retention.clone(),
                 limits: Limits::default(),
                 raft: RaftTiming::default(),
             };
@@ -216,6 +224,13 @@ impl Cluster {
             first_port: None,
             segment_bytes: 64 * 1024 * 1024,
             messages: MessagePolicy::default(),
+            // A workstation's disk is often fuller than a broker's may be.
+            retention: Retention {
+                max_used_percent: 95,
+                clean_forcibly_percent: 98,
+                warning_level_percent: 99,
+                ..Retention::default()
+            },
         }
     }
 

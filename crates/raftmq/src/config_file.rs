@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, parse_delay_levels};
+use broker::config::{
+    BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention, parse_delay_levels, parse_hours,
+};
 use env::Env;
 use env::disk::Open;
 use nameserver::NameServerConfig;
@@ -152,6 +154,13 @@ struct GroupFile {
     max_message_bytes: Option<usize>,
     max_properties_bytes: Option<usize>,
     queue_lock_ms: Option<u64>,
+    file_reserved_hours: Option<u64>,
+    delete_when: Option<String>,
+    log_limit_mib: Option<u64>,
+    disk_max_used_percent: Option<u8>,
+    disk_clean_forcibly_percent: Option<u8>,
+    disk_warning_percent: Option<u8>,
+    waiting_mib: Option<u64>,
     sends_in_flight_mib: Option<usize>,
     scheduled_messages: Option<u64>,
     connections: Option<usize>,
@@ -266,6 +275,7 @@ fn broker_from(text: &str) -> Result<BrokerProcess, Problem> {
 }
 
 fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
+    let retention = retention_from(text, &file)?;
     let Flush = file.flush;
     let ms = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
     let (policy, limits, timing) = (MessagePolicy::default(), Limits::default(), RaftTiming::default());
@@ -327,6 +337,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
             queue_lock: ms(file.queue_lock_ms, policy.queue_lock),
             longest_delay: file.longest_delay_seconds.map_or(policy.longest_delay, Duration::from_secs),
         },
+        retention,
         limits: Limits {
             sends_in_flight_bytes,
             scheduled_messages: file.scheduled_messages.unwrap_or(limits.scheduled_messages),
@@ -338,6 +349,42 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         },
         raft: RaftTiming { heartbeat, election },
     })
+}
+
+fn retention_from(text: &str, file: &GroupFile) -> Result<Retention, Problem> {
+    let default = Retention::default();
+    let bytes = |key: &'static str, mib: Option<u64>| match mib.unwrap_or(0).checked_mul(1024 * 1024) {
+        Some(bytes) => Ok(Some(bytes).filter(|bytes| *bytes > 0)),
+        None => Err(Problem::at_key(text, key, "no disk is that large; 0 for no limit")),
+    };
+    let retention = Retention {
+        time: file.file_reserved_hours.map_or(default.time, |hours| Duration::from_secs(hours.saturating_mul(3600))),
+        hours: match &file.delete_when {
+            Some(hours) => parse_hours(hours).map_err(|error| Problem::at_key(text, &error.key, error.problem))?,
+            None => default.hours,
+        },
+        bytes: bytes("log_limit_mib", file.log_limit_mib)?,
+        max_used_percent: file.disk_max_used_percent.unwrap_or(default.max_used_percent),
+        clean_forcibly_percent: file.disk_clean_forcibly_percent.unwrap_or(default.clean_forcibly_percent),
+        warning_level_percent: file.disk_warning_percent.unwrap_or(default.warning_level_percent),
+        look_interval: default.look_interval,
+        waiting_bytes: bytes("waiting_mib", file.waiting_mib)?,
+    };
+    if retention.time.is_zero() {
+        return Err(Problem::at_key(text, "file_reserved_hours", "0 would keep nothing"));
+    }
+    let levels = [
+        ("disk_max_used_percent", retention.max_used_percent),
+        ("disk_clean_forcibly_percent", retention.clean_forcibly_percent),
+        ("disk_warning_percent", retention.warning_level_percent),
+    ];
+    if let Some((key, _)) = levels.iter().find(|(_, percent)| !(1..=100).contains(percent)) {
+        return Err(Problem::at_key(text, key, "a share of the disk is 1 to 100 percent"));
+    }
+    if let Some(pair) = levels.windows(2).find(|pair| pair[0].1 > pair[1].1) {
+        return Err(Problem::at_key(text, pair[1].0, format!("it must not be below {}", pair[0].0)));
+    }
+    Ok(retention)
 }
 
 fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
@@ -355,7 +402,7 @@ fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
 }
 
 /// RocketMQ's names for what has another name here.
-const ROCKETMQ_KEYS: [(&str, &str); 17] = [
+const ROCKETMQ_KEYS: [(&str, &str); 22] = [
     ("autoCreateSubscriptionGroup", "auto_create_groups"),
     ("autoCreateTopicEnable", "auto_create_topics"),
     ("brokerClusterName", "cluster"),
@@ -363,6 +410,11 @@ const ROCKETMQ_KEYS: [(&str, &str); 17] = [
     ("dLegerGroup", "broker_name"),
     ("dLegerPeers", "founders"),
     ("defaultTopicQueueNums", "default_topic_queues"),
+    ("deleteWhen", "delete_when"),
+    ("diskMaxUsedSpaceRatio", "disk_max_used_percent"),
+    ("diskSpaceCleanForciblyRatio", "disk_clean_forcibly_percent"),
+    ("diskSpaceWarningLevelRatio", "disk_warning_percent"),
+    ("fileReservedTime", "file_reserved_hours"),
     ("flushDiskType", "flush"),
     ("haListenPort", "peer_listen"),
     ("listenPort", "listen"),
@@ -498,7 +550,20 @@ founders = ["127.0.0.1:10912"]
 
     #[test]
     fn errors_say_file_line_key_and_what_to_do() {
-        let cases: [(String, &str); 18] = [
+        let cases: [(String, &str); 22] = [
+            (
+                format!("{GROUP}fileReservedTime = 48"),
+                "broker.toml:7: `fileReservedTime`: unknown key: RocketMQ's name for `file_reserved_hours`",
+            ),
+            (
+                format!("{GROUP}delete_when = \"24\""),
+                "broker.toml:7: `delete_when`: \"24\" is no list of hours such as \"04\" or \"04;16\", nor \"*\"",
+            ),
+            (
+                format!("{GROUP}disk_warning_percent = 80"),
+                "broker.toml:7: `disk_warning_percent`: it must not be below disk_clean_forcibly_percent",
+            ),
+            (format!("{GROUP}file_reserved_hours = 0"), "broker.toml:7: `file_reserved_hours`: 0 would keep nothing"),
             ("namesvr = []".into(), "broker.toml:1: `namesvr`: unknown key: did you mean `namesrv`?"),
             ("\n\nclutser = \"c\"".into(), "broker.toml:3: `clutser`: unknown key: did you mean `cluster`?"),
             ("namesrvAddr = \"x\"".into(), "broker.toml:1: `namesrvAddr`: unknown key: RocketMQ's name for `namesrv`"),

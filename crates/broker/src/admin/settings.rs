@@ -51,6 +51,8 @@ fn refuse_unsettable(wanted: &BTreeMap<String, String>) -> Result<(), RequestErr
 fn config_table(cluster: &str, name_servers: &[String], config: &GroupConfig, leads: bool) -> BTreeMap<String, String> {
     let messages = &config.messages;
     let levels: Vec<String> = messages.delay_levels.iter().map(|level| format!("{}s", level.as_secs())).collect();
+    let retention = &config.retention;
+    let hours: Vec<String> = retention.hours.iter().map(|hour| format!("{hour:02}")).collect();
     let pairs = [
         ("autoCreateSubscriptionGroup", messages.auto_create_groups.to_string()),
         ("autoCreateTopicEnable", messages.auto_create_topics.to_string()),
@@ -59,6 +61,9 @@ fn config_table(cluster: &str, name_servers: &[String], config: &GroupConfig, le
         ("brokerName", config.broker_name.clone()),
         ("brokerRole", if leads { "SYNC_MASTER" } else { "SLAVE" }.to_owned()),
         ("defaultTopicQueueNums", messages.default_topic_queues.to_string()),
+        ("deleteWhen", hours.join(";")),
+        ("diskMaxUsedSpaceRatio", retention.max_used_percent.to_string()),
+        ("fileReservedTime", (retention.time.as_secs() / 3600).to_string()),
         ("flushDiskType", "SYNC_FLUSH".to_owned()),
         ("listenPort", config.advertised_address.port().to_string()),
         ("mappedFileSizeCommitLog", config.segment_bytes.to_string()),
@@ -76,7 +81,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::config::{Limits, MessagePolicy, RaftTiming};
+    use crate::config::{Limits, MessagePolicy, RaftTiming, Retention};
 
     #[test]
     fn the_configuration_reads_as_rocketmq_s() {
@@ -93,6 +98,7 @@ mod tests {
             join: false,
             segment_bytes: 64 << 20,
             messages: MessagePolicy::default(),
+            retention: Retention::default(),
             limits: Limits::default(),
             raft: RaftTiming::default(),
         };
@@ -100,7 +106,7 @@ mod tests {
         let text = body::to_config_text(&config_table("DefaultCluster", &name_servers, &config, true));
         let golden = "autoCreateSubscriptionGroup=true\nautoCreateTopicEnable=true\nbrokerClusterName=DefaultCluster\n\
                       brokerIP1=127.0.0.1\nbrokerName=broker-a\nbrokerRole=SYNC_MASTER\ndefaultTopicQueueNums=8\n\
-                      flushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
+                      deleteWhen=04\ndiskMaxUsedSpaceRatio=75\nfileReservedTime=72\nflushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
                       maxMessageSize=4194304\nmessageDelayLevel=1s 5s 10s 30s 60s 120s 180s 240s 300s 360s 420s 480s 540s \
                       600s 1200s 1800s 3600s 7200s\nnamesrvAddr=127.0.0.1:9876;127.0.0.1:9877\nstorePathRootDir=data/broker-a\n";
         assert_eq!(text, golden);

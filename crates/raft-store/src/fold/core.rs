@@ -280,6 +280,9 @@ impl Core {
         let points = self.checkpoints.values();
         let points = points.map(|row| CheckpointPoint { id: row.id, end: row.end, stamp: row.stamp });
         *self.shared.checkpoints.lock() = points.collect();
+        self.shared
+            .trimmed
+            .send_if_modified(|trimmed| std::mem::replace(trimmed, self.min_physical) != self.min_physical);
     }
 
     /// Applies one of this crate's commands, except for what `Lead` means to the tables.

@@ -157,6 +157,11 @@ impl<T: Tables> Reader<T> {
         self.shared.published().min_physical
     }
 
+    /// Watches the same.
+    pub fn watch_trimmed(&self) -> watch::Receiver<PhysicalOffset> {
+        self.shared.trimmed.subscribe()
+    }
+
     /// Whether [`Reader::record`] at this place touches no disk.
     pub fn record_in_memory(&self, at: PhysicalOffset) -> bool {
         self.shared.log.in_memory(at)

@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     published: RwLock<Published>,
     /// Apply's own; readers look at it now and then.
     pub pending: Mutex<Pending>,
+    /// Where the log begins for clients; never decreases.
+    pub trimmed: watch::Sender<PhysicalOffset>,
     /// Oldest first.
     pub checkpoints: Mutex<Vec<CheckpointPoint>>,
     pub queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
@@ -74,6 +76,7 @@ impl Shared {
             failure: watch::Sender::new(None),
             published: RwLock::default(),
             pending: Mutex::default(),
+            trimmed: watch::Sender::default(),
             checkpoints: Mutex::default(),
             queues: RwLock::default(),
             files,

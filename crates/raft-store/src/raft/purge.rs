@@ -13,35 +13,45 @@ use crate::log::Log;
 use crate::raft::machine::Machine;
 use crate::raft::types::Types;
 
-/// Raft takes a snapshot that is there already: a rename and a glance.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
+/// Raft takes a snapshot that is there already: a listing and a glance.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1);
 
-/// Purges up to each place that a `Trim` has set, once that is durable here. Ends with Raft or the fold.
+/// Purges up to each place that a `Trim` has set. Ends with Raft or the fold.
+///
+/// What is not possible yet, because the image is still being written or a follower still reads there, is tried again
+/// after the next derived sync.
 pub async fn follow_trims<T: Tables>(raft: Raft<Types, Machine<T>>, log: Log, reader: Reader<T>) {
-    let mut durable = reader.watch_durable();
-    while durable.changed().await.is_ok() {
-        let trimmed = reader.min_physical();
-        if log.purged_boundary().is_some_and(|purged| purged.end.physical_offset >= trimmed) {
-            continue;
-        }
-        let points = reader.checkpoints();
-        let Some(point) = points.iter().find(|point| point.end == trimmed) else { continue };
-        let index = point.id.index;
-        let is_snapshot = |snapshot: Option<u64>| snapshot >= Some(index);
-        if !is_snapshot(raft.metrics().borrow_watched().snapshot.as_ref().map(|id| id.index)) {
-            if raft.trigger().snapshot().await.is_err() {
-                return;
-            }
-            let waits = raft.wait(Some(SNAPSHOT_LIMIT));
-            let taken = |metrics: &RaftMetrics<Types>| is_snapshot(metrics.snapshot.as_ref().map(|id| id.index));
-            if let Err(error) = waits.metrics(taken, "the image at the place that the log is trimmed to").await {
-                tracing::warn!(%trimmed, %error, "the log is not purged yet: there is no image of its new beginning");
-                continue;
-            }
-        }
-        if raft.trigger().purge_log(index).await.is_err() {
+    let (mut durable, mut trimmed) = (reader.watch_durable(), reader.watch_trimmed());
+    while purge(&raft, &log, &reader).await.is_some() {
+        let news = tokio::select! { biased;
+            news = trimmed.changed() => news,
+            news = durable.changed() => news,
+        };
+        if news.is_err() {
             return;
         }
-        tracing::info!(%trimmed, index, "the log is purged");
     }
+}
+
+/// `None` once Raft has ended.
+async fn purge<T: Tables>(raft: &Raft<Types, Machine<T>>, log: &Log, reader: &Reader<T>) -> Option<()> {
+    let trimmed = reader.min_physical();
+    if log.purged_boundary().map_or(0, |purged| purged.end.physical_offset.0) >= trimmed.0 {
+        return Some(());
+    }
+    let points = reader.checkpoints();
+    let Some(point) = points.iter().find(|point| point.end == trimmed) else { return Some(()) };
+    let index = point.id.index;
+    let is_taken =
+        |metrics: &RaftMetrics<Types>| metrics.snapshot.as_ref().is_some_and(|snapshot| snapshot.index >= index);
+    if !is_taken(&raft.metrics().borrow_watched()) {
+        raft.trigger().snapshot().await.ok()?;
+        let waits = raft.wait(Some(SNAPSHOT_LIMIT));
+        if let Err(error) = waits.metrics(is_taken, "the image at the place that the log is trimmed to").await {
+            tracing::debug!(%trimmed, %error, "the log is not purged yet: there is no image of its new beginning");
+            return Some(());
+        }
+    }
+    tracing::info!(%trimmed, index, "purging the log");
+    raft.trigger().purge_log(index).await.ok()
 }
