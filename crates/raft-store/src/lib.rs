@@ -24,3 +24,4 @@ mod member;
 pub mod position;
 pub mod proposer;
 pub mod raft;
+pub mod state_hash;

@@ -7,6 +7,7 @@ mod faults;
 mod link;
 mod power;
 mod snapshot;
+mod state;
 mod suite;
 mod three;
 mod world;
