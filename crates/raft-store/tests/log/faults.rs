@@ -237,8 +237,7 @@ fn a_misdirected_write_is_noticed() {
     simulate(async {
         let log = open(&disk, options.clone()).await.expect("opens");
         append(&log, vec![entry(1, 0, 500), entry(1, 1, 500)]).await.expect("appended");
-        // The first write is the mark's.
-        disk.misdirect_write(segment_path(0), 2, segment_path(0), 500_000);
+        disk.misdirect_write(segment_path(0), 1, segment_path(0), 500_000);
         // Longer than a page: the page that the log ends in is written again with the next group, and so made whole.
         append(&log, vec![entry(1, 2, 9000)]).await.expect("the disk says so");
         log.read(2..3, 1).await.expect_err("it is not there");

@@ -1,6 +1,7 @@
 //! The CommitLog on disks that crash, tear, fail and lie: what was acknowledged is there, what was cut stays away.
 
 mod anywhere;
+mod async_flush;
 mod crash;
 mod faults;
 mod liar;

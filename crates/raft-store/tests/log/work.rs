@@ -84,6 +84,7 @@ pub struct Work {
 pub fn random_options(rng: &Rng) -> LogOptions {
     let segment_bytes = 4096 << rng.below(4);
     LogOptions {
+        flush_interval_ms: None,
         segment_bytes,
         prepare_piece_bytes: [512, 4096, 16384][rng.below(3) as usize],
         tail_bytes: [0, 4096, 1 << 20][rng.below(3) as usize],
