@@ -23,7 +23,7 @@ use crate::founding::{self, Start};
 use crate::group::{
     CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
 };
-use crate::identity::{Directory, Expected, IdentityError};
+use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
@@ -34,6 +34,7 @@ use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
+use crate::raft::probation::Probation;
 use crate::raft::purge;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
@@ -85,6 +86,7 @@ pub(crate) struct Opened<T: Tables> {
     pub forward_key: ForwardKey,
     pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
+    pub probation: Arc<Probation>,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
@@ -214,6 +216,7 @@ impl<T: Tables> Member<T> {
         let (env, options) = (self.env.clone(), self.options.clone());
         let Recovered { directory, log, .. } = recovered;
         let was_clean = directory.was_clean;
+        let probation = Probation::new(!directory.identity().on_probation);
         let own = directory.founder();
         let hello = Hello {
             protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
@@ -240,6 +243,7 @@ impl<T: Tables> Member<T> {
             entry_bytes_max: options.log.max_entry_bytes,
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
+            probation: probation.clone(),
             forward_keys: forward_keys.clone(),
             counters: counters.clone(),
             lifetime: lifetime.clone(),
@@ -274,10 +278,18 @@ impl<T: Tables> Member<T> {
         let hello = Hello { forward_key: Some(forward_key), ..hello };
         let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
         lifetime.spawn(links.clone().run());
+        let config = openraft::Config { enable_elect: probation.is_over(), ..config };
         let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
             .await
             .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
         raft_runs.send_replace(Some(raft.clone()));
+        lifetime.spawn(probation.clone().serve(
+            env.clone(),
+            directory.clone(),
+            recovered.reader.clone(),
+            raft.clone(),
+            options.async_auto_recover,
+        ));
         if let Some(set) = to_initialize {
             lifetime.spawn(initialize(env.clone(), directory.clone(), start, set, raft.clone()));
         }
@@ -321,6 +333,7 @@ impl<T: Tables> Member<T> {
             forward_key,
             forward_keys,
             was_clean,
+            probation,
             reader: recovered.reader.clone(),
             role: watch_role,
             raft: raft.clone(),
@@ -346,7 +359,9 @@ impl<T: Tables> Member<T> {
         let directory = Directory::open(env, &options.dir, &expected).await?;
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
         let derived = Derived::probe(env, options.dir.clone(), derived).await?;
-        let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
+        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
+        let flush_interval_ms = by_timer.then_some(options.flush_interval_ms);
+        let log_options = LogOptions { segment_bytes: options.segment_bytes, flush_interval_ms, ..options.log.clone() };
         let made = directory.identity().log_made;
         let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
         if let Err(source) = directory.log_is_made().await {
