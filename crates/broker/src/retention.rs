@@ -213,10 +213,14 @@ impl BrokerGroup {
         }
     }
 
+    /// How full this replica's file system was when last looked at, in percent.
+    pub(crate) fn disk_used_percent(&self) -> u8 {
+        self.disk_used_percent.load(Ordering::Relaxed)
+    }
+
     /// Refuses a send while this replica's disk is nearly full, as RocketMQ does, rather than have it stop.
     pub(crate) fn refuse_when_disk_is_full(&self) -> Result<(), RequestError> {
-        let (used, limit) =
-            (self.disk_used_percent.load(Ordering::Relaxed), self.config.retention.warning_level_percent);
+        let (used, limit) = (self.disk_used_percent(), self.config.retention.warning_level_percent);
         if used < limit {
             return Ok(());
         }

@@ -138,6 +138,7 @@ mod tests {
             broken_streams: 0,
             cluster_version_supported: None,
             was_clean: true,
+            on_probation: false,
             log: raft_store::log::Stats::default(),
         }
     }
