@@ -269,14 +269,14 @@ mod tests {
         CheckpointPoint { id, end: PhysicalOffset(gib * GIB), stamp: Timestamp(hours * HOUR_MS) }
     }
 
-    /// A hundred hours in, ten gibibytes of log, a checkpoint at each ten hours and gibibyte, a terabyte of disk.
+    /// A hundred hours in, not quite ten gibibytes of log, a checkpoint at each ten hours and gibibyte, a terabyte of disk.
     fn facts(used_percent: u64) -> Facts {
         let total_bytes = 1000 * GIB;
         Facts {
             now: Timestamp(100 * HOUR_MS),
             hour: 4,
             begin: PhysicalOffset(0),
-            end: PhysicalOffset(10 * GIB),
+            end: PhysicalOffset(10 * GIB - 1),
             segment_bytes: GIB,
             checkpoints: (1..10).map(|k| point(k, k, 10 * k as i64 + 5)).collect(),
             space: Some(Space { free_bytes: total_bytes - total_bytes / 100 * used_percent, total_bytes }),
