@@ -369,7 +369,7 @@ impl BrokerGroup {
 
     /// Group time as the next entry would be stamped, or a little less.
     pub(crate) fn now(&self) -> Timestamp {
-        self.reader.now().max(Timestamp(self.env.clock.wall_ms()))
+        self.raft.now()
     }
 
     /// Whether this replica leads and serves.

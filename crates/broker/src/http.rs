@@ -357,6 +357,24 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         ),
         ("raftmq_broken_streams", "Append streams that broke", true, each(&|_, status| status.broken_streams as f64)),
         (
+            "raftmq_clock_offset_ms",
+            "How far the leader's wall clock surely is from the median of the voters', ahead if positive; 0 elsewhere",
+            false,
+            each(&|_, status| status.clock_offset_ms.unwrap_or_default() as f64),
+        ),
+        (
+            "raftmq_clock_steps_refused",
+            "Times that this machine's wall clock was not followed: it was moved by more than 5 s, or is wrong",
+            true,
+            each(&|_, status| status.clock_steps_refused as f64),
+        ),
+        (
+            "raftmq_clock_hand_overs",
+            "Times that leadership was handed over because this machine's clock was off",
+            true,
+            each(&|_, status| status.clock_hand_overs as f64),
+        ),
+        (
             "raftmq_log_writer_bytes",
             "Bytes of entries that wait for the log's writer",
             false,

@@ -15,8 +15,27 @@ pub struct Clock {
 #[derive(Clone, Debug)]
 enum Source {
     Real,
-    /// Milliseconds since the epoch at `start`; moved by [`Clock::step_wall`].
-    Simulated(Arc<AtomicI64>),
+    Simulated(Arc<Simulated>),
+}
+
+/// A wall clock that a test can step and drift.
+#[derive(Debug)]
+struct Simulated {
+    /// Milliseconds since the epoch at `start`, as if it had always drifted as it does now.
+    base: AtomicI64,
+    /// How much faster than the monotonic clock it runs, in parts per million.
+    drift_ppm: AtomicI64,
+}
+
+impl Simulated {
+    fn at(&self, monotonic: Duration) -> i64 {
+        let drifted = drifted_ms(monotonic, self.drift_ppm.load(Ordering::Relaxed));
+        self.base.load(Ordering::Relaxed) + monotonic.as_millis() as i64 + drifted
+    }
+}
+
+fn drifted_ms(monotonic: Duration, ppm: i64) -> i64 {
+    monotonic.as_millis() as i64 * ppm / 1_000_000
 }
 
 /// Simulated time starts on 2023-11-14: late enough for every client's sanity check, and easy to recognise.
@@ -33,7 +52,10 @@ impl Clock {
     #[allow(clippy::disallowed_methods)]
     pub fn simulated() -> Clock {
         Clock {
-            source: Source::Simulated(Arc::new(AtomicI64::new(SIMULATED_START_MS))),
+            source: Source::Simulated(Arc::new(Simulated {
+                base: AtomicI64::new(SIMULATED_START_MS),
+                drift_ppm: AtomicI64::new(0),
+            })),
             start: tokio::time::Instant::now(),
         }
     }
@@ -46,7 +68,7 @@ impl Clock {
                 Ok(since) => since.as_millis() as i64,
                 Err(before) => -(before.duration().as_millis() as i64),
             },
-            Source::Simulated(base) => base.load(Ordering::Relaxed) + self.monotonic().as_millis() as i64,
+            Source::Simulated(wall) => wall.at(self.monotonic()),
         }
     }
 
@@ -80,8 +102,21 @@ impl Clock {
     pub fn step_wall(&self, by_ms: i64) {
         match &self.source {
             Source::Real => panic!("the real clock is not ours to step"),
-            Source::Simulated(base) => {
-                base.fetch_add(by_ms, Ordering::Relaxed);
+            Source::Simulated(wall) => {
+                wall.base.fetch_add(by_ms, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// From now on a simulated wall clock gains `ppm` microseconds a second. Panics on the real clock.
+    pub fn drift_wall(&self, ppm: i64) {
+        match &self.source {
+            Source::Real => panic!("the real clock is not ours to bend"),
+            Source::Simulated(wall) => {
+                let monotonic = self.monotonic();
+                let before = wall.drift_ppm.swap(ppm, Ordering::Relaxed);
+                let gained = drifted_ms(monotonic, before) - drifted_ms(monotonic, ppm);
+                wall.base.fetch_add(gained, Ordering::Relaxed);
             }
         }
     }
@@ -119,6 +154,21 @@ mod tests {
         clock.clone().step_wall(-5000);
         assert_eq!((clock.wall_ms(), clock.monotonic()), (SIMULATED_START_MS - 5000, Duration::ZERO));
         assert_eq!(other.wall_ms(), SIMULATED_START_MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_drifts_from_where_it_is_and_goes_on_from_there() {
+        let clock = Clock::simulated();
+        let second = Duration::from_secs(1);
+        clock.sleep(10 * second).await;
+        clock.drift_wall(1000);
+        assert_eq!(clock.wall_ms(), SIMULATED_START_MS + 10_000);
+        clock.sleep(10 * second).await;
+        assert_eq!(clock.wall_ms(), SIMULATED_START_MS + 20_010);
+        clock.drift_wall(-500);
+        clock.sleep(10 * second).await;
+        assert_eq!(clock.wall_ms(), SIMULATED_START_MS + 30_005);
+        assert_eq!(clock.monotonic(), 30 * second);
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,11 +20,12 @@ use crate::entry::{CoreCommand, Operation};
 use crate::fold::{Outcome, Reader, Tables};
 use crate::forward_key::ForwardKey;
 use crate::founding::FoundingError;
+use crate::group_time::millis;
 use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
-use crate::position::{LogId, NodeId};
+use crate::position::{LogId, NodeId, Timestamp};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
 
@@ -306,6 +307,12 @@ pub struct Status {
     pub inconsistent_requests: u64,
     /// Append streams that broke.
     pub broken_streams: u64,
+    /// How far this node's wall clock surely is from the median of the voters', ahead if positive; at the leader only.
+    pub clock_offset_ms: Option<i64>,
+    /// Times that this node's wall clock was not followed, because it was moved or wrong.
+    pub clock_steps_refused: u64,
+    /// Times that this node handed over because its clock was off.
+    pub clock_hand_overs: u64,
     /// Newest cluster version that every member reached so far can apply; `None` while one was not reached.
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
@@ -418,6 +425,15 @@ impl<T: Tables> Group<T> {
         self.0.opened.forward_keys.get(node)
     }
 
+    /// Group time as the next entry would be stamped, or a little less. Elsewhere than at the leader it is this machine's
+    /// time, which nothing confirms.
+    pub fn now(&self) -> Timestamp {
+        let (opened, clock) = (&self.0.opened, &self.0.env.clock);
+        let followed = opened.group_clock.borrow().followed;
+        let now = followed.map_or_else(|| clock.wall_ms(), |followed| followed + millis(clock.monotonic()));
+        opened.reader.now().max(Timestamp(now))
+    }
+
     /// The log, for whoever verifies or measures it.
     pub fn log(&self) -> Log {
         self.0.opened.log.clone()
@@ -448,6 +464,7 @@ impl<T: Tables> Group<T> {
             (*id, Replication { matched, lag_entries: end(last).saturating_sub(end(matched)) })
         });
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let clock = *opened.group_clock.borrow();
         Status {
             node: opened.node,
             role: opened.role.borrow().clone(),
@@ -465,6 +482,9 @@ impl<T: Tables> Group<T> {
             heartbeat_timeouts: load(&opened.counters.heartbeat_timeouts),
             inconsistent_requests: load(&opened.counters.inconsistent_requests),
             broken_streams: load(&opened.counters.broken_streams),
+            clock_offset_ms: clock.offset_ms,
+            clock_steps_refused: clock.steps_refused,
+            clock_hand_overs: load(&opened.clock_hand_overs),
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,

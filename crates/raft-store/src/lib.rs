@@ -13,6 +13,7 @@ pub mod founding;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod group;
+pub mod group_time;
 pub mod identity;
 pub mod image;
 pub mod index;

@@ -28,11 +28,12 @@ use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::position::NodeId;
-use crate::proposer::{HandingOver, Proposer, Submission, Waiters, leader_told};
+use crate::proposer::{GroupClock, HandingOver, Proposer, Submission, Waiters, Wish, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
+use crate::raft::peer::vitals;
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::probation::Probation;
 use crate::raft::purge;
@@ -96,6 +97,8 @@ pub(crate) struct Opened<T: Tables> {
     pub links: Arc<Links>,
     pub elections: Arc<AtomicU64>,
     pub reads: mpsc::UnboundedSender<Read>,
+    pub group_clock: watch::Receiver<GroupClock>,
+    pub clock_hand_overs: Arc<AtomicU64>,
 }
 
 /// What lives on the Raft runtime.
@@ -122,6 +125,8 @@ struct Running<T: Tables> {
     waiters: Arc<Waiters<T::Reply>>,
     handing: watch::Sender<HandingOver>,
     failure: Failure,
+    wishes: mpsc::UnboundedReceiver<Wish>,
+    clock_hand_overs: Arc<AtomicU64>,
     links: Arc<Links>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
@@ -134,6 +139,7 @@ struct Started<T: Tables> {
     waiters: Arc<Waiters<T::Reply>>,
     handing: watch::Sender<HandingOver>,
     failure: Failure,
+    wishes: mpsc::UnboundedReceiver<Wish>,
     handle: Opened<T>,
 }
 
@@ -142,7 +148,7 @@ type OpenResult<T> = Result<Opened<T>, OpenError>;
 impl<T: Tables> Member<T> {
     /// Opens, says so in `opened`, and serves commands until one ends it or all its handles are gone.
     pub async fn run(mut self, tables: T, mut opened: oneshot::Sender<OpenResult<T>>) {
-        let (running, handle) = match self.start(tables, opened.closed()).await {
+        let (mut running, handle) = match self.start(tables, opened.closed()).await {
             Ok(started) => started,
             Err(error) => {
                 let _ = opened.send(Err(error));
@@ -152,10 +158,18 @@ impl<T: Tables> Member<T> {
         if opened.send(Ok(handle)).is_err() {
             return running.kill().await;
         }
-        while let Some(command) = self.commands.recv().await {
+        loop {
+            let command = tokio::select! { biased;
+                command = self.commands.recv() => command,
+                Some(wish) = running.wishes.recv() => {
+                    running.grant(&self.env, wish).await;
+                    continue;
+                }
+            };
+            let Some(command) = command else { break };
             match command {
                 Command::HandOver(answer) => {
-                    let _ = answer.send(running.hand_over(&self.env).await);
+                    let _ = answer.send(running.hand_over(&self.env, None).await);
                 }
                 Command::ChangeMembers(change, answer) => {
                     let raft = running.raft.clone();
@@ -165,7 +179,7 @@ impl<T: Tables> Member<T> {
                     }));
                 }
                 Command::Stop(answer) => {
-                    let _ = running.hand_over(&self.env).await;
+                    let _ = running.hand_over(&self.env, None).await;
                     let stopped = running.stop().await;
                     let _ = answer.send(stopped);
                     return;
@@ -194,10 +208,22 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, handing, failure, handle }) => {
-                let links = handle.links.clone();
+            Ok(Started { raft, waiters, handing, failure, wishes, handle }) => {
+                let (links, clock_hand_overs) = (handle.links.clone(), handle.clock_hand_overs.clone());
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
-                Ok((Running { recovered, raft, waiters, handing, failure, links, heard_limit, end }, handle))
+                let running = Running {
+                    recovered,
+                    raft,
+                    waiters,
+                    handing,
+                    failure,
+                    wishes,
+                    clock_hand_overs,
+                    links,
+                    heard_limit,
+                    end,
+                };
+                Ok((running, handle))
             }
             Err(error) => {
                 end.end().await;
@@ -307,12 +333,15 @@ impl<T: Tables> Member<T> {
             links.refusals(),
             failure.clone(),
         ));
+        lifetime.spawn(vitals::ask_while_leading(raft.clone(), Arc::downgrade(&links)));
         lifetime.spawn(purge::follow_trims(raft.clone(), log.clone(), recovered.reader.clone()));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
+        let (group_clock, watch_group_clock) = watch::channel(GroupClock::default());
+        let (wish, wishes) = mpsc::unbounded_channel();
         let (_, none) = mpsc::unbounded_channel();
         let proposer = Proposer {
             clock: env.clock.clone(),
@@ -325,6 +354,9 @@ impl<T: Tables> Member<T> {
             handing: watch_handing,
             arrivals: 0,
             sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
+            links: links.clone(),
+            group_clock,
+            wishes: wish,
         };
         drop(Types::spawn(proposer.run()));
 
@@ -343,8 +375,10 @@ impl<T: Tables> Member<T> {
             links,
             elections,
             reads,
+            group_clock: watch_group_clock,
+            clock_hand_overs: Arc::default(),
         };
-        Ok(Started { raft, waiters, handing, failure: watch_failure, handle })
+        Ok(Started { raft, waiters, handing, failure: watch_failure, wishes, handle })
     }
 
     async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
@@ -609,7 +643,19 @@ fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersErr
 }
 
 impl<T: Tables> Running<T> {
-    async fn hand_over(&self, env: &Env) -> Result<(), HandOverError> {
+    /// Hands over for a reason of this node's own.
+    async fn grant(&self, env: &Env, wish: Wish) {
+        let Wish::Clock(successors) = wish;
+        match self.hand_over(env, Some(&successors)).await {
+            Ok(()) => {
+                self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => tracing::warn!(%error, "no voter with a better clock took over"),
+        }
+    }
+
+    /// To one of `among`, or to any other voter.
+    async fn hand_over(&self, env: &Env, among: Option<&[NodeId]>) -> Result<(), HandOverError> {
         let own = *self.raft.node_id();
         let mut metrics = self.raft.metrics();
         {
@@ -626,7 +672,7 @@ impl<T: Tables> Running<T> {
         let mut triggered = None;
         let handed_over = env.clock.timeout(HAND_OVER_LIMIT, async {
             let (successor, term) = loop {
-                let successor = successor(&metrics.borrow_watched(), self.heard_limit);
+                let successor = successor(&metrics.borrow_watched(), self.heard_limit, among);
                 match successor {
                     Successor::NotLeader => return Ok(()),
                     Successor::Is { id, term } => break (id, term),
@@ -711,9 +757,10 @@ enum Successor {
     },
 }
 
-/// A voter that was heard of within `heard_limit` and holds everything; that is what a successor must have.
+/// A voter, one of `among` if that is given, that was heard of within `heard_limit` and holds everything; that is what a
+/// successor must have.
 #[allow(clippy::disallowed_methods)] // openraft says when it heard of a voter in tokio's instants.
-fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
+fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration, among: Option<&[NodeId]>) -> Successor {
     let (ServerState::Leader, Some(replication), Some(heard)) =
         (metrics.state, &metrics.replication, &metrics.heartbeat)
     else {
@@ -721,7 +768,8 @@ fn successor(metrics: &RaftMetrics<Types>, heard_limit: Duration) -> Successor {
     };
     let voters = metrics.membership_config.membership().voter_ids().filter(|voter| *voter != metrics.id);
     let is_there = |voter: &NodeId| heard.get(voter).copied().flatten().is_some_and(|at| at.elapsed() < heard_limit);
-    let mut there = voters.filter(is_there).peekable();
+    let suits = |voter: &NodeId| among.is_none_or(|among| among.contains(voter));
+    let mut there = voters.filter(suits).filter(is_there).peekable();
     if there.peek().is_none() {
         return Successor::Nobody;
     }

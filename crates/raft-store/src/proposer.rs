@@ -2,7 +2,7 @@
 //!
 //! - Natural batching, no timer: while entries are in flight, what arrives waits, and then goes together. A submission
 //!   is never split over two entries.
-//! - Group time is stamped here, in log order. Bodies are encoded once, with their CRC.
+//! - Group time is stamped here, in log order, as [`crate::group_time`] says. Bodies are encoded once, with their CRC.
 //! - Every proposal is fenced with the leader's term. A leader serves only once its own `Lead` is applied; until then
 //!   submissions wait, they do not fail.
 //! - Three outcomes: placed (with what apply made of it), not leader (certainly not appended), unknown.
@@ -29,9 +29,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::entry::{CoreCommand, Operation, encode_entry, encoded_bytes};
 use crate::fold::{Outcome, Reader, Refusal, Tables};
 use crate::group::Peer;
+use crate::group_time::{GroupTime, Judgement, Others, Reading};
 use crate::member::Office;
-use crate::position::Timestamp;
+use crate::position::{NodeId, Timestamp};
 use crate::raft::machine::Machine;
+use crate::raft::peer::client::Links;
+use crate::raft::peer::vitals::clocks_of;
 use crate::raft::tickets::Ended;
 use crate::raft::types::{Body, Ticket, Types, leader_of};
 
@@ -43,6 +46,30 @@ const IN_FLIGHT_MAX: usize = 8;
 
 /// A new leader's lease, or its first entry, needs a round trip: asked again after this.
 const NOT_YET_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A leader looks at the clocks this often.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A new leader waits for the clocks of a majority, which it has just reached, no longer than this.
+const CLOCKS_LIMIT: Duration = Duration::from_secs(2);
+
+/// Which clock group time follows here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupClock {
+    /// Group time minus this node's monotonic clock, in milliseconds, while this node leads.
+    pub followed: Option<i64>,
+    /// This node's wall clock against the voters' median, while it leads and knows.
+    pub offset_ms: Option<i64>,
+    /// Times that this node's wall clock was not followed.
+    pub steps_refused: u64,
+}
+
+/// Why somebody else should lead, and who.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// This node's clock is off; theirs are good.
+    Clock(Vec<NodeId>),
+}
 
 /// Why operations have no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -211,22 +238,17 @@ fn answer_all<R>(submissions: impl IntoIterator<Item = Submission<R>>, error: im
     }
 }
 
-/// Group time as its proposer counts it: never back, and 1 ms an entry while the wall clock is behind.
-#[derive(Clone, Copy, Debug)]
-pub struct GroupTime {
-    last: Timestamp,
+/// A leader's time, and the other voters' clocks as they were looked at last.
+struct OfficeTime {
+    time: GroupTime,
+    others: Others,
+    /// Steps refused in earlier offices.
+    refused_before: u64,
 }
 
-impl GroupTime {
-    /// Continues after `last`, the newest stamp in the log.
-    pub fn after(last: Timestamp) -> GroupTime {
-        GroupTime { last }
-    }
-
-    /// The next entry's stamp.
-    pub fn stamp(&mut self, wall: Timestamp) -> Timestamp {
-        self.last = if wall >= self.last { wall } else { Timestamp(self.last.0 + 1) };
-        self.last
+impl OfficeTime {
+    fn stamp(&mut self, clock: &Clock) -> Timestamp {
+        self.time.stamp(Reading::of(clock), &self.others)
     }
 }
 
@@ -274,6 +296,12 @@ pub struct Proposer<T: Tables> {
     pub arrivals: u64,
     /// When to look for submissions that nobody waits for.
     pub sweeps: Ticks,
+    /// The other voters' clocks.
+    pub links: Arc<Links>,
+    /// Which clock is followed.
+    pub group_clock: watch::Sender<GroupClock>,
+    /// Where it goes when somebody else should lead.
+    pub wishes: mpsc::UnboundedSender<Wish>,
 }
 
 type InFlight = (Ticket, Option<ClientWriteResult<Types>>);
@@ -370,20 +398,29 @@ impl<T: Tables> Proposer<T> {
         self.ready.send_replace(Some(term));
         let goes_on = self.serve(term, &mut time, waiting, lost).await;
         self.ready.send_replace(None);
+        self.group_clock.send_modify(|clock| *clock = GroupClock { followed: None, offset_ms: None, ..*clock });
         goes_on
     }
 
     /// Proposes this term's `Lead` and waits until it is applied. `None` at the end.
     ///
-    /// It is stamped only when everything before this term is applied: group time goes on from there.
-    fn take_office(&self, term: u64) -> impl Future<Output = Option<GroupTime>> + Send + 'static {
+    /// It is stamped only when everything before this term is applied: group time goes on from there. And when the
+    /// clocks of a majority are known: their hellos have just come.
+    fn take_office(&self, term: u64) -> impl Future<Output = Option<OfficeTime>> + Send + 'static {
         let (clock, raft, reader) = (self.clock.clone(), self.raft.clone(), self.reader.clone());
+        let (links, refused_before) = (self.links.clone(), self.group_clock.borrow().steps_refused);
         async move {
             let mut applied = reader.watch_applied();
             applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
-            let mut time = GroupTime::after(reader.now());
+            let mut heard = links.heard().watch();
+            let majority = async {
+                while !clocks_of(&raft, links.heard(), &clock).1.is_majority() && heard.changed().await.is_ok() {}
+            };
+            let _ = clock.timeout(CLOCKS_LIMIT, majority).await;
+            let (_, others) = clocks_of(&raft, links.heard(), &clock);
+            let mut time = OfficeTime { time: GroupTime::after(reader.now()), others, refused_before };
             loop {
-                let stamp = time.stamp(Timestamp(clock.wall_ms()));
+                let stamp = time.stamp(&clock);
                 let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
                 match propose(&raft, term, body).await.await {
                     Some(Ok(_)) => return Some(time),
@@ -399,7 +436,7 @@ impl<T: Tables> Proposer<T> {
     async fn serve(
         &mut self,
         term: u64,
-        time: &mut GroupTime,
+        time: &mut OfficeTime,
         waiting: &mut VecDeque<Submission<T::Reply>>,
         mut lost: std::pin::Pin<&mut impl Future<Output = bool>>,
     ) -> bool {
@@ -407,7 +444,9 @@ impl<T: Tables> Proposer<T> {
         // Not before then: openraft has just said that it takes nothing.
         let mut not_yet = false;
         let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
+        let mut looks = self.clock.ticks(LOOK_INTERVAL);
         let mut handing = self.handing.clone();
+        self.look_at_clocks(time);
         loop {
             let handing_over = *handing.borrow_and_update();
             if handing_over == (HandingOver::Triggered { term }) {
@@ -435,8 +474,27 @@ impl<T: Tables> Proposer<T> {
                     return false;
                 },
                 _ = handing.changed() => {}
+                () = looks.next() => self.look_at_clocks(time),
                 () = retries.next(), if not_yet => not_yet = false,
             }
+        }
+    }
+
+    /// Which clocks there are, which is followed, and whether this node should lead with its own.
+    fn look_at_clocks(&self, time: &mut OfficeTime) {
+        let (now, others) = clocks_of(&self.raft, self.links.heard(), &self.clock);
+        let Judgement { offset_ms, successors } = time.time.judge(now, &others);
+        time.others = others;
+        let followed = time.time.followed();
+        let steps_refused = time.refused_before + time.time.refused();
+        let before = self.group_clock.send_replace(GroupClock { followed, offset_ms, steps_refused });
+        if before.steps_refused < steps_refused {
+            tracing::error!(?offset_ms, "this machine's clock was moved, or is wrong; it is not followed");
+        }
+        if !successors.is_empty() {
+            tracing::warn!(?offset_ms, "this machine's clock is off; handing over to a voter whose clock is not");
+            // A member that is ending has no wishes.
+            let _ = self.wishes.send(Wish::Clock(successors));
         }
     }
 
@@ -444,7 +502,7 @@ impl<T: Tables> Proposer<T> {
     async fn send_waiting(
         &mut self,
         term: u64,
-        time: &mut GroupTime,
+        time: &mut OfficeTime,
         waiting: &mut VecDeque<Submission<T::Reply>>,
         in_flight: &mut FuturesUnordered<futures::future::BoxFuture<'static, InFlight>>,
     ) {
@@ -456,7 +514,7 @@ impl<T: Tables> Proposer<T> {
             if submissions.is_empty() {
                 return;
             }
-            let stamp = time.stamp(Timestamp(self.clock.wall_ms()));
+            let stamp = time.stamp(&self.clock);
             let operations = match submissions.as_mut_slice() {
                 [only] => encode_entry(stamp, &only.operations),
                 several => {
@@ -612,12 +670,5 @@ mod tests {
         let mut waiting = VecDeque::from([first, second]);
         assert_eq!(fill(&mut waiting).len(), 1);
         assert!(!taken.cancel());
-    }
-
-    #[test]
-    fn group_time_never_goes_back_and_creeps_while_the_clock_is_behind() {
-        let mut time = GroupTime::after(Timestamp(100));
-        let stamps: Vec<i64> = [90, 95, 101, 102, 250, 250, 10].map(|wall| time.stamp(Timestamp(wall)).0).to_vec();
-        assert_eq!(stamps, [101, 102, 103, 104, 250, 250, 251]);
     }
 }

@@ -3,6 +3,7 @@
 
 mod alone;
 mod async_flush;
+mod clock;
 mod faults;
 mod link;
 mod power;

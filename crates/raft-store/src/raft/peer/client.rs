@@ -36,8 +36,10 @@ use crate::position::NodeId;
 use crate::raft::machine::{Snapshot, SnapshotImage};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::connection::{self, ConnectError, HELLO_LIMIT, MessageReader, MessageWriter};
+use crate::raft::peer::vitals::Heard;
 use crate::raft::peer::wire::{
-    Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Voted,
+    Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Vitals,
+    Voted,
 };
 use crate::raft::types::{Node, Types, Vote};
 
@@ -116,6 +118,7 @@ pub struct Links {
     failed_transfers: watch::Sender<u64>,
     /// Newest cluster version each peer said it can apply.
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
+    heard: Heard,
     news: CommitNews,
 }
 
@@ -127,13 +130,32 @@ impl Links {
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
         let (refusals, failed_transfers) = (watch::Sender::default(), watch::Sender::default());
-        let news = CommitNews::default();
-        Arc::new(Links { env, log, hello, unary, counters, refusals, failed_transfers, cluster_versions, news })
+        let (heard, news) = (Heard::default(), CommitNews::default());
+        Arc::new(Links { env, log, hello, unary, counters, refusals, failed_transfers, cluster_versions, heard, news })
     }
 
     /// Serves what is waited for. To be run as long as there are clients.
     pub async fn run(self: Arc<Links>) {
         self.news.run(&self.env.clock).await;
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// What was heard of the peers.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// How `peer` is; `None` if it does not say.
+    pub(super) async fn ask_vitals(self: &Arc<Links>, peer: NodeId, address: &str) -> Option<Vitals> {
+        let (answer, answered) = oneshot::channel();
+        self.unary(peer, address).send((Request::Vitals, answer)).ok()?;
+        match answered.await {
+            Ok(Ok(Reply::Vitals(vitals))) => Some(vitals),
+            _ => None,
+        }
     }
 
     /// Newest cluster version that each peer reached so far can apply.
@@ -181,6 +203,7 @@ impl Links {
         address: &str,
         channel: Channel,
     ) -> Result<(MessageReader, MessageWriter), ConnectError> {
+        let asked = self.env.clock.monotonic();
         let hello = Hello { expects: peer, channel, wall_ms: self.env.clock.wall_ms(), ..self.hello.clone() };
         let connected = connection::connect(&self.env, address, &hello, HELLO_LIMIT).await;
         if let Err(ConnectError::Refused { .. }) = &connected {
@@ -188,6 +211,7 @@ impl Links {
         }
         let (reader, writer, theirs) = connected?;
         self.cluster_versions.lock().insert(peer, theirs.cluster_version);
+        self.heard.clock(peer, theirs.wall_ms, asked, self.env.clock.monotonic());
         Ok((reader, writer))
     }
 }

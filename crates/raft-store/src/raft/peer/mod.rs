@@ -5,11 +5,13 @@
 //! - [`chain`]: whether a request's frames are what the leader's log holds.
 //! - [`client`]: what openraft sends.
 //! - [`server`]: what it receives.
+//! - [`vitals`]: what members tell the leader of themselves.
 
 pub mod chain;
 pub mod client;
 pub mod connection;
 pub mod server;
+pub mod vitals;
 pub mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -30,7 +30,7 @@ use crate::raft::peer::client::{SNAPSHOT_PART_LIMIT, WORKING_INTERVAL, voted};
 use crate::raft::peer::connection::{self, HELLO_LIMIT, MessageReader, MessageWriter};
 use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, FoundingStatus, Hello, Message, Reply, Request, SnapshotHead, Transfer,
-    Transferred,
+    Transferred, Vitals,
 };
 use crate::raft::peer::{PeerCounters, chain};
 use crate::raft::probation::Probation;
@@ -303,6 +303,12 @@ impl<T: Tables> Server<T> {
                         Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                         None => return Ok(()),
                     };
+                    if request == Request::Vitals {
+                        // At once: a clock is read while the question is young.
+                        let vitals = Vitals { wall_ms: self.env.clock.wall_ms() };
+                        writer.write(&Message::Reply(number, Reply::Vitals(vitals))).await?;
+                        continue;
+                    }
                     waiting += 1;
                     let (raft, ready, probation) = (raft.clone(), ready.clone(), self.probation.clone());
                     self.lifetime.spawn(async move {
@@ -396,6 +402,7 @@ async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, probation: &Probation
                 Err(TransferLeaderError::LogNotFlushed { actual, .. }) => Transferred::NotFlushed(actual),
             }))
         }
+        Request::Vitals => unreachable!("answered where it is read"),
     }
 }
 

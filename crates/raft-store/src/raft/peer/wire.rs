@@ -221,6 +221,13 @@ pub enum Transferred {
     NotFlushed(Option<RaftLogId>),
 }
 
+/// What a member tells its leader of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// Its wall clock, milliseconds since the epoch.
+    pub wall_ms: i64,
+}
+
 /// A member as founders tell each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Founder {
@@ -304,6 +311,8 @@ pub enum Request {
     Vote(AskVote),
     /// Campaign.
     Transfer(Transfer),
+    /// How are you?
+    Vitals,
 }
 
 /// What the unary channel answers.
@@ -315,6 +324,8 @@ pub enum Reply {
     Voted(Voted),
     /// To a transfer.
     Transferred(Transferred),
+    /// How the receiver is.
+    Vitals(Vitals),
     /// The receiver's Raft has stopped, or has not started.
     Unavailable,
 }
@@ -340,6 +351,8 @@ mod tag {
     pub const SNAPSHOT_DONE: u8 = 32;
     pub const FOUNDING_QUERY: u8 = 40;
     pub const FOUNDING_STATUS: u8 = 41;
+    pub const VITALS: u8 = 50;
+    pub const VITALS_REPLY: u8 = 51;
 }
 
 /// A message as the buffers of one vectored write: the first holds everything but bodies.
@@ -392,6 +405,7 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
                     put_log_id(&mut out, &transfer.last);
                     tag::TRANSFER
                 }
+                Request::Vitals => tag::VITALS,
             }
         }
         Message::Reply(number, reply) => {
@@ -420,6 +434,10 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
                         }
                     }
                     tag::TRANSFERRED
+                }
+                Reply::Vitals(vitals) => {
+                    out.put_i64_le(vitals.wall_ms);
+                    tag::VITALS_REPLY
                 }
                 Reply::Unavailable => tag::UNAVAILABLE,
             }
@@ -484,12 +502,13 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
         tag::APPENDED => Message::Appended(take_appended(&mut from)?),
         tag::WORKING => Message::Working,
         tag::INCONSISTENT => Message::Inconsistent(from.string("inconsistency")?),
-        tag::HEARTBEAT | tag::PRE_VOTE | tag::VOTE | tag::TRANSFER => {
+        tag::HEARTBEAT | tag::PRE_VOTE | tag::VOTE | tag::TRANSFER | tag::VITALS => {
             let number = from.u64("request number")?;
             let request = match tag {
                 tag::HEARTBEAT => Request::Heartbeat(take_append(&mut from)?),
                 tag::PRE_VOTE => Request::PreVote(take_ask_vote(&mut from)?),
                 tag::VOTE => Request::Vote(take_ask_vote(&mut from)?),
+                tag::VITALS => Request::Vitals,
                 _ => Request::Transfer(Transfer {
                     from: take_vote(&mut from)?,
                     to: from.u64("transfer to")?,
@@ -498,7 +517,7 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
             };
             Message::Request(number, request)
         }
-        tag::HEARTBEAT_REPLY | tag::VOTED | tag::TRANSFERRED | tag::UNAVAILABLE => {
+        tag::HEARTBEAT_REPLY | tag::VOTED | tag::TRANSFERRED | tag::VITALS_REPLY | tag::UNAVAILABLE => {
             let number = from.u64("request number")?;
             let reply = match tag {
                 tag::HEARTBEAT_REPLY => Reply::Heartbeat(take_appended(&mut from)?),
@@ -513,6 +532,7 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
                     2 => Transferred::NotFlushed(take_log_id(&mut from)?),
                     _ => return Err(Malformed("transfer answer")),
                 }),
+                tag::VITALS_REPLY => Reply::Vitals(Vitals { wall_ms: from.i64("wall clock")? }),
                 _ => Reply::Unavailable,
             };
             Message::Reply(number, reply)
@@ -893,6 +913,7 @@ mod tests {
                 to,
                 last
             })),
+            Just(Request::Vitals),
         ]
     }
 
@@ -907,6 +928,7 @@ mod tests {
             Just(Reply::Transferred(Transferred::Done)),
             vote().prop_map(|vote| Reply::Transferred(Transferred::VoteChanged(vote))),
             log_id().prop_map(|last| Reply::Transferred(Transferred::NotFlushed(last))),
+            any::<i64>().prop_map(|wall_ms| Reply::Vitals(Vitals { wall_ms })),
             Just(Reply::Unavailable),
         ]
     }
