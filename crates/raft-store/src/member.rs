@@ -37,6 +37,7 @@ use crate::raft::peer::vitals;
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::probation::Probation;
 use crate::raft::purge;
+use crate::raft::slow_disk;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
@@ -356,8 +357,11 @@ impl<T: Tables> Member<T> {
             sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
             links: links.clone(),
             group_clock,
-            wishes: wish,
+            wishes: wish.clone(),
         };
+        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
+        let flush_interval = Duration::from_millis(if by_timer { options.flush_interval_ms } else { 0 });
+        lifetime.spawn(slow_disk::watch(env.clone(), raft.clone(), log.clone(), flush_interval, wish));
         drop(Types::spawn(proposer.run()));
 
         let handle = Opened {
@@ -645,12 +649,16 @@ fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersErr
 impl<T: Tables> Running<T> {
     /// Hands over for a reason of this node's own.
     async fn grant(&self, env: &Env, wish: Wish) {
-        let Wish::Clock(successors) = wish;
-        match self.hand_over(env, Some(&successors)).await {
-            Ok(()) => {
+        let among = match &wish {
+            Wish::Clock(successors) => Some(successors.as_slice()),
+            Wish::Disk => None,
+        };
+        match (self.hand_over(env, among).await, &wish) {
+            (Ok(()), Wish::Clock(_)) => {
                 self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => tracing::warn!(%error, "no voter with a better clock took over"),
+            (Ok(()), Wish::Disk) => tracing::info!("somebody else leads, whose disk is better"),
+            (Err(error), _) => tracing::warn!(%error, ?wish, "no other voter took over"),
         }
     }
 

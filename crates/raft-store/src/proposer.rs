@@ -69,6 +69,8 @@ pub struct GroupClock {
 pub enum Wish {
     /// This node's clock is off; theirs are good.
     Clock(Vec<NodeId>),
+    /// This node's disk is stalled or too slow.
+    Disk,
 }
 
 /// Why operations have no outcome.

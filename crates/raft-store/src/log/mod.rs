@@ -571,6 +571,11 @@ impl Log {
         self.0.env.executor.blocking(read).await
     }
 
+    /// Where ends what is written, durable or not.
+    pub fn written_end(&self) -> PhysicalOffset {
+        self.shared().state.lock().written
+    }
+
     /// The id at `index` (also of the last purged entry); no disk is touched.
     pub fn id_at(&self, index: u64) -> Option<LogId> {
         self.shared().state.lock().id_at(index)
