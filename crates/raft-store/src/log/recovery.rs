@@ -472,8 +472,10 @@ impl Recovery<'_> {
     }
 
     /// Removes segment and side files that `void` names, and makes the directory durable as it is then. From the end,
-    /// one at a time: a crash in between leaves no hole.
+    /// one at a time: a crash in between leaves no hole. First what was found is made durable: a process that was killed
+    /// may have removed a later file for itself only.
     async fn remove_files(&self, names: &[String], void: impl Fn(&str) -> bool) -> io::Result<()> {
+        self.env.disk.sync_dir(&self.commitlog).await?;
         for name in names.iter().rev() {
             let ours = parse_file_name(name).is_some() || parse_side_file_name(name).is_some();
             if ours && void(name) {

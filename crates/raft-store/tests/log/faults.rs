@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use env::disk::Open;
-use env::disk::simulated::SimDisk;
+use env::disk::simulated::{Operation, SimDisk};
 use env::{Disk, Env, Rng};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use raft_store::log::segment::Mark;
-use raft_store::log::{AppendEntry, AppendError, Log, LogOptions, OpenError, Vote};
+use raft_store::log::{AppendEntry, AppendError, Boundary, Cursor, Log, LogOptions, OpenError, Vote};
 use raft_store::position::{LogId, PhysicalOffset};
 
 use super::world::*;
@@ -402,6 +402,46 @@ fn a_missing_segment_is_corruption() {
     assert_eq!(recover(&disk_with(&none), &small(), None).expect("opens"), Entries(Vec::new()));
     let found = recover(&disk_with(&none), &small(), Some(id(1, 3)));
     assert!(matches!(found, Err(OpenError::Corrupt { .. })), "but somebody knows better: {found:?}");
+}
+
+/// Segments are removed from the end. The process was killed behind one such removal, which nobody made durable; the
+/// start removes the segment before. If power fails then, the later one must not come back without the one before.
+#[test]
+fn a_start_makes_durable_what_a_killed_process_removed() {
+    let disk = disk(11);
+    let (before, operations) = simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        for index in 0..30 {
+            append(&log, vec![entry(1, index, 900)]).await.expect("appended");
+        }
+        let before = disk.fork();
+        disk.record();
+        // Of another history, in which less was written up to there.
+        let end = Cursor { physical_offset: PhysicalOffset(64), chain: 99 };
+        log.restart_at(Boundary { id: id(4, 500), end }).await.expect("restarted");
+        (before, disk.recorded())
+    });
+    let is_removal =
+        |operation: &Operation| matches!(operation, Operation::Remove { path } if path.extension().is_none());
+    let removals = operations.iter().enumerate().filter(|(_, operation)| is_removal(operation)).map(|(at, _)| at);
+    assert!(removals.clone().count() > 2);
+    for removal in removals {
+        let killed = before.fork();
+        operations[..=removal].iter().for_each(|operation| killed.repeat(operation));
+        killed.process_kill();
+        let start = killed.fork();
+        start.record();
+        recover(&start, &small(), None).expect("opens");
+        for operation in start.recorded() {
+            killed.repeat(&operation);
+            for lost in 0..killed.unsynced() {
+                let crashed = killed.fork();
+                crashed.crash_keeping(|unit| unit != lost);
+                let found = recover(&crashed, &small(), None);
+                assert_eq!(found.expect("opens"), Entries(Vec::new()), "killed after {removal}, lost {lost}");
+            }
+        }
+    }
 }
 
 #[test]
