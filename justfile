@@ -14,9 +14,9 @@ check:
 test:
     cargo test --workspace
 
-# More random crash states of the log than a test run has time for: `just crash 100000`.
+# More crashes of the log than a test run has time for, by distinct states of its disk: `just crash 100000`.
 crash states="100000":
-    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log -- --nocapture
+    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log crash:: -- --nocapture
 
 # The cluster of three in one process that proves itself.
 demo *arguments:

@@ -2,6 +2,8 @@
 
 mod anywhere;
 mod crash;
+#[path = "../crashes/mod.rs"]
+mod crashes;
 mod faults;
 mod liar;
 mod model;
