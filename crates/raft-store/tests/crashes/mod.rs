@@ -85,6 +85,15 @@ impl Fate {
             Fate::Kept(kept) => disk.crash_keeping(|unit| kept[unit]),
         }
     }
+
+    /// What it does to the unsynced units of `disk`, a line for each.
+    fn describe(&self, disk: &SimDisk) -> String {
+        let line = |(unit, what): (usize, String)| match self {
+            Fate::Killed => format!("unsynced: {what}"),
+            Fate::Kept(kept) => format!("{}: {what}", if kept[unit] { "kept" } else { "lost" }),
+        };
+        disk.describe_unsynced().into_iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+    }
 }
 
 impl std::fmt::Display for Fate {
@@ -255,8 +264,7 @@ fn go_through<L: Life>(seed: u64, plan: &Plan, live: &impl Fn(u64) -> L, figures
             }
             figures.checked += 1;
             caught(|| life.check(Crashed { disk, after, looks })).map_err(|error| {
-                let window = shadow.describe_unsynced().join("\n  ");
-                format!("{seed}/{after}/{fate}\nafter {after} operations: {error}\nunsynced was:\n  {window}")
+                format!("{seed}/{after}/{fate}\nafter {after} operations: {error}\n{}", fate.describe(&shadow))
             })?;
         }
     }

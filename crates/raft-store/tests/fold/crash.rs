@@ -1,22 +1,27 @@
 //! Power failures at any moment: what a start finds, plus replay, is the fold of the log.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use env::disk::simulated::{Latency, SimDisk};
 use env::{Disk, Env, Rng};
+use parking_lot::Mutex;
 use raft_store::consume_queue::UnitsError;
 use raft_store::entry::{CoreCommand, EntryView, OperationView, decode_entry};
 use raft_store::log::{Frame, Kind};
 use raft_store::materializer::DerivedOptions;
-use raft_store::position::QueueOffset;
+use raft_store::position::{LogId, QueueOffset};
 
+use crate::crashes::{Crashed, Life, Record, must_hold, simulate};
 use crate::world::*;
 
 fn options(rng: &Rng) -> DerivedOptions {
     DerivedOptions {
         sync_changed_bytes: 1_000 + rng.below(20_000) as usize,
         sync_log_bytes: 5_000 + rng.below(100_000),
-        images_kept: 3,
+        images_kept: 2 + rng.below(2) as usize,
         ..derived_options()
     }
 }
@@ -50,69 +55,229 @@ fn is_checkpoint(frame: &Frame) -> bool {
     frame.kind == Kind::Entry && decode_entry(&frame.body).is_ok_and(checkpoint)
 }
 
-#[tokio::test(start_paused = true)]
-async fn crash_after_crash() {
-    let rng = seeded();
-    for _ in 0..6 {
-        let (mut env, disk) = simulated(&rng);
+/// Steps of a life.
+const STEPS: usize = 12;
+
+/// What a replica shows after a start: where the derived state was, and the entries of its log.
+#[derive(Clone, PartialEq, Eq)]
+struct Shown {
+    found: Option<LogId>,
+    entries: Vec<(LogId, u32)>,
+}
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let last = self.entries.last().map(|(id, _)| id);
+        write!(f, "derived state at {:?}, {} entries to {last:?}", self.found, self.entries.len())
+    }
+}
+
+impl Shown {
+    async fn by(replica: &Replica) -> Shown {
+        let entries = replica.frames().await.iter().map(|frame| (frame.id, frame.body_crc)).collect();
+        Shown { found: replica.found, entries }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// A start has shown this.
+    Started(Shown),
+    Appended(LogId, u32),
+    /// The log is durable up to this index.
+    Synced(u64),
+    /// The derived state is durable up to here.
+    Derived(LogId),
+}
+
+/// Events with the number of disk operations before them.
+#[derive(Clone, Default)]
+struct Timeline(Arc<Mutex<Vec<(usize, Event)>>>);
+
+impl Timeline {
+    fn note(&self, disk: &SimDisk, event: Event) {
+        self.0.lock().push((disk.recorded_len(), event));
+    }
+
+    fn promised_after(&self, operations: usize) -> Promised {
+        let mut promised = Promised::default();
+        let events = self.0.lock();
+        events.iter().filter(|(at, _)| *at <= operations).for_each(|(_, event)| promised.note(event));
+        promised
+    }
+}
+
+/// What was submitted, and how much of it must be there.
+#[derive(Clone, Debug, Default)]
+struct Promised {
+    entries: Vec<(LogId, u32)>,
+    synced: usize,
+    derived: Option<LogId>,
+}
+
+impl Promised {
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Started(shown) => {
+                self.entries.truncate(shown.entries.len());
+                (self.synced, self.derived) = (shown.entries.len(), shown.found);
+            }
+            Event::Appended(id, crc) => self.entries.push((*id, *crc)),
+            Event::Synced(index) => self.synced = self.synced.max(*index as usize + 1),
+            Event::Derived(id) => self.derived = self.derived.max(Some(*id)),
+        }
+    }
+
+    fn judge(&self, shown: &Shown) -> Result<(), String> {
+        if shown.found < self.derived {
+            return Err(format!("derived state at {:?}, but {:?} was durable", shown.found, self.derived));
+        }
+        if shown.entries.len() < self.synced {
+            return Err(format!("LOST: {} entries, but {} were durable", shown.entries.len(), self.synced));
+        }
+        if !self.entries.starts_with(&shown.entries) {
+            let differs = self.entries.iter().zip(&shown.entries).position(|(promised, shown)| promised != shown);
+            return Err(format!("{shown:?}, of {}: differs from entry {differs:?} on", self.entries.len()));
+        }
+        Ok(())
+    }
+}
+
+/// A replica's life: entries, derived syncs, images, and ends of all kinds.
+pub struct FoldLife {
+    seed: u64,
+    options: DerivedOptions,
+    record: Record,
+    timeline: Timeline,
+    /// What a start makes of a disk that looks like this.
+    shown: BTreeMap<u128, Shown>,
+}
+
+impl FoldLife {
+    pub fn live(seed: u64) -> FoldLife {
+        let rng = Rng::seeded(seed);
         let options = options(&rng);
-        let mut replica = restarted(&env, &options).await;
-        for _ in 0..8 {
-            for _ in 0..rng.below(6) {
-                replica.append(&random_entries(&rng, rng.below(40) as usize, 5)).await;
+        let disk = SimDisk::new(rng.fork());
+        if rng.chance(1, 2) {
+            let some = Duration::from_micros(300);
+            disk.set_latency(Latency { read: some, write: some, sync: 4 * some });
+        }
+        let before = disk.fork();
+        disk.record();
+        let timeline = Timeline::default();
+        let mut steps = STEPS;
+        while steps > 0 {
+            simulate(live_once(&disk, &options, &timeline, &rng, &mut steps));
+            match rng.below(3) {
+                0 => disk.process_kill(),
+                _ => drop(disk.crash(&rng)),
+            }
+        }
+        let record = Record { before, operations: disk.recorded() };
+        FoldLife { seed, options, record, timeline, shown: BTreeMap::new() }
+    }
+}
+
+/// One run of the process.
+async fn live_once(disk: &SimDisk, options: &DerivedOptions, timeline: &Timeline, rng: &Rng, steps: &mut usize) {
+    let env = Env::simulated(rng.u64(), disk.clone());
+    let mut replica = restarted(&env, options).await;
+    timeline.note(disk, Event::Started(Shown::by(&replica).await));
+    let (mut synced, mut durable) = (replica.log.synced(), replica.fold.reader().watch_durable());
+    let (noted, watched) = (timeline.clone(), disk.clone());
+    tokio::spawn(async move {
+        while synced.changed().await.is_ok() {
+            let index = synced.borrow_and_update().index;
+            index.into_iter().for_each(|index| noted.note(&watched, Event::Synced(index)));
+        }
+    });
+    let (noted, watched) = (timeline.clone(), disk.clone());
+    tokio::spawn(async move {
+        while durable.changed().await.is_ok() {
+            let id = *durable.borrow_and_update();
+            id.into_iter().for_each(|id| noted.note(&watched, Event::Derived(id)));
+        }
+    });
+    while *steps > 0 {
+        *steps -= 1;
+        match rng.below(20) {
+            0 => return,
+            1 => {
+                replica.fold.close().await.unwrap();
+                replica.log.close().await.unwrap();
+                return;
+            }
+            2..5 => replica.fold.derived_sync().await.unwrap(),
+            5..8 => env.clock.sleep(Duration::from_millis(rng.below(12_000))).await,
+            _ => {
+                let first = replica.log.last().map_or(0, |last| last.index + 1);
+                let entries = random_entries(rng, 1 + rng.below(8) as usize, 12);
+                // Noted first: the writer may be quick.
+                for (index, entry) in (first..).zip(&entries) {
+                    timeline.note(disk, Event::Appended(LogId { term: 1, index }, crc32c::crc32c(&entry.body())));
+                }
+                replica.append(&entries).await;
                 // Sometimes applied before it is written, as a follower may.
                 if rng.chance(1, 2) {
                     env.clock.sleep(Duration::from_millis(rng.below(10))).await;
                 }
                 replica.apply_all().await.unwrap();
-                if rng.chance(1, 3) {
-                    env.clock.sleep(Duration::from_millis(rng.below(12_000))).await;
-                }
-                if rng.chance(1, 10) {
-                    replica.fold.derived_sync().await.unwrap();
-                }
-            }
-            let durable = *replica.fold.reader().watch_durable().borrow();
-            disk.crash(&rng);
-            drop(replica);
-            env = Env::simulated(rng.u64(), disk.clone());
-            replica = restarted(&env, &options).await;
-            assert!(replica.found >= durable, "found {:?}, durable was {durable:?}", replica.found);
-            if rng.chance(1, 2) {
-                check_images(&replica, options.images_kept).await;
             }
         }
-        replica.check_index(&Model::of(&replica.frames().await)).await;
     }
 }
 
-/// A crash behind every single change of the disk.
-#[tokio::test(start_paused = true)]
-async fn a_crash_at_every_step_of_a_short_life() {
-    let rng = seeded();
-    let (env, disk) = simulated(&rng);
-    let options = DerivedOptions { images_kept: 2, ..derived_options() };
-    let begun = disk.fork();
-    disk.record();
-    let mut replica = Replica::start(&env, options.clone()).await.unwrap();
-    let mut durable = Vec::new();
-    for _ in 0..6 {
-        replica.append(&random_entries(&rng, 12, 10)).await;
-        replica.apply_all().await.unwrap();
-        replica.fold.derived_sync().await.unwrap();
-        durable.push((disk.recorded_len(), replica.fold.applied()));
+impl Life for FoldLife {
+    fn record(&self) -> &Record {
+        &self.record
     }
-    let recorded = disk.recorded();
-    for (done, operation) in recorded.iter().enumerate() {
-        let crashed = begun.fork();
-        let kept = crashed.crash(&rng);
-        let env = Env::simulated(1, crashed.clone());
-        let replica = restarted(&env, &options).await;
-        let least = durable.iter().rev().find(|(at, _)| *at <= done).and_then(|(_, durable)| *durable);
-        assert!(replica.found >= least, "after {done}: found {:?}, durable was {least:?}; {kept:?}", replica.found);
-        check_images(&replica, options.images_kept).await;
-        begun.repeat(operation);
+
+    fn check(&mut self, Crashed { disk, after, looks }: Crashed) -> Result<(), String> {
+        let promised = self.timeline.promised_after(after);
+        if let Some(shown) = looks.and_then(|looks| self.shown.get(&looks)) {
+            return promised.judge(shown);
+        }
+        let rng = Rng::seeded(self.seed ^ (after as u64) << 40 ^ looks.unwrap_or(0) as u64);
+        let start = |disk: &SimDisk, images: bool| {
+            let env = Env::simulated(1, disk.clone());
+            simulate(async {
+                let replica = restarted(&env, &self.options).await;
+                let shown = Shown::by(&replica).await;
+                if images {
+                    check_images(&replica, self.options.images_kept).await;
+                }
+                shown
+            })
+        };
+        // A crash while the start is under way, after some of what it does.
+        let (attempt, stopped) = (disk.fork(), disk.fork());
+        attempt.record();
+        start(&attempt, rng.chance(1, 2));
+        let done = rng.below(attempt.recorded_len() as u64 + 1) as usize;
+        attempt.recorded().iter().take(done).for_each(|operation| stopped.repeat(operation));
+        stopped.crash(&rng);
+        promised
+            .judge(&start(&stopped, false))
+            .map_err(|error| format!("start crashed after {done} operations: {error}"))?;
+
+        let shown = start(&disk, false);
+        promised.judge(&shown)?;
+        // What a start has shown is durable: the next one shows the same, and may find more of it derived.
+        disk.crash_keeping(|_| false);
+        let again = start(&disk, true);
+        if again.entries != shown.entries || again.found < shown.found {
+            return Err(format!("started with {shown:?}, then with {again:?}"));
+        }
+        if let Some(looks) = looks {
+            self.shown.insert(looks, shown);
+        }
+        Ok(())
     }
+}
+
+#[test]
+fn a_crash_at_any_moment_leaves_the_fold_of_the_log() {
+    must_hold("fold", "a_crash_at_any_moment_leaves_the_fold_of_the_log", FoldLife::live);
 }
 
 /// Replaces a world's last state by what is left after `harm`, and says whether the replica noticed.

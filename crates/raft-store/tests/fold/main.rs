@@ -1,6 +1,8 @@
 //! The folded state on a real log over disks that crash: whatever happens, it is the fold of the log.
 
 mod crash;
+#[path = "../crashes/mod.rs"]
+mod crashes;
 mod install;
 mod real;
 mod story;

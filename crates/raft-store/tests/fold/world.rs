@@ -225,7 +225,7 @@ impl Entry {
         }
     }
 
-    fn body(&self) -> Bytes {
+    pub fn body(&self) -> Bytes {
         match self {
             Entry::Operations(stamp, operations) => encode_entry(*stamp, operations),
             Entry::Membership(bytes) => bytes.clone(),
