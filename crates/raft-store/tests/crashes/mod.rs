@@ -9,12 +9,15 @@
 //! `RAFTMQ_CRASH_STATES` sets how many distinct states to see, `RAFTMQ_CRASH_SEED` the first life. A failure prints the
 //! command that goes through its one state again.
 
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use env::Rng;
 use env::disk::simulated::{Operation, SimDisk};
+use env::{Clock, Rng};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Distinct states of a test run that does not say how many.
@@ -35,7 +38,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
 pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime can be built").block_on(async {
-        let clock = env::Clock::simulated();
+        let clock = Clock::simulated();
         clock.timeout(PATIENCE, test).await.expect("it waits for something that does not come")
     })
 }
@@ -283,11 +286,12 @@ fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 /// Goes through what the environment asks for, and ends the test if a promise is broken or too little was seen.
 pub fn must_hold<L: Life>(target: &str, test: &str, live: impl Fn(u64) -> L) {
     let plan = Plan::from_env();
+    let clock = Clock::real();
     let figures = match explore(target, test, &plan, live) {
         Ok(figures) => figures,
         Err(broken) => panic!("{}\nbefore: {}", broken.what, broken.figures),
     };
-    println!("{target}: {figures}");
+    println!("{target}: {figures}, in {} s", clock.monotonic().as_secs());
     assert!(figures.states() >= plan.states, "too few");
     assert!(plan.only.is_some() || figures.with_window * 100 >= figures.states() * LEAST_WINDOWS, "too little to lose");
 }

@@ -4,6 +4,8 @@ mod crash;
 #[path = "../crashes/mod.rs"]
 mod crashes;
 mod install;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod real;
 mod story;
 mod world;

@@ -5,8 +5,9 @@ mod crash;
 #[path = "../crashes/mod.rs"]
 mod crashes;
 mod faults;
-mod liar;
 mod model;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod story;
 mod work;
 mod world;
