@@ -21,7 +21,7 @@ use env::{Clock, Rng};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Distinct states of a test run that does not say how many.
-const DEFAULT_STATES: u64 = 2000;
+const DEFAULT_STATES: u64 = 1000;
 
 /// Of so many distinct states in a hundred the window must not have been empty: else syncs follow each other so closely
 /// that there is nothing to lose.
