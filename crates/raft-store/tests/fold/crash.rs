@@ -26,9 +26,11 @@ fn options(rng: &Rng) -> DerivedOptions {
     }
 }
 
-/// Starts and replays; N was not ahead of the log, and the state is that of the log.
-async fn restarted(env: &Env, options: &DerivedOptions) -> Replica {
+/// Starts and replays; N was not ahead of the log, and the state is that of the log: of what was `submitted` to it as far
+/// as it is purged.
+async fn restarted(env: &Env, options: &DerivedOptions, submitted: &[Frame]) -> Replica {
     let mut replica = Replica::start(env, options.clone()).await.unwrap();
+    replica.remembered = submitted.to_vec();
     let (found, last) = (replica.found, replica.log.last());
     assert!(found <= last, "derived state at {found:?}, log at {last:?}");
     replica.apply_all().await.unwrap();
@@ -58,24 +60,33 @@ fn is_checkpoint(frame: &Frame) -> bool {
 /// Steps of a life.
 const STEPS: usize = 12;
 
-/// What a replica shows after a start: where the derived state was, and the entries of its log.
-#[derive(Clone, PartialEq, Eq)]
+/// What a replica shows after a start: where the derived state was, and the log behind what is purged.
+#[derive(Clone, PartialEq)]
 struct Shown {
     found: Option<LogId>,
-    entries: Vec<(LogId, u32)>,
+    purged: Option<LogId>,
+    frames: Vec<Frame>,
 }
 
 impl std::fmt::Debug for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let last = self.entries.last().map(|(id, _)| id);
-        write!(f, "derived state at {:?}, {} entries to {last:?}", self.found, self.entries.len())
+        write!(f, "derived state at {:?}, log from {:?} to {}", self.found, self.purged, self.end())
     }
 }
 
 impl Shown {
     async fn by(replica: &Replica) -> Shown {
-        let entries = replica.frames().await.iter().map(|frame| (frame.id, frame.body_crc)).collect();
-        Shown { found: replica.found, entries }
+        let purged = replica.log.last_purged();
+        let frames = replica.frames_from(purged.map_or(0, |purged| purged.index + 1)).await;
+        Shown { found: replica.found, purged, frames }
+    }
+
+    fn begin(&self) -> usize {
+        self.purged.map_or(0, |purged| purged.index as usize + 1)
+    }
+
+    fn end(&self) -> usize {
+        self.begin() + self.frames.len()
     }
 }
 
@@ -83,11 +94,13 @@ impl Shown {
 enum Event {
     /// A start has shown this.
     Started(Shown),
-    Appended(LogId, u32),
+    Appended(Frame),
     /// The log is durable up to this index.
     Synced(u64),
     /// The derived state is durable up to here.
     Derived(LogId),
+    Purge(LogId),
+    PurgeDone(LogId),
 }
 
 /// Events with the number of disk operations before them.
@@ -108,23 +121,34 @@ impl Timeline {
 }
 
 /// What was submitted, and how much of it must be there.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Promised {
-    entries: Vec<(LogId, u32)>,
+    /// From the very first entry on, purged or not.
+    frames: Vec<Frame>,
     synced: usize,
     derived: Option<LogId>,
+    /// The last answered purge, and those asked for since.
+    purges: Vec<Option<LogId>>,
+}
+
+impl Default for Promised {
+    fn default() -> Promised {
+        Promised { frames: Vec::new(), synced: 0, derived: None, purges: vec![None] }
+    }
 }
 
 impl Promised {
     fn note(&mut self, event: &Event) {
         match event {
             Event::Started(shown) => {
-                self.entries.truncate(shown.entries.len());
-                (self.synced, self.derived) = (shown.entries.len(), shown.found);
+                self.frames.truncate(shown.end());
+                (self.synced, self.derived, self.purges) = (shown.end(), shown.found, vec![shown.purged]);
             }
-            Event::Appended(id, crc) => self.entries.push((*id, *crc)),
+            Event::Appended(frame) => self.frames.push(frame.clone()),
             Event::Synced(index) => self.synced = self.synced.max(*index as usize + 1),
             Event::Derived(id) => self.derived = self.derived.max(Some(*id)),
+            Event::Purge(upto) => self.purges.push(Some(*upto)),
+            Event::PurgeDone(upto) => self.purges = vec![Some(*upto)],
         }
     }
 
@@ -132,12 +156,14 @@ impl Promised {
         if shown.found < self.derived {
             return Err(format!("derived state at {:?}, but {:?} was durable", shown.found, self.derived));
         }
-        if shown.entries.len() < self.synced {
-            return Err(format!("LOST: {} entries, but {} were durable", shown.entries.len(), self.synced));
+        if !self.purges.contains(&shown.purged) {
+            return Err(format!("purged up to {:?}, not one of {:?}", shown.purged, self.purges));
         }
-        if !self.entries.starts_with(&shown.entries) {
-            let differs = self.entries.iter().zip(&shown.entries).position(|(promised, shown)| promised != shown);
-            return Err(format!("{shown:?}, of {}: differs from entry {differs:?} on", self.entries.len()));
+        if shown.end() < self.synced {
+            return Err(format!("LOST: {} entries, but {} were durable", shown.end(), self.synced));
+        }
+        if self.frames.get(shown.begin()..shown.end()) != Some(&shown.frames) {
+            return Err(format!("{shown:?}: not what was submitted, which ends at {}", self.frames.len()));
         }
         Ok(())
     }
@@ -151,6 +177,8 @@ pub struct FoldLife {
     timeline: Timeline,
     /// What a start makes of a disk that looks like this.
     shown: BTreeMap<u128, Shown>,
+    /// What was promised after so many operations.
+    promised: (usize, Promised),
 }
 
 impl FoldLife {
@@ -174,14 +202,15 @@ impl FoldLife {
             }
         }
         let record = Record { before, operations: disk.recorded() };
-        FoldLife { seed, options, record, timeline, shown: BTreeMap::new() }
+        FoldLife { seed, options, record, timeline, shown: BTreeMap::new(), promised: Default::default() }
     }
 }
 
 /// One run of the process.
 async fn live_once(disk: &SimDisk, options: &DerivedOptions, timeline: &Timeline, rng: &Rng, steps: &mut usize) {
     let env = Env::simulated(rng.u64(), disk.clone());
-    let mut replica = restarted(&env, options).await;
+    let submitted = timeline.promised_after(usize::MAX).frames;
+    let mut replica = restarted(&env, options, &submitted).await;
     timeline.note(disk, Event::Started(Shown::by(&replica).await));
     let (mut synced, mut durable) = (replica.log.synced(), replica.fold.reader().watch_durable());
     let (noted, watched) = (timeline.clone(), disk.clone());
@@ -208,15 +237,24 @@ async fn live_once(disk: &SimDisk, options: &DerivedOptions, timeline: &Timeline
                 return;
             }
             2..5 => replica.fold.derived_sync().await.unwrap(),
-            5..8 => env.clock.sleep(Duration::from_millis(rng.below(12_000))).await,
+            5..7 => {
+                let images = replica.fold.images().await.unwrap();
+                let Some(image) = images.get(rng.below(images.len().max(1) as u64) as usize) else { continue };
+                let upto = image.boundary.id;
+                if replica.log.last_purged() < Some(upto) {
+                    timeline.note(disk, Event::Purge(upto));
+                    replica.log.purge(upto).await.unwrap();
+                    timeline.note(disk, Event::PurgeDone(upto));
+                }
+            }
+            7..10 => env.clock.sleep(Duration::from_millis(rng.below(12_000))).await,
             _ => {
                 let first = replica.log.last().map_or(0, |last| last.index + 1);
                 let entries = random_entries(rng, 1 + rng.below(8) as usize, 12);
-                // Noted first: the writer may be quick.
-                for (index, entry) in (first..).zip(&entries) {
-                    timeline.note(disk, Event::Appended(LogId { term: 1, index }, crc32c::crc32c(&entry.body())));
-                }
                 replica.append(&entries).await;
+                // Before the writer has its turn: nothing here waits.
+                let frames = replica.frames_from(first).await;
+                frames.into_iter().for_each(|frame| timeline.note(disk, Event::Appended(frame)));
                 // Sometimes applied before it is written, as a follower may.
                 if rng.chance(1, 2) {
                     env.clock.sleep(Duration::from_millis(rng.below(10))).await;
@@ -233,7 +271,10 @@ impl Life for FoldLife {
     }
 
     fn check(&mut self, Crashed { disk, after, looks }: Crashed) -> Result<(), String> {
-        let promised = self.timeline.promised_after(after);
+        if self.promised.0 != after {
+            self.promised = (after, self.timeline.promised_after(after));
+        }
+        let promised = &self.promised.1;
         if let Some(shown) = looks.and_then(|looks| self.shown.get(&looks)) {
             return promised.judge(shown);
         }
@@ -241,7 +282,7 @@ impl Life for FoldLife {
         let start = |disk: &SimDisk, images: bool| {
             let env = Env::simulated(1, disk.clone());
             simulate(async {
-                let replica = restarted(&env, &self.options).await;
+                let replica = restarted(&env, &self.options, &promised.frames).await;
                 let shown = Shown::by(&replica).await;
                 if images {
                     check_images(&replica, self.options.images_kept).await;
@@ -265,7 +306,7 @@ impl Life for FoldLife {
         // What a start has shown is durable: the next one shows the same, and may find more of it derived.
         disk.crash_keeping(|_| false);
         let again = start(&disk, true);
-        if again.entries != shown.entries || again.found < shown.found {
+        if (again.purged, &again.frames) != (shown.purged, &shown.frames) || again.found < shown.found {
             return Err(format!("started with {shown:?}, then with {again:?}"));
         }
         if let Some(looks) = looks {
@@ -291,7 +332,7 @@ async fn after_harm(rng: &Rng, harm: impl AsyncFn(&env::disk::simulated::SimDisk
     replica.log.close().await.unwrap();
     harm(&disk).await;
     let env = Env::simulated(rng.u64(), disk);
-    let replica = restarted(&env, &options).await;
+    let replica = restarted(&env, &options, &[]).await;
     replica.check_index(&Model::of(&replica.frames().await)).await;
     (replica, env)
 }
@@ -340,7 +381,7 @@ async fn a_damaged_unit_is_rebuilt() {
     replica.fold.close().await.unwrap();
     replica.log.close().await.unwrap();
     let env = Env::simulated(1, disk);
-    let replica = restarted(&env, &derived_options()).await;
+    let replica = restarted(&env, &derived_options(), &[]).await;
     assert_eq!(replica.found, None, "all of it is replayed");
     assert_eq!(replica.fold.reader().derived_stats().rebuilds, 1);
 }
@@ -364,6 +405,6 @@ async fn a_failed_sync_stops_the_replica() {
         assert!(replica.fold.reader().wait_applied(u64::MAX).await.is_err());
         drop(replica);
         disk.crash(&rng);
-        restarted(&Env::simulated(1, disk), &derived_options()).await;
+        restarted(&Env::simulated(1, disk), &derived_options(), &[]).await;
     }
 }
