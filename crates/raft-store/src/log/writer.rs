@@ -26,6 +26,7 @@ use super::recovery::begin_anew;
 use super::segment::{Mark, SLOT_BYTES, Segment};
 use super::state::{Command, Reply, Shared};
 use super::{Done, Synced};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset};
 
 /// A group takes no further frame once it has this many bytes.
@@ -211,7 +212,10 @@ impl Writer {
 
     /// Writes, syncs unless a timer does that, answers.
     async fn write_group(&mut self, group: Group) -> io::Result<()> {
-        let Group { frames, bytes, done } = group;
+        let Group { frames, bytes, mut done } = group;
+        if planted::is(Bug::AcknowledgeBeforeSync) {
+            done.drain(..).for_each(|done| done(Ok(())));
+        }
         let result = self.write_frames(&frames, bytes).await;
         let result = match self.shared.options.flush_interval_ms {
             None if result.is_ok() => self.flush().await,
@@ -459,7 +463,7 @@ impl Writer {
         let layout = self.shared.layout;
         for (piece, len) in layout.pieces(end.physical_offset, cut_end) {
             let segment = self.segment(layout.segment_of(piece))?;
-            let (from, to) = (piece.0, piece.0 + len);
+            let (from, to) = (piece.0, piece.0 + if planted::is(Bug::CutNotZeroed) { 0 } else { len });
             for at in (from..to).step_by(ZERO_BYTES as usize) {
                 let offset = layout.file_offset(PhysicalOffset(at));
                 segment.file.write_at(offset, &zeros(ZERO_BYTES.min(to - at))).await?;
@@ -638,10 +642,14 @@ fn header_of(frame: &Frame) -> Header {
 
 /// Makes frames durable, unless this is a build that does not.
 async fn sync_frames(segment: &Segment) -> io::Result<()> {
-    if UNSAFE_NO_SYNC {
+    if UNSAFE_NO_SYNC || planted::is(Bug::SkipSync) {
         return Ok(());
     }
-    segment.file.sync_data().await
+    let synced = segment.file.sync_data().await;
+    if synced.is_err() && planted::is(Bug::SyncRetried) {
+        return segment.file.sync_data().await;
+    }
+    synced
 }
 
 async fn remove_if_there(env: &Env, path: PathBuf) -> io::Result<()> {

@@ -3,9 +3,12 @@
 mod anywhere;
 mod async_flush;
 mod crash;
+#[path = "../crashes/mod.rs"]
+mod crashes;
 mod faults;
-mod liar;
 mod model;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod story;
 mod work;
 mod world;
