@@ -260,6 +260,10 @@ async fn live_once(disk: &SimDisk, options: &DerivedOptions, timeline: &Timeline
                     env.clock.sleep(Duration::from_millis(rng.below(10))).await;
                 }
                 replica.apply_all().await.unwrap();
+                // Applied, and perhaps not durable: the derived sync must wait.
+                if rng.chance(1, 4) {
+                    replica.fold.derived_sync().await.unwrap();
+                }
             }
         }
     }
