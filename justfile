@@ -14,9 +14,13 @@ check:
 test:
     cargo test --workspace
 
-# More random crash states of the log than a test run has time for: `just crash 100000`.
+# More crashes than a test run has time for, of log and derived state, by distinct states of the disk: `just crash 100000`.
 crash states="100000":
-    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log -- --nocapture
+    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log --test fold crash:: -- --nocapture
+
+# Whether the tests find the bugs that can be planted, all or one of them: `just planted vote-unsynced`.
+planted name="all":
+    RAFTMQ_PLANTED={{name}} cargo test --release -p raft-store --features planted-bugs --test log --test fold planted:: -- --nocapture
 
 # The cluster of three in one process that proves itself.
 demo *arguments:

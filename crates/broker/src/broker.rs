@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use crate::admin::Statistics;
 use crate::admission::Admission;
 use crate::clients::{Clients, ConnectionId};
-use crate::config::{BrokerConfig, ConfigError, GroupConfig};
+use crate::config::{BrokerConfig, ConfigError, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig};
 use crate::consumer_offset::{self, PendingOffsets};
 use crate::dispatch::{self, Place, Routes, Work};
 use crate::error::RequestError;
@@ -152,6 +152,10 @@ impl Broker {
 }
 
 fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
+    let (flush_mode, interval, async_auto_recover) = match group.flush {
+        Flush::Sync => (FlushMode::SyncFlush, DEFAULT_FLUSH_INTERVAL, false),
+        Flush::Async { interval, auto_recover } => (FlushMode::AsyncFlush, interval, auto_recover),
+    };
     GroupOptions {
         cluster: config.cluster.clone(),
         group: group.broker_name.clone(),
@@ -161,7 +165,9 @@ fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
         client_address: group.advertised_address.to_string(),
         founders: group.founders.clone(),
         join: group.join,
-        flush_mode: FlushMode::SyncFlush,
+        flush_mode,
+        flush_interval_ms: interval.as_millis() as u64,
+        async_auto_recover,
         segment_bytes: group.segment_bytes,
         heartbeat_ms: group.raft.heartbeat.as_millis() as u64,
         election_ms: (group.raft.election.0.as_millis() as u64, group.raft.election.1.as_millis() as u64),

@@ -41,6 +41,8 @@ pub struct GroupConfig {
     pub founders: Vec<String>,
     /// Joins a group that exists, on a new directory.
     pub join: bool,
+    /// When a message is acknowledged.
+    pub flush: Flush,
     /// Log bytes per segment file; fixed for the cluster.
     pub segment_bytes: u64,
     /// How topics, groups and messages are treated.
@@ -52,6 +54,34 @@ pub struct GroupConfig {
     /// Raft's clock.
     pub raft: RaftTiming,
 }
+
+/// When a message is acknowledged: RocketMQ's `flushDiskType`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    /// When it is durable on a majority.
+    #[default]
+    Sync,
+    /// When it is written on a majority; durable after `interval`.
+    Async {
+        /// `flushIntervalCommitLog`.
+        interval: Duration,
+        /// When a majority's machines went down the group goes on by itself, without what they had not flushed.
+        auto_recover: bool,
+    },
+}
+
+impl Flush {
+    /// RocketMQ's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flush::Sync => "SYNC_FLUSH",
+            Flush::Async { .. } => "ASYNC_FLUSH",
+        }
+    }
+}
+
+/// RocketMQ's flush interval.
+pub const DEFAULT_FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How topics, groups and messages are treated; RocketMQ's names and defaults.
 #[derive(Clone, Debug)]
@@ -346,6 +376,7 @@ mod tests {
             peer_address: "127.0.0.1:10912".to_owned(),
             founders: vec!["127.0.0.1:10912".to_owned()],
             join: false,
+            flush: Flush::Sync,
             segment_bytes: 64 << 20,
             messages: MessagePolicy::default(),
             retention: Retention::default(),

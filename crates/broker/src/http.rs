@@ -294,6 +294,30 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         ("raftmq_applied_index", "Last index applied here", false, each(&|_, status| index(status.applied))),
         ("raftmq_last_index", "Last index in the log here", false, each(&|_, status| index(status.last))),
         ("raftmq_synced_index", "Last index durable here", false, each(&|_, status| status.synced.unwrap_or(0) as f64)),
+        (
+            "raftmq_on_probation",
+            "1 while this replica may have lost what it acknowledged, and does not vote",
+            false,
+            each(&|_, status| f64::from(u8::from(status.on_probation))),
+        ),
+        (
+            "raftmq_log_begin",
+            "Physical offset that messages begin at",
+            false,
+            each(&|group, _| group.raft().reader().min_physical().0 as f64),
+        ),
+        (
+            "raftmq_disk_used_percent",
+            "Share of this replica's file system that is used",
+            false,
+            each(&|group, _| f64::from(group.disk_used_percent())),
+        ),
+        (
+            "raftmq_longest_flush_seconds",
+            "The longest fdatasync of the log since the start",
+            false,
+            each(&|_, status| status.log.sync_longest.as_secs_f64()),
+        ),
         ("raftmq_replication_lag_entries", "Entries that a peer lacks, as the leader knows", false, lag),
         (
             "raftmq_proposals_bytes",

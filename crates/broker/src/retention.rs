@@ -213,10 +213,14 @@ impl BrokerGroup {
         }
     }
 
+    /// How full this replica's file system was when last looked at, in percent.
+    pub(crate) fn disk_used_percent(&self) -> u8 {
+        self.disk_used_percent.load(Ordering::Relaxed)
+    }
+
     /// Refuses a send while this replica's disk is nearly full, as RocketMQ does, rather than have it stop.
     pub(crate) fn refuse_when_disk_is_full(&self) -> Result<(), RequestError> {
-        let (used, limit) =
-            (self.disk_used_percent.load(Ordering::Relaxed), self.config.retention.warning_level_percent);
+        let (used, limit) = (self.disk_used_percent(), self.config.retention.warning_level_percent);
         if used < limit {
             return Ok(());
         }
@@ -265,14 +269,14 @@ mod tests {
         CheckpointPoint { id, end: PhysicalOffset(gib * GIB), stamp: Timestamp(hours * HOUR_MS) }
     }
 
-    /// A hundred hours in, ten gibibytes of log, a checkpoint at each ten hours and gibibyte, a terabyte of disk.
+    /// A hundred hours in, not quite ten gibibytes of log, a checkpoint at each ten hours and gibibyte, a terabyte of disk.
     fn facts(used_percent: u64) -> Facts {
         let total_bytes = 1000 * GIB;
         Facts {
             now: Timestamp(100 * HOUR_MS),
             hour: 4,
             begin: PhysicalOffset(0),
-            end: PhysicalOffset(10 * GIB),
+            end: PhysicalOffset(10 * GIB - 1),
             segment_bytes: GIB,
             checkpoints: (1..10).map(|k| point(k, k, 10 * k as i64 + 5)).collect(),
             space: Some(Space { free_bytes: total_bytes - total_bytes / 100 * used_percent, total_bytes }),

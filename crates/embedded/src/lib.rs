@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use broker::broker::Broker;
-use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
+use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
 use client::admin::Admin;
 use env::Env;
 use nameserver::{NameServer, NameServerConfig};
@@ -179,6 +179,7 @@ impl Builder {
                 peer_address: format!("127.0.0.1:{peer}"),
                 founders: founders.clone(),
                 join: false,
+                flush: Flush::Sync,
                 segment_bytes: self.segment_bytes,
                 messages: self.messages.clone(),
                 retention: self.retention.clone(),

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod disk;
 pub mod executor;
 pub mod fault;
+pub mod limits;
 pub mod memory;
 pub mod net;
 pub mod rng;

@@ -56,6 +56,11 @@ pub struct GroupOptions {
     pub join: bool,
     /// When to acknowledge.
     pub flush_mode: FlushMode,
+    /// With [`FlushMode::AsyncFlush`]: what was written is synced this much later.
+    pub flush_interval_ms: u64,
+    /// With [`FlushMode::AsyncFlush`]: a group of which a majority's machines went down goes on by itself, without what
+    /// was not flushed. Else it waits for an operator.
+    pub async_auto_recover: bool,
     /// Segment size, fixed for the cluster.
     pub segment_bytes: u64,
     /// A leader shows itself this often.
@@ -86,6 +91,8 @@ impl GroupOptions {
             founders: vec![peer_listen.to_string()],
             join: false,
             flush_mode: FlushMode::SyncFlush,
+            flush_interval_ms: 500,
+            async_auto_recover: false,
             segment_bytes: 1 << 30,
             heartbeat_ms: 100,
             election_ms: (500, 1000),
@@ -114,7 +121,8 @@ impl GroupOptions {
             // A restarted leader that resumed its term without an election could write other bytes under ids that
             // its followers have committed.
             enable_leader_restore: Some(false),
-            allow_log_reversion: Some(false),
+            // One that flushes by a timer may come back with less than it had acknowledged.
+            allow_log_reversion: Some(self.flush_mode == FlushMode::AsyncFlush),
             ..Default::default()
         };
         config.validate()
@@ -313,6 +321,8 @@ pub struct Status {
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
     pub was_clean: bool,
+    /// It may have lost what it acknowledged, and neither votes nor campaigns until it has caught up.
+    pub on_probation: bool,
     /// Groups written, syncs by duration, bytes queued.
     pub log: log::Stats,
 }
@@ -486,6 +496,7 @@ impl<T: Tables> Group<T> {
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
+            on_probation: !opened.probation.is_over(),
             log: opened.log.stats(),
             members,
         }

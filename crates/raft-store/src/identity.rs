@@ -3,8 +3,9 @@
 //! ```text
 //! IDENTITY, little-endian, strings behind a u16 length
 //!  0 magic u32 "RMQI" | 4 format version u32 = 1 | 8 length u32 of what follows the head | 12 CRC32C u32 of the same
-//! 16 cluster string | group string | node id u64 | flush mode u8 (0 SYNC_FLUSH) | segment bytes u64
-//!    | boot id string | clean stop u8 | log made u8 | peer address string | client address string
+//! 16 cluster string | group string | node id u64 | flush mode u8 (0 SYNC_FLUSH, 1 ASYNC_FLUSH)
+//!    | segment bytes u64 | boot id string | clean stop u8 | log made u8 | on probation u8
+//!    | peer address string | client address string
 //!    | founding set: u8 0, or 1 and a count u32 of {id u64, peer address string, client address string}
 //! ```
 //!
@@ -40,7 +41,7 @@ pub enum FlushMode {
     /// After `fdatasync`.
     #[default]
     SyncFlush,
-    /// After `write`. Refused: what it needs to stay safe after a machine's crash is not there yet.
+    /// After `write`; a timer syncs. A machine that goes down takes with it what was acknowledged since.
     AsyncFlush,
 }
 
@@ -76,6 +77,10 @@ pub struct Identity {
     pub clean_stop: bool,
     /// Log and hard state have been here: if they are not any more, they are lost.
     pub log_made: bool,
+    /// When the replica has acknowledged since that start.
+    pub flush_mode: FlushMode,
+    /// It may have lost what it acknowledged, and has not caught up since.
+    pub on_probation: bool,
     /// Where this member was last reached.
     pub node: Node,
     /// The founders, once all have said hello.
@@ -132,9 +137,6 @@ pub enum IdentityError {
         /// Its version.
         found: u32,
     },
-    /// The configuration asks for something that is not built.
-    #[error("flush mode ASYNC_FLUSH is not available yet; configure SYNC_FLUSH")]
-    AsyncFlush,
     /// The disk failed; trying again is allowed.
     #[error("{dir}: {source}")]
     Io {
@@ -166,9 +168,6 @@ impl fmt::Debug for Directory {
 impl Directory {
     /// Opens `dir`, formatting it if it is empty or absent.
     pub async fn open(env: &Env, dir: &Path, expected: &Expected) -> Result<Directory, IdentityError> {
-        if expected.flush_mode == FlushMode::AsyncFlush {
-            return Err(IdentityError::AsyncFlush);
-        }
         let io = |source| IdentityError::Io { dir: dir.to_owned(), source };
         env.disk.create_dir_all(dir).await.map_err(io)?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -184,8 +183,12 @@ impl Directory {
         };
         matches(dir, &identity, expected)?;
         let was_clean = identity.clean_stop;
+        let boot_id = env.disk.boot_id().map_err(io)?;
+        let went_down = !was_clean && identity.boot_id != boot_id;
+        identity.on_probation |= went_down && identity.flush_mode == FlushMode::AsyncFlush;
         identity.clean_stop = false;
-        identity.boot_id = env.disk.boot_id().map_err(io)?;
+        identity.boot_id = boot_id;
+        identity.flush_mode = expected.flush_mode;
         identity.node = expected.node.clone();
         write(env, dir, &identity).await.map_err(io)?;
         if formatted {
@@ -217,6 +220,11 @@ impl Directory {
             true => Ok(()),
             false => self.change(|identity| identity.log_made = true).await,
         }
+    }
+
+    /// The probation is over.
+    pub async fn has_caught_up(&self) -> io::Result<()> {
+        self.change(|identity| identity.on_probation = false).await
     }
 
     /// The last thing written in a graceful stop.
@@ -268,6 +276,8 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
         boot_id: String::new(),
         clean_stop: true,
         log_made: false,
+        flush_mode: expected.flush_mode,
+        on_probation: false,
         node: expected.node.clone(),
         founding_set: None,
     })
@@ -304,11 +314,15 @@ fn encode(identity: &Identity) -> Bytes {
     put_string(&mut out, &identity.cluster);
     put_string(&mut out, &identity.group);
     out.put_u64_le(identity.node_id);
-    out.put_u8(0);
+    out.put_u8(match identity.flush_mode {
+        FlushMode::SyncFlush => 0,
+        FlushMode::AsyncFlush => 1,
+    });
     out.put_u64_le(identity.segment_bytes);
     put_string(&mut out, &identity.boot_id);
     out.put_u8(identity.clean_stop.into());
     out.put_u8(identity.log_made.into());
+    out.put_u8(identity.on_probation.into());
     put_string(&mut out, &identity.node.peer_address);
     put_string(&mut out, &identity.node.client_address);
     match &identity.founding_set {
@@ -360,17 +374,32 @@ fn decode(bytes: Bytes) -> Result<Identity, Undecodable> {
     let cluster = from.string("cluster")?;
     let group = from.string("group")?;
     let node_id = from.u64("node id")?;
-    if from.u8("flush mode")? != 0 {
-        return Err(Undecodable::Damaged("flush mode"));
-    }
+    let flush_mode = match from.u8("flush mode")? {
+        0 => FlushMode::SyncFlush,
+        1 => FlushMode::AsyncFlush,
+        _ => return Err(Undecodable::Damaged("flush mode")),
+    };
     let segment_bytes = from.u64("segment bytes")?;
     let boot_id = from.string("boot id")?;
     let clean_stop = from.bool("clean stop")?;
     let log_made = from.bool("log made")?;
+    let on_probation = from.bool("on probation")?;
     let node = Node { peer_address: from.string("peer address")?, client_address: from.string("client address")? };
     let founding_set = if from.bool("founding set")? { Some(take_founders(&mut from)?) } else { None };
     from.end("bytes behind the founding set")?;
-    Ok(Identity { cluster, group, node_id, segment_bytes, boot_id, clean_stop, log_made, node, founding_set })
+    Ok(Identity {
+        cluster,
+        group,
+        node_id,
+        segment_bytes,
+        boot_id,
+        clean_stop,
+        log_made,
+        flush_mode,
+        on_probation,
+        node,
+        founding_set,
+    })
 }
 
 /// For [`crate::fuzzing`]: what can be read can be written, and reads the same again.
@@ -450,26 +479,57 @@ mod tests {
                 let error = Directory::open(&env, dir, &wrong).await.unwrap_err();
                 assert!(matches!(error, IdentityError::Mismatch { .. }), "{error}");
             }
-            let asynchronous = Expected { flush_mode: FlushMode::AsyncFlush, ..expected() };
-            assert!(matches!(Directory::open(&env, dir, &asynchronous).await, Err(IdentityError::AsyncFlush)));
             Directory::open(&env, dir, &expected()).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn only_a_machine_that_went_down_and_flushed_by_a_timer_puts_on_probation() {
+        run(async {
+            let rng = Rng::seeded(3);
+            let disk = SimDisk::new(Rng::seeded(3));
+            let dir = Path::new("/data");
+            let open = async |flush_mode| {
+                let env = Env::simulated(3, disk.clone());
+                Directory::open(&env, dir, &Expected { flush_mode, ..expected() }).await.unwrap()
+            };
+            use FlushMode::{AsyncFlush, SyncFlush};
+            assert!(!open(SyncFlush).await.identity().on_probation, "new");
+            disk.crash(&rng);
+            assert!(!open(AsyncFlush).await.identity().on_probation, "what it had was synced");
+            disk.process_kill();
+            assert!(!open(AsyncFlush).await.identity().on_probation, "the machine stayed up");
+            disk.crash(&rng);
+            assert!(open(SyncFlush).await.identity().on_probation, "whatever it is to be from now on");
+            disk.process_kill();
+            let again = open(AsyncFlush).await;
+            assert!(again.identity().on_probation, "it has not caught up");
+            again.has_caught_up().await.unwrap();
+            again.stopped_cleanly().await.unwrap();
+            drop(again);
+            disk.crash(&rng);
+            assert!(!open(AsyncFlush).await.identity().on_probation, "it had stopped cleanly");
         });
     }
 
     fn identity() -> impl Strategy<Value = Identity> {
         let founders = proptest::collection::vec((any::<u64>(), 1u16..60000), 0..5)
             .prop_map(|set| set.into_iter().map(|(id, port)| Founder { id, node: node(port) }).collect());
-        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<[bool; 2]>(), proptest::option::of(founders)).prop_map(
-            |(cluster, group, node_id, segment_bytes, [clean_stop, log_made], founding_set)| Identity {
-                cluster,
-                group,
-                node_id,
-                segment_bytes,
-                boot_id: "b".into(),
-                clean_stop,
-                log_made,
-                node: node(9),
-                founding_set,
+        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<[bool; 4]>(), proptest::option::of(founders)).prop_map(
+            |(cluster, group, node_id, segment_bytes, [clean_stop, log_made, on_probation, is_async], founding_set)| {
+                Identity {
+                    cluster,
+                    group,
+                    node_id,
+                    segment_bytes,
+                    boot_id: "b".into(),
+                    clean_stop,
+                    log_made,
+                    flush_mode: if is_async { FlushMode::AsyncFlush } else { FlushMode::SyncFlush },
+                    on_probation,
+                    node: node(9),
+                    founding_set,
+                }
             },
         )
     }

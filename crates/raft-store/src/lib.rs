@@ -21,6 +21,8 @@ pub mod keyed;
 pub mod log;
 pub mod materializer;
 mod member;
+#[doc(hidden)]
+pub mod planted;
 pub mod position;
 pub mod proposer;
 pub mod raft;

@@ -41,6 +41,7 @@ use crate::image::{self, Head, Image, Reading};
 use crate::index::{self, Index};
 use crate::keyed::{self, KeyedStore, LOCAL, Row};
 use crate::log::{Boundary, Log};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, QueueId, QueueOffset};
 
 /// Queues whose units are written before they are synced, together.
@@ -881,23 +882,17 @@ impl Worker {
         let upto = changes.upto.expect("a set that was taken ends at an entry");
         assert!(!self.owed_image, "rows go on only when the image of their checkpoint is written");
         self.owed_image = changes.checkpoint;
-        self.shared.log.wait_synced(upto.id.index).await?;
+        if !planted::is(Bug::DerivedPastSynced) {
+            self.shared.log.wait_synced(upto.id.index).await?;
+        }
         env::fault!("derived.log_synced");
 
         let grown: Vec<(Arc<Queue>, QueueOffset)> = {
             let queues = self.shared.queues.read();
             changes.queues.iter().map(|(id, row)| (queues[id].clone(), row.next)).collect()
         };
-        for some in grown.chunks(QUEUES_AT_ONCE) {
-            let ranges: Vec<_> = some
-                .iter()
-                .map(|(queue, end)| {
-                    let (from, units) = queue.unwritten(*end);
-                    (queue.id(), from, units)
-                })
-                .filter(|(_, _, units)| !units.is_empty())
-                .collect();
-            self.shared.files.write(&ranges).await?;
+        if !planted::is(Bug::KeyedBeforeUnits) {
+            self.write_units(&grown).await?;
         }
         let min_physical = changes.min_physical();
         let sealed = self.shared.index.seal(std::mem::take(&mut changes.index_rows), min_physical).await?;
@@ -910,11 +905,30 @@ impl Worker {
             rows.push((CHECKPOINT.to_vec(), Some(codec::to_bytes(&upto.id))));
         }
         self.keyed.write(rows, upto).await?;
+        if planted::is(Bug::KeyedBeforeUnits) {
+            self.write_units(&grown).await?;
+        }
         self.index_and_units_are_durable(&grown, &sealed.merged_away).await?;
         self.became_durable(upto);
         self.shared.files.remove_below(&begun).await?;
 
         self.pay_image().await
+    }
+
+    /// Makes the units durable that these queues have up to these ends.
+    async fn write_units(&self, grown: &[(Arc<Queue>, QueueOffset)]) -> io::Result<()> {
+        for some in grown.chunks(QUEUES_AT_ONCE) {
+            let ranges: Vec<_> = some
+                .iter()
+                .map(|(queue, end)| {
+                    let (from, units) = queue.unwritten(*end);
+                    (queue.id(), from, units)
+                })
+                .filter(|(_, _, units)| !units.is_empty())
+                .collect();
+            self.shared.files.write(&ranges).await?;
+        }
+        Ok(())
     }
 
     /// Writes the image of the checkpoint at which the keyed store stands, if it is owed.

@@ -23,7 +23,7 @@ use crate::founding::{self, Start};
 use crate::group::{
     CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
 };
-use crate::identity::{Directory, Expected, IdentityError};
+use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
@@ -35,7 +35,9 @@ use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::vitals;
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
+use crate::raft::probation::Probation;
 use crate::raft::purge;
+use crate::raft::slow_disk;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
@@ -87,6 +89,7 @@ pub(crate) struct Opened<T: Tables> {
     pub forward_key: ForwardKey,
     pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
+    pub probation: Arc<Probation>,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
@@ -243,6 +246,7 @@ impl<T: Tables> Member<T> {
         let (env, options) = (self.env.clone(), self.options.clone());
         let Recovered { directory, log, .. } = recovered;
         let was_clean = directory.was_clean;
+        let probation = Probation::new(!directory.identity().on_probation);
         let own = directory.founder();
         let hello = Hello {
             protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
@@ -270,6 +274,7 @@ impl<T: Tables> Member<T> {
             entry_bytes_max: options.log.max_entry_bytes,
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
+            probation: probation.clone(),
             forward_keys: forward_keys.clone(),
             counters: counters.clone(),
             lifetime: lifetime.clone(),
@@ -304,10 +309,18 @@ impl<T: Tables> Member<T> {
         let hello = Hello { forward_key: Some(forward_key), ..hello };
         let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
         lifetime.spawn(links.clone().run());
+        let config = openraft::Config { enable_elect: probation.is_over(), ..config };
         let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
             .await
             .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
         raft_runs.send_replace(Some(raft.clone()));
+        lifetime.spawn(probation.clone().serve(
+            env.clone(),
+            directory.clone(),
+            recovered.reader.clone(),
+            raft.clone(),
+            options.async_auto_recover,
+        ));
         if let Some(set) = to_initialize {
             lifetime.spawn(initialize(env.clone(), directory.clone(), start, set, raft.clone()));
         }
@@ -359,8 +372,11 @@ impl<T: Tables> Member<T> {
             sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
             links: links.clone(),
             group_clock,
-            wishes: wish,
+            wishes: wish.clone(),
         };
+        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
+        let flush_interval = Duration::from_millis(if by_timer { options.flush_interval_ms } else { 0 });
+        lifetime.spawn(slow_disk::watch(env.clone(), raft.clone(), log.clone(), flush_interval, wish));
         drop(Types::spawn(proposer.run()));
 
         let handle = Opened {
@@ -368,6 +384,7 @@ impl<T: Tables> Member<T> {
             forward_key,
             forward_keys,
             was_clean,
+            probation,
             reader: recovered.reader.clone(),
             role: watch_role,
             raft: raft.clone(),
@@ -395,7 +412,9 @@ impl<T: Tables> Member<T> {
         let directory = Directory::open(env, &options.dir, &expected).await?;
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
         let derived = Derived::probe(env, options.dir.clone(), derived).await?;
-        let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
+        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
+        let flush_interval_ms = by_timer.then_some(options.flush_interval_ms);
+        let log_options = LogOptions { segment_bytes: options.segment_bytes, flush_interval_ms, ..options.log.clone() };
         let made = directory.identity().log_made;
         let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
         if let Err(source) = directory.log_is_made().await {
@@ -646,21 +665,24 @@ fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersErr
 impl<T: Tables> Running<T> {
     /// Hands over for a reason of this node's own.
     async fn grant(&self, env: &Env, wish: Wish) {
+        let among = match &wish {
+            Wish::Clock(successors) | Wish::State(successors, _) => Some(successors.as_slice()),
+            Wish::Disk => None,
+        };
+        let handed_over = self.hand_over(env, among).await;
         match wish {
-            Wish::Clock(successors) => match self.hand_over(env, Some(&successors)).await {
-                Ok(()) => {
-                    self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => tracing::warn!(%error, "no voter with a better clock took over"),
-            },
-            Wish::State(successors, granted) => {
-                match self.hand_over(env, Some(&successors)).await {
-                    Ok(()) | Err(HandOverError::NotLeader) => {}
-                    Err(error) => tracing::warn!(%error, "no voter with the right state took over"),
-                }
-                // Its asker may be gone.
-                let _ = granted.send(());
+            Wish::Clock(_) if handed_over.is_ok() => {
+                self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
             }
+            Wish::Disk if handed_over.is_ok() => tracing::info!("somebody else leads, whose disk is better"),
+            Wish::Clock(_) | Wish::Disk => {}
+            // Its asker may be gone.
+            Wish::State(_, granted) => drop(granted.send(())),
+        }
+        if let Err(error) = handed_over
+            && error != HandOverError::NotLeader
+        {
+            tracing::warn!(%error, "no other voter took over");
         }
     }
 

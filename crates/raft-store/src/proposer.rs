@@ -83,6 +83,8 @@ impl GroupClock {
 pub enum Wish {
     /// This node's clock is off; theirs are good.
     Clock(Vec<NodeId>),
+    /// This node's disk is stalled or too slow.
+    Disk,
     /// This node's state is wrong; theirs is right. It stops when this is answered.
     State(Vec<NodeId>, oneshot::Sender<()>),
 }

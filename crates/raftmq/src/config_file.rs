@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use broker::config::{
-    BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention, parse_delay_levels, parse_hours,
+    BrokerConfig, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention,
+    parse_delay_levels, parse_hours,
 };
 use env::Env;
 use env::disk::Open;
@@ -143,7 +144,9 @@ struct GroupFile {
     #[serde(default)]
     join: bool,
     #[serde(default)]
-    flush: Flush,
+    flush: FlushName,
+    flush_interval_ms: Option<u64>,
+    async_auto_recover: Option<bool>,
     #[serde(default = "default_segment_mib")]
     segment_mib: u64,
     auto_create_topics: Option<bool>,
@@ -218,16 +221,22 @@ impl<'de> Deserialize<'de> for Switchable {
     }
 }
 
-/// When an acknowledged message is on disks. One answer so far; written down so that nobody takes it for the other.
-#[derive(Default)]
-struct Flush;
+/// RocketMQ's names of when a message is acknowledged.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum FlushName {
+    #[default]
+    Sync,
+    Async,
+}
 
-impl<'de> Deserialize<'de> for Flush {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Flush, D::Error> {
+impl<'de> Deserialize<'de> for FlushName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FlushName, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
-            "SYNC_FLUSH" => Ok(Flush),
-            "ASYNC_FLUSH" => Err(D::Error::custom("ASYNC_FLUSH is not available yet; use \"SYNC_FLUSH\"")),
-            other => Err(D::Error::custom(format!("{other:?} is no flush mode; use \"SYNC_FLUSH\""))),
+            "SYNC_FLUSH" => Ok(FlushName::Sync),
+            "ASYNC_FLUSH" => Ok(FlushName::Async),
+            other => {
+                Err(D::Error::custom(format!("{other:?} is no flush mode; use \"SYNC_FLUSH\" or \"ASYNC_FLUSH\"")))
+            }
         }
     }
 }
@@ -276,7 +285,16 @@ fn broker_from(text: &str) -> Result<BrokerProcess, Problem> {
 
 fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
     let retention = retention_from(text, &file)?;
-    let Flush = file.flush;
+    let flush = match file.flush {
+        FlushName::Sync => Flush::Sync,
+        FlushName::Async => Flush::Async {
+            interval: file.flush_interval_ms.map_or(DEFAULT_FLUSH_INTERVAL, Duration::from_millis),
+            auto_recover: file.async_auto_recover.unwrap_or(false),
+        },
+    };
+    if matches!(flush, Flush::Async { interval: Duration::ZERO, .. }) {
+        return Err(Problem::at_key(text, "flush_interval_ms", "for a flush at once use flush = \"SYNC_FLUSH\""));
+    }
     let ms = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
     let (policy, limits, timing) = (MessagePolicy::default(), Limits::default(), RaftTiming::default());
     let delay_levels = match &file.delay_levels {
@@ -326,6 +344,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         peer_address,
         founders: file.founders.into_iter().map(|HostPort(address)| address).collect(),
         join: file.join,
+        flush,
         segment_bytes,
         messages: MessagePolicy {
             auto_create_topics: file.auto_create_topics.unwrap_or(policy.auto_create_topics),
@@ -402,7 +421,7 @@ fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
 }
 
 /// RocketMQ's names for what has another name here.
-const ROCKETMQ_KEYS: [(&str, &str); 22] = [
+const ROCKETMQ_KEYS: [(&str, &str); 23] = [
     ("autoCreateSubscriptionGroup", "auto_create_groups"),
     ("autoCreateTopicEnable", "auto_create_topics"),
     ("brokerClusterName", "cluster"),
@@ -416,6 +435,7 @@ const ROCKETMQ_KEYS: [(&str, &str); 22] = [
     ("diskSpaceWarningLevelRatio", "disk_warning_percent"),
     ("fileReservedTime", "file_reserved_hours"),
     ("flushDiskType", "flush"),
+    ("flushIntervalCommitLog", "flush_interval_ms"),
     ("haListenPort", "peer_listen"),
     ("listenPort", "listen"),
     ("mappedFileSizeCommitLog", "segment_mib"),
@@ -591,8 +611,8 @@ founders = ["127.0.0.1:10912"]
             ),
             (format!("{GROUP}segment_mib = 7"), "broker.toml:7: `segment_mib`: a segment has 16 to 16384 MiB"),
             (
-                format!("{GROUP}flush = \"ASYNC_FLUSH\""),
-                "broker.toml:7: `flush`: ASYNC_FLUSH is not available yet; use \"SYNC_FLUSH\"",
+                format!("{GROUP}flush = \"NO_FLUSH\""),
+                "broker.toml:7: `flush`: \"NO_FLUSH\" is no flush mode; use \"SYNC_FLUSH\" or \"ASYNC_FLUSH\"",
             ),
             (
                 "namesrv = [\"127.0.0.1\"]".into(),

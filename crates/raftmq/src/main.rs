@@ -5,6 +5,7 @@ mod bench;
 mod config_file;
 mod demo;
 mod dev;
+mod limits;
 mod serve;
 
 use std::io::{self, IsTerminal};

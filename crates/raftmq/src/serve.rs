@@ -7,7 +7,7 @@ use env::Env;
 use nameserver::{NameServer, NameServerConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config_file;
+use crate::{config_file, limits};
 
 /// Flags of a role.
 #[derive(clap::Args)]
@@ -42,6 +42,7 @@ pub async fn broker(env: &Env, flags: &Flags) -> Result<(), String> {
     if flags.check {
         return say_checked(flags);
     }
+    limits::check(env, &process.broker).await?;
     let mut signals = Signals::new()?;
     let mut addresses = String::new();
     let name_server = match process.name_server {

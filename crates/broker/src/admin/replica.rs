@@ -144,6 +144,7 @@ mod tests {
             clock_hand_overs: 0,
             cluster_version_supported: None,
             was_clean: true,
+            on_probation: false,
             log: raft_store::log::Stats::default(),
         }
     }

@@ -64,7 +64,7 @@ fn config_table(cluster: &str, name_servers: &[String], config: &GroupConfig, le
         ("deleteWhen", hours.join(";")),
         ("diskMaxUsedSpaceRatio", retention.max_used_percent.to_string()),
         ("fileReservedTime", (retention.time.as_secs() / 3600).to_string()),
-        ("flushDiskType", "SYNC_FLUSH".to_owned()),
+        ("flushDiskType", config.flush.name().to_owned()),
         ("listenPort", config.advertised_address.port().to_string()),
         ("mappedFileSizeCommitLog", config.segment_bytes.to_string()),
         ("maxDelayTimeSec", messages.longest_delay.as_secs().to_string()),
@@ -81,7 +81,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::config::{Limits, MessagePolicy, RaftTiming, Retention};
+    use crate::config::{Flush, Limits, MessagePolicy, RaftTiming, Retention};
 
     #[test]
     fn the_configuration_reads_as_rocketmq_s() {
@@ -96,6 +96,7 @@ mod tests {
             peer_address: "127.0.0.1:10912".to_owned(),
             founders: vec!["127.0.0.1:10912".to_owned()],
             join: false,
+            flush: Flush::Sync,
             segment_bytes: 64 << 20,
             messages: MessagePolicy::default(),
             retention: Retention::default(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::config::{BrokerConfig, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
+use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
 use broker::{Broker, BrokerGroup};
 use bytes::{Bytes, BytesMut};
 use env::Env;
@@ -50,6 +50,7 @@ pub fn group_config(dir: &Path) -> GroupConfig {
         peer_address: peer.to_string(),
         founders: vec![peer.to_string()],
         join: false,
+        flush: Flush::Sync,
         segment_bytes: 16 << 20,
         messages: MessagePolicy { delay_levels: vec![Duration::from_millis(300); 18], ..MessagePolicy::default() },
         retention: Retention { warning_level_percent: 100, ..Retention::default() },

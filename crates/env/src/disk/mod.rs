@@ -82,7 +82,7 @@ pub trait Disk: Send + Sync + Debug + 'static {
 pub struct Space {
     /// Bytes that can still be written.
     pub free_bytes: u64,
-    /// Size of the file system.
+    /// What is used and what can still be written: the size of the file system without what is kept back.
     pub total_bytes: u64,
 }
 

@@ -96,10 +96,12 @@ impl Disk for RealDisk {
     fn space<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Space>> {
         async move {
             let blocks = rustix::fs::statvfs(path)?;
-            // `f_bavail`, not `f_bfree`: the blocks kept back for root are not ours to promise.
+            // `f_bavail`, not `f_bfree`: the blocks kept back for root are not ours to promise, and so, as for `df`, no part
+            // of the size.
+            let used = blocks.f_blocks.saturating_sub(blocks.f_bfree);
             Ok(Space {
                 free_bytes: blocks.f_bavail.saturating_mul(blocks.f_frsize),
-                total_bytes: blocks.f_blocks.saturating_mul(blocks.f_frsize),
+                total_bytes: used.saturating_add(blocks.f_bavail).saturating_mul(blocks.f_frsize),
             })
         }
         .boxed()

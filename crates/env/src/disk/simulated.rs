@@ -21,6 +21,7 @@ mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::Hasher;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -334,6 +335,11 @@ impl SimDisk {
     pub fn dump(&self) -> BTreeMap<PathBuf, Bytes> {
         let machine = self.machine.lock();
         machine.state.files().map(|(path, contents)| (path, contents.read(0, usize::MAX).into())).collect()
+    }
+
+    /// Gives the hasher all names and bytes as programs see them: the cheap way to know whether two disks look equal.
+    pub fn hash_into(&self, hasher: &mut impl Hasher) {
+        self.machine.lock().state.hash_into(hasher);
     }
 
     /// The path that `file` of an [`Operation`] has now, if any.

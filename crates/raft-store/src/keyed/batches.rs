@@ -23,6 +23,7 @@ use futures::future::{BoxFuture, ready};
 
 use super::{BOUNDARY_BYTES, Change, KeyedStore, Row, damaged, decode_boundary, encode_boundary};
 use crate::log::Boundary;
+use crate::planted::{self, Bug};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQK");
 const HEAD_BYTES: usize = 16;
@@ -134,6 +135,9 @@ impl KeyedStore for BatchStore {
         async move {
             let filled = self.boundary.is_none() && !self.rows.is_empty();
             self.boundary = Some(boundary);
+            if planted::is(Bug::BoundaryBeforeRows) {
+                self.append(&[]).await?;
+            }
             if filled || self.end > REWRITE_FROM_BYTES.max(self.live_bytes * 4) {
                 self.change(changes);
                 self.rewrite().await

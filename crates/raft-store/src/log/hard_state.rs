@@ -25,6 +25,7 @@ use env::{Env, File};
 
 use super::OpenError;
 use super::frame::{Boundary, Cursor};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, PhysicalOffset};
 
 /// Length of a copy.
@@ -247,9 +248,18 @@ impl HardStateFiles {
         change(&mut state);
         state.sequence += 1;
         env::fault!("log.before_hard_state");
+        let is_vote = state.vote != self.state.vote;
+        if is_vote && planted::is(Bug::VoteUnsynced) {
+            write_copy_unsynced(&self.a, &state).await?;
+            write_copy_unsynced(&self.b, &state).await?;
+            self.state = state;
+            return Ok(());
+        }
         write_copy(&self.a, &state).await?;
         env::fault!("log.between_hard_states");
-        write_copy(&self.b, &state).await?;
+        if !(is_vote && planted::is(Bug::VoteInOneCopy)) {
+            write_copy(&self.b, &state).await?;
+        }
         self.state = state;
         Ok(())
     }
@@ -268,8 +278,12 @@ async fn read_copy(env: &Env, path: PathBuf) -> Result<Result<HardState, String>
 }
 
 async fn write_copy(file: &Arc<dyn File>, state: &HardState) -> io::Result<()> {
-    file.write_at(0, &[Bytes::copy_from_slice(&state.encode())]).await?;
+    write_copy_unsynced(file, state).await?;
     file.sync_data().await
+}
+
+async fn write_copy_unsynced(file: &Arc<dyn File>, state: &HardState) -> io::Result<()> {
+    file.write_at(0, &[Bytes::copy_from_slice(&state.encode())]).await
 }
 
 #[cfg(test)]

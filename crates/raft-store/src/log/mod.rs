@@ -62,6 +62,9 @@ pub struct LogOptions {
     pub max_entry_bytes: u32,
     /// A writer with nothing to do for this long writes its mark.
     pub idle_mark_ms: u64,
+    /// `None`: an append is done when it is durable. Else it is done when it is written, and durable this much later: a
+    /// machine that goes down takes with it what was appended since. Votes and cuts are durable in either case.
+    pub flush_interval_ms: Option<u64>,
 }
 
 impl LogOptions {
@@ -92,6 +95,7 @@ impl Default for LogOptions {
             tail_bytes: 64 << 20,
             max_entry_bytes: 8 << 20,
             idle_mark_ms: 20,
+            flush_interval_ms: None,
         }
     }
 }
@@ -203,7 +207,7 @@ impl From<AppendError> for io::Error {
     }
 }
 
-/// Runs once an append is durable, or has failed.
+/// Runs once an append is done (see [`LogOptions::flush_interval_ms`]), or has failed.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// What the writer has done since the start.
@@ -215,9 +219,11 @@ pub struct Stats {
     pub frames: u64,
     /// Bytes of these frames.
     pub bytes: u64,
-    /// Time spent syncing groups.
+    /// Time spent syncing them.
     pub sync_total: Duration,
-    /// Counts of group syncs by duration: slot k counts those of less than 2^k microseconds that were not less than half
+    /// The longest of these syncs.
+    pub sync_longest: Duration,
+    /// Counts of these syncs by duration: slot k counts those of less than 2^k microseconds that were not less than half
     /// of that.
     pub syncs_by_power_of_two_us: [u64; 32],
     /// Bytes of bodies that wait for the writer now. [`Log::append`] never waits: admission is upstream.
@@ -225,11 +231,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    fn note_group(&mut self, frames: u64, bytes: u64, sync: Duration) {
+    fn note_group(&mut self, frames: u64, bytes: u64) {
         self.groups += 1;
         self.frames += frames;
         self.bytes += bytes;
+    }
+
+    fn note_sync(&mut self, sync: Duration) {
         self.sync_total += sync;
+        self.sync_longest = self.sync_longest.max(sync);
         let bits = 128 - sync.as_micros().leading_zeros() as usize;
         self.syncs_by_power_of_two_us[bits.min(31)] += 1;
     }
@@ -559,6 +569,11 @@ impl Log {
         let from = range.start;
         let read = move || noted(&shared, read::frames(&shared, range, max_bytes), |state| from < state.begin_index());
         self.0.env.executor.blocking(read).await
+    }
+
+    /// Where ends what is written, durable or not.
+    pub fn written_end(&self) -> PhysicalOffset {
+        self.shared().state.lock().written
     }
 
     /// The id at `index` (also of the last purged entry); no disk is touched.

@@ -19,6 +19,7 @@ use super::points::Point;
 use super::recovery::before;
 use super::segment::Segment;
 use super::state::{Shared, State};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset};
 
 /// How many places to read on from are remembered.
@@ -87,14 +88,18 @@ impl Steps {
 
     /// The header at hand, verified; `None` at the end of what is written.
     fn header(&self, shared: &Shared) -> io::Result<Option<Header>> {
-        if self.at.physical_offset >= self.written {
+        if self.at.physical_offset >= self.written && !planted::is(Bug::ReadPastWritten) {
             return Ok(None);
         }
         let offset = shared.layout.file_offset(self.at.physical_offset);
         let bytes = self.segment(shared)?.file.map_sealed(offset, HEADER_BYTES as usize)?;
         let header = Header::decode(&bytes).and_then(|header| {
             header.continues(self.at, self.last, shared.layout)?;
-            if header.end() <= self.written { Ok(header) } else { Err(BadFrame::Short) }
+            if header.end() <= self.written || planted::is(Bug::ReadPastWritten) {
+                Ok(header)
+            } else {
+                Err(BadFrame::Short)
+            }
         });
         header.map(Some).map_err(|bad| damaged(self.at.physical_offset, bad))
     }

@@ -23,6 +23,7 @@ use super::points::{Points, SideFile, parse_side_file_name, side_file_name, writ
 use super::segment::{Layout, MARK_BYTES, Mark, SLOT_BYTES, Segment, parse_file_name};
 use super::writer::GROUP_BYTES;
 use super::{LogOptions, OpenError};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset};
 
 /// Bytes read at once when walking along frames, and looked through at once for leftovers.
@@ -74,6 +75,7 @@ fn decide_known(hard: &HardState, marks: &[(PhysicalOffset, Mark)], layout: Layo
     let of_marks = marks
         .iter()
         .filter(|(first, mark)| mark.generation == hard.generation && mark.belongs_to(*first, layout))
+        .filter(|_| !planted::is(Bug::CutBelowMark))
         .map(|(_, mark)| Known { last: Some(mark.synced.id), end: mark.synced.end });
     let candidates =
         [Known { last: begin_id, end: begin }, Known { last: hard.truncation.last, end: hard.truncation.end }];
@@ -281,7 +283,7 @@ impl Recovery<'_> {
 
         let (last, end) = self.walk_beyond(&segments, &mut walk, &mut points).await?;
         points.truncate(end.physical_offset);
-        if let Some(floor) = floor {
+        if let Some(floor) = floor.filter(|_| !planted::is(Bug::FloorIgnored)) {
             check_floor(floor, begin_id, last, &points).map_err(|reason| corrupt(end, reason))?;
         }
         Ok(Found { segments, slots, points, known, last, end, side_files, rebuilt })
@@ -472,8 +474,10 @@ impl Recovery<'_> {
     }
 
     /// Removes segment and side files that `void` names, and makes the directory durable as it is then. From the end,
-    /// one at a time: a crash in between leaves no hole.
+    /// one at a time: a crash in between leaves no hole. First what was found is made durable: a process that was killed
+    /// may have removed a later file for itself only.
     async fn remove_files(&self, names: &[String], void: impl Fn(&str) -> bool) -> io::Result<()> {
+        self.env.disk.sync_dir(&self.commitlog).await?;
         for name in names.iter().rev() {
             let ours = parse_file_name(name).is_some() || parse_side_file_name(name).is_some();
             if ours && void(name) {

@@ -1,7 +1,8 @@
 //! Writer: the one who writes the log. Takes commands in order, frames in groups.
 //!
 //! A group is what waits: one vectored write per file, the mark of the group before, one sync per file, then the
-//! callbacks in order. Votes, truncations and purges stand in the same queue, so nothing overtakes anything, and frames
+//! callbacks in order. Where groups are flushed by a timer (`flush_interval_ms`) the callbacks run after the write, and
+//! mark and sync come with the timer, or before anything but frames. Votes, truncations and purges stand in the same queue, so nothing overtakes anything, and frames
 //! before and after one of them are never in the same group.
 //!
 //! After a failed write or sync nothing is known about the disk any more (the kernel may have thrown the pages away and
@@ -25,6 +26,7 @@ use super::recovery::begin_anew;
 use super::segment::{Mark, SLOT_BYTES, Segment};
 use super::state::{Command, Reply, Shared};
 use super::{Done, Synced};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset};
 
 /// A group takes no further frame once it has this many bytes.
@@ -48,8 +50,16 @@ pub struct Writer {
     hard: HardStateFiles,
     /// Which mark slot of a segment comes next, where it is not the first.
     slots: BTreeMap<PhysicalOffset, u64>,
+    /// Last written entry and the place behind it. `synced <= written`.
+    written: (Option<LogId>, Cursor),
     /// Last durable entry and the place behind it.
     synced: (Option<LogId>, Cursor),
+    /// Files with frames beyond `synced`.
+    unsynced: Vec<Segment>,
+    /// First frames of segments among these, each with the padding before it.
+    begun: Vec<(Option<Header>, Frame)>,
+    /// When they must be synced, on the monotonic clock. `None`: there are none, or they are synced at once.
+    flush_due: Option<Duration>,
     /// What the marks on the disk say. `marked <= synced`.
     marked: PhysicalOffset,
     /// Up to where side files are written.
@@ -106,7 +116,21 @@ impl Writer {
             let state = shared.state.lock();
             ((state.last, state.submitted), state.submitted.physical_offset)
         };
-        Writer { env, shared, commitlog, hard, slots, synced, marked, side_filed, last_page: None }
+        Writer {
+            env,
+            shared,
+            commitlog,
+            hard,
+            slots,
+            written: synced,
+            synced,
+            unsynced: Vec::new(),
+            begun: Vec::new(),
+            flush_due: None,
+            marked,
+            side_filed,
+            last_page: None,
+        }
     }
 
     /// The future that writes until the log is closed or poisoned.
@@ -123,16 +147,34 @@ impl Writer {
         let idle = Duration::from_millis(self.shared.options.idle_mark_ms);
         loop {
             match self.next() {
-                Next::Group(group) => self.write_group(group).await?,
+                Next::Group(group) => {
+                    self.write_group(group).await?;
+                    if self.flush_due.is_some_and(|due| due <= self.env.clock.monotonic()) {
+                        self.flush().await?;
+                    }
+                }
                 Next::Command(Command::Close(reply)) => return self.close(reply).await,
-                Next::Command(command) => self.execute(command).await?,
+                Next::Command(command) => {
+                    self.flush().await?;
+                    self.execute(command).await?;
+                }
                 Next::Stopped => return Ok(()),
                 Next::Nothing => {
                     let queued = self.shared.queued.notified();
-                    if self.marked == self.synced.1.physical_offset {
-                        queued.await;
-                    } else if self.env.clock.timeout(idle, queued).await.is_none() {
-                        self.write_idle_mark().await?;
+                    let is_marked = self.marked == self.synced.1.physical_offset;
+                    let limit = match self.flush_due {
+                        Some(due) => due.saturating_sub(self.env.clock.monotonic()),
+                        None if is_marked => {
+                            queued.await;
+                            continue;
+                        }
+                        None => idle,
+                    };
+                    if self.env.clock.timeout(limit, queued).await.is_none() {
+                        match self.flush_due {
+                            Some(_) => self.flush().await?,
+                            None => self.write_idle_mark().await?,
+                        }
                     }
                 }
             }
@@ -168,10 +210,17 @@ impl Writer {
         }
     }
 
-    /// Writes, syncs, answers.
+    /// Writes, syncs unless a timer does that, answers.
     async fn write_group(&mut self, group: Group) -> io::Result<()> {
-        let Group { frames, bytes, done } = group;
-        let result = self.make_durable(&frames, bytes).await;
+        let Group { frames, bytes, mut done } = group;
+        if planted::is(Bug::AcknowledgeBeforeSync) {
+            done.drain(..).for_each(|done| done(Ok(())));
+        }
+        let result = self.write_frames(&frames, bytes).await;
+        let result = match self.shared.options.flush_interval_ms {
+            None if result.is_ok() => self.flush().await,
+            _ => result,
+        };
         match &result {
             Ok(()) => done.into_iter().for_each(|done| done(Ok(()))),
             Err(error) => {
@@ -181,25 +230,28 @@ impl Writer {
                 done.into_iter().for_each(|done| done(Err(io::Error::other(reason.clone()))));
             }
         }
-        result?;
-        self.write_side_files(&frames).await;
-        Ok(())
+        result
     }
 
-    async fn make_durable(&mut self, frames: &[(Option<Header>, Frame)], bytes: u64) -> io::Result<()> {
+    async fn write_frames(&mut self, frames: &[(Option<Header>, Frame)], bytes: u64) -> io::Result<()> {
         let Some((_, last)) = frames.last() else { return Ok(()) };
         let end = last.end();
         self.shared.preparation.reach(end.physical_offset).await?;
-        self.write_mark().await?;
-        env::fault!("log.mark_written");
-        let mut files = Vec::new();
         for run in self.runs(frames) {
             let segment = self.segment(run.segment)?;
             self.write_run(&segment, run).await?;
             env::fault!("log.run_written");
-            if files.last().is_none_or(|last: &Segment| last.first != segment.first) {
-                files.push(segment);
+            if self.unsynced.last().is_none_or(|last| last.first != segment.first) {
+                self.unsynced.push(segment);
             }
+        }
+        let layout = self.shared.layout;
+        let begins = |frame: &Frame| layout.segment_of(frame.physical_offset) == frame.physical_offset;
+        self.begun.extend(frames.iter().filter(|(_, frame)| begins(frame)).cloned());
+        self.written = (Some(last.id), end);
+        if let Some(interval_ms) = self.shared.options.flush_interval_ms {
+            let due = self.env.clock.monotonic() + Duration::from_millis(interval_ms);
+            self.flush_due.get_or_insert(due);
         }
         {
             let mut state = self.shared.state.lock();
@@ -207,19 +259,32 @@ impl Writer {
             let limit_bytes = self.shared.options.tail_bytes;
             state.tail.shrink(limit_bytes, end.physical_offset);
         }
+        self.shared.stats.lock().note_group(frames.len() as u64, bytes);
+        self.shared.preparation.follow(end.physical_offset);
+        Ok(())
+    }
+
+    /// Makes durable what is written, and with it the mark of what was durable before.
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.unsynced.is_empty() {
+            return Ok(());
+        }
+        // The mark lies in the first of these files: what was synced last ends there.
+        self.write_mark().await?;
         env::fault!("log.before_sync");
         let started = self.env.clock.monotonic();
-        for segment in &files {
+        for segment in &self.unsynced {
             sync_frames(segment).await?;
             env::fault!("log.synced_one_of_the_files");
         }
         let took = self.env.clock.monotonic().saturating_sub(started);
         env::fault!("log.after_sync");
-        self.marked = self.synced.1.physical_offset;
-        self.synced = (Some(last.id), end);
+        (self.flush_due, self.marked) = (None, self.synced.1.physical_offset);
+        self.unsynced.clear();
+        self.synced = self.written;
         self.publish_synced();
-        self.shared.stats.lock().note_group(frames.len() as u64, bytes, took);
-        self.shared.preparation.follow(end.physical_offset);
+        self.shared.stats.lock().note_sync(took);
+        self.write_side_files().await;
         Ok(())
     }
 
@@ -240,7 +305,7 @@ impl Writer {
                 run.buffers.push(buffer);
             }
         };
-        let mut at = self.synced.1;
+        let mut at = self.written.1;
         for (padding, frame) in frames {
             if let Some(padding) = padding {
                 assert_eq!(padding.physical_offset, at.physical_offset, "padding must continue the log");
@@ -324,9 +389,9 @@ impl Writer {
     }
 
     async fn close(&mut self, reply: Reply) -> io::Result<()> {
-        let result = match self.synced.1.physical_offset == self.marked {
-            true => Ok(()),
-            false => self.write_idle_mark().await,
+        let result = match self.flush().await {
+            Ok(()) if self.synced.1.physical_offset != self.marked => self.write_idle_mark().await,
+            flushed => flushed,
         };
         self.write_open_side_file().await;
         let reason = result.as_ref().err().map_or("the log is closed".to_owned(), io::Error::to_string);
@@ -383,7 +448,7 @@ impl Writer {
             self.shared.recent.lock().clear();
             cut_end
         };
-        self.synced = (last, end);
+        (self.written, self.synced) = ((last, end), (last, end));
         self.last_page = None;
         self.announce_synced();
         env::fault!("log.before_truncation");
@@ -398,7 +463,7 @@ impl Writer {
         let layout = self.shared.layout;
         for (piece, len) in layout.pieces(end.physical_offset, cut_end) {
             let segment = self.segment(layout.segment_of(piece))?;
-            let (from, to) = (piece.0, piece.0 + len);
+            let (from, to) = (piece.0, piece.0 + if planted::is(Bug::CutNotZeroed) { 0 } else { len });
             for at in (from..to).step_by(ZERO_BYTES as usize) {
                 let offset = layout.file_offset(PhysicalOffset(at));
                 segment.file.write_at(offset, &zeros(ZERO_BYTES.min(to - at))).await?;
@@ -473,6 +538,7 @@ impl Writer {
             std::mem::take(&mut state.segments)
         };
         self.synced = (Some(boundary.id), end);
+        self.written = self.synced;
         self.announce_synced();
         self.hard.update(|state| begin_anew(state, boundary)).await?;
         env::fault!("log.restart_noted");
@@ -493,17 +559,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes side files of the segments that these frames have filled, and now and then of the one in use.
-    async fn write_side_files(&mut self, frames: &[(Option<Header>, Frame)]) {
+    /// Writes side files of the segments that are full since the last flush, and now and then of the one in use.
+    async fn write_side_files(&mut self) {
         let layout = self.shared.layout;
-        for (padding, frame) in frames {
-            let behind = PhysicalOffset(frame.physical_offset.0);
-            if layout.segment_of(behind) != behind || behind.0 == 0 {
+        for (padding, frame) in std::mem::take(&mut self.begun) {
+            let behind = frame.physical_offset;
+            if behind.0 == 0 {
                 continue;
             }
             // The first frame of a segment: the one before is full.
             let Some(before) = self.id_before(frame.id) else { continue };
-            let chain = padding.map(|padding| padding.chain).or_else(|| self.chain_before(frame));
+            let chain = padding.map(|padding| padding.chain).or_else(|| self.chain_before(&frame));
             let Some(chain) = chain else { continue };
             let covered = Boundary { id: before, end: Cursor { physical_offset: behind, chain } };
             self.write_side_file(layout.segment_of(PhysicalOffset(behind.0 - 1)), covered).await;
@@ -576,10 +642,14 @@ fn header_of(frame: &Frame) -> Header {
 
 /// Makes frames durable, unless this is a build that does not.
 async fn sync_frames(segment: &Segment) -> io::Result<()> {
-    if UNSAFE_NO_SYNC {
+    if UNSAFE_NO_SYNC || planted::is(Bug::SkipSync) {
         return Ok(());
     }
-    segment.file.sync_data().await
+    let synced = segment.file.sync_data().await;
+    if synced.is_err() && planted::is(Bug::SyncRetried) {
+        return segment.file.sync_data().await;
+    }
+    synced
 }
 
 async fn remove_if_there(env: &Env, path: PathBuf) -> io::Result<()> {

@@ -102,6 +102,8 @@ pub struct Replica {
     pub fold: Fold<Notes>,
     /// Where its start found it; replay began behind it.
     pub found: Option<LogId>,
+    /// The first frames of the log, for when it has purged them.
+    pub remembered: Vec<Frame>,
 }
 
 impl Replica {
@@ -114,7 +116,7 @@ impl Replica {
         let log = Log::open(env.clone(), dir, log_options(), derived.log_floor()).await.unwrap();
         let fold = Fold::open(derived, log.clone(), Notes::default()).await?;
         let found = fold.applied();
-        Ok(Replica { log, fold, found })
+        Ok(Replica { log, fold, found, remembered: Vec::new() })
     }
 
     /// Appends entries behind those there are; they are read back as a real apply would.
@@ -153,9 +155,17 @@ impl Replica {
         }
     }
 
+    /// All frames: those that the log has purged as they are remembered.
     pub async fn frames(&self) -> Vec<Frame> {
-        let (mut frames, end) = (Vec::new(), self.log.last().map_or(0, |last| last.index + 1));
         let begin = self.log.last_purged().map_or(0, |purged| purged.index + 1);
+        let mut frames: Vec<Frame> = self.remembered.iter().take(begin as usize).cloned().collect();
+        frames.extend(self.frames_from(begin).await);
+        frames
+    }
+
+    /// The frames from entry `begin` on, which the log has.
+    pub async fn frames_from(&self, begin: u64) -> Vec<Frame> {
+        let (mut frames, end) = (Vec::new(), self.log.last().map_or(0, |last| last.index + 1));
         while begin + (frames.len() as u64) < end {
             frames.extend(self.log.read(begin + frames.len() as u64..end, 1 << 20).await.unwrap());
         }

@@ -161,6 +161,41 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     three.stop().await;
 }
 
+/// The leader's own disk stalls, those of the others do not: somebody else leads soon, and when the disk works again its
+/// replica follows.
+#[tokio::test]
+async fn a_leader_whose_disk_stalls_does_not_stay_leader() {
+    let three = Three::open(Three::simulated_places(53)).await;
+    let env = three.places[0].env.clone();
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    ledger.send(three.group(leader), "before").await.unwrap();
+    let disk = three.places[leader].disk.as_ref().unwrap();
+    disk.set_latency(Latency { sync: Duration::from_secs(20), ..Latency::default() });
+    // What the others take is placed without it, until it is noticed.
+    let answer = ledger.send(three.group(leader), "stalled").await;
+    assert!(answer.is_ok(), "{answer:?}");
+    let next = [(leader + 1) % 3, (leader + 2) % 3].map(|at| {
+        let group = three.group(at);
+        Box::pin(async move {
+            crate::world::until_ready(group).await;
+            at
+        })
+    });
+    let (next, _, _) = within(&env, 10, "another leader", futures::future::select_all(next)).await;
+    ledger.send(three.group(next), "after").await.unwrap();
+    disk.set_latency(Latency::default());
+    let follows = async {
+        while matches!(&*three.group(leader).role().borrow(), Role::Leader { .. }) {
+            env.clock.sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(&env, 60, "the old leader follows", follows).await;
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// A member that is there for nobody while its connections stay: that of the heartbeats is given up as well, although
 /// a heartbeat goes out more often than it is looked at.
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! loss. Each scenario says in its first lines what could go wrong.
 
 mod alone;
+mod async_flush;
 mod clock;
 mod faults;
 mod link;

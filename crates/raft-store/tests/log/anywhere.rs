@@ -1,7 +1,5 @@
 //! The same random work on the simulated and on the real disk, against the model.
 
-use std::sync::Arc;
-
 use env::Rng;
 
 use super::work::{Place, Work, random_options};
@@ -23,8 +21,7 @@ fn random_work_on_a_simulated_disk() {
         println!("RAFTMQ_SEED={seed}");
         let (disk, rng) = (disk(seed), Rng::seeded(seed));
         let options = random_options(&rng);
-        let place = Place::Simulated { seen: Arc::new(disk.clone()), disk, unkind: true };
-        Work::new(place, options, rng).run(200);
+        Work::new(Place::Simulated(disk), options, rng).run(200);
     }
 }
 

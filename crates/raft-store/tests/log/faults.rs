@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use env::disk::Open;
-use env::disk::simulated::SimDisk;
-use env::{Disk, Env, Rng};
+use env::disk::simulated::{Operation, SimDisk};
+use env::{Clock, Disk, Env, Rng};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use raft_store::log::segment::Mark;
-use raft_store::log::{AppendEntry, AppendError, Log, LogOptions, OpenError, Vote};
+use raft_store::log::{AppendEntry, AppendError, Boundary, Cursor, Log, LogOptions, OpenError, Vote};
 use raft_store::position::{LogId, PhysicalOffset};
 
 use super::world::*;
@@ -133,7 +134,7 @@ fn a_last_frame_torn_at_any_byte_is_cut_off() {
 
 /// The next frames of another history lie right where the log ends: their index, term and place would fit.
 #[test]
-fn frames_of_another_history_are_not_taken_up() {
+pub fn frames_of_another_history_are_not_taken_up() {
     let sizes = [100; 10];
     let options = one_segment();
     let disk = disk(2);
@@ -160,8 +161,31 @@ fn frames_of_another_history_are_not_taken_up() {
     assert!(disk.dump()[&segment_path(0)][cut..].iter().all(|byte| *byte == 0), "the leftovers are gone");
 }
 
+/// A file was used for the first segment, and is now, not emptied, the end of the newest one and all of the next: whole
+/// frames, and a mark, that speak of other places.
 #[test]
-fn a_bit_flipped_in_what_was_durable_is_corruption_and_never_cut() {
+pub fn frames_of_a_recycled_segment_are_not_taken_up() {
+    let sizes = [900; 20];
+    let (mut files, offsets) = killed_log(&small(), &sizes);
+    assert_eq!(offsets[20] / 8192, 2, "three segments are in use");
+    let recycled = files[&segment_path(0)].clone();
+    let end = (offsets[20] % 8192) as usize + HEAD_BYTES;
+    edit(&mut files, &segment_path(16384), |bytes| bytes[end..].copy_from_slice(&recycled[end..]));
+    files.insert(segment_path(24576), recycled);
+    let disk = disk_with(&files);
+    assert_eq!(recover(&disk, &small(), None).expect("opens"), expected(&sizes));
+    simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        for index in 20..30 {
+            append(&log, vec![entry(1, index, 900)]).await.expect("appended");
+        }
+    });
+    disk.process_kill();
+    assert_eq!(recover(&disk, &small(), None).expect("opens"), expected(&[900; 30]));
+}
+
+#[test]
+pub fn a_bit_flipped_in_what_was_durable_is_corruption_and_never_cut() {
     let sizes = [100, 30, 250, 0, 333, 77];
     let options = LogOptions { prepare_piece_bytes: 512, ..small() };
     let (files, offsets) = killed_log(&options, &sizes);
@@ -237,8 +261,7 @@ fn a_misdirected_write_is_noticed() {
     simulate(async {
         let log = open(&disk, options.clone()).await.expect("opens");
         append(&log, vec![entry(1, 0, 500), entry(1, 1, 500)]).await.expect("appended");
-        // The first write is the mark's.
-        disk.misdirect_write(segment_path(0), 2, segment_path(0), 500_000);
+        disk.misdirect_write(segment_path(0), 1, segment_path(0), 500_000);
         // Longer than a page: the page that the log ends in is written again with the next group, and so made whole.
         append(&log, vec![entry(1, 2, 9000)]).await.expect("the disk says so");
         log.read(2..3, 1).await.expect_err("it is not there");
@@ -287,6 +310,63 @@ fn a_failed_sync_or_write_is_final() {
     });
 }
 
+/// Appends, votes, a cut and a purge. Everything below `acknowledged` is durable, however this ends.
+async fn everyday(disk: &SimDisk, acknowledged: &mut u64) -> Result<(), String> {
+    let log = open(disk, small()).await.map_err(|error| error.to_string())?;
+    let text = |error: io::Error| error.to_string();
+    for round in 0..8 {
+        for _ in 0..3 {
+            append(&log, vec![entry(1, *acknowledged, 700)]).await.map_err(text)?;
+            *acknowledged += 1;
+        }
+        log.save_vote(Vote { term: round, node_id: Some(1), committed: false }).await.map_err(text)?;
+        if round == 3 {
+            *acknowledged -= 2;
+            log.truncate_after(Some(*acknowledged - 1)).await.map_err(text)?;
+        }
+        if round == 5 {
+            log.purge(id(1, 9)).await.map_err(text)?;
+        }
+    }
+    log.close().await.map_err(text)
+}
+
+/// Each sync of a log's everyday life fails once. Nobody tries it again, and what was acknowledged by then is there.
+#[test]
+pub fn whichever_sync_fails_is_not_retried() {
+    for nth in 1.. {
+        let disk = disk(19);
+        disk.record();
+        disk.fail_sync("/", nth);
+        let mut acknowledged = 0;
+        let ended = simulate(async {
+            let ended = everyday(&disk, &mut acknowledged).await;
+            Clock::simulated().sleep(Duration::from_secs(10)).await;
+            ended
+        });
+        let operations = disk.recorded();
+        let lost =
+            |operation: &Operation| matches!(operation, Operation::LoseData { .. } | Operation::LoseNames { .. });
+        let Some(failed) = operations.iter().position(lost) else {
+            ended.expect("nothing failed");
+            assert!(nth > 60, "there are more syncs than {nth} in such a life");
+            return;
+        };
+        ended.expect_err("a sync failed");
+        let retried = |operation: &&Operation| match (&operations[failed], operation) {
+            (Operation::LoseData { file: lost }, Operation::SyncData { file }) => file == lost,
+            (Operation::LoseNames { directory: lost }, Operation::SyncDirectory { directory }) => directory == lost,
+            _ => false,
+        };
+        let again = operations[failed..].iter().find(retried);
+        assert!(again.is_none(), "sync {nth} failed, and then {again:?}");
+        disk.crash_keeping(|_| false);
+        let last = simulate(async { open(&disk, small()).await.expect("opens").last() });
+        let found = last.map_or(0, |last| last.index + 1);
+        assert!(found >= acknowledged, "sync {nth} failed: {found} entries, {acknowledged} were acknowledged");
+    }
+}
+
 /// The preparer's syncs are as final as the writer's: the kernel does not say whose pages were lost.
 #[test]
 fn a_failed_sync_of_a_prepared_piece_is_final() {
@@ -329,7 +409,7 @@ fn a_full_disk_stops_the_log_when_it_must_grow_and_loses_nothing() {
 }
 
 #[test]
-fn either_copy_of_the_hard_state_is_enough_and_is_repaired() {
+pub fn either_copy_of_the_hard_state_is_enough_and_is_repaired() {
     let options = small();
     let vote = Vote { term: 7, node_id: Some(3), committed: true };
     let disk = disk(9);
@@ -404,8 +484,48 @@ fn a_missing_segment_is_corruption() {
     assert!(matches!(found, Err(OpenError::Corrupt { .. })), "but somebody knows better: {found:?}");
 }
 
+/// Segments are removed from the end. The process was killed behind one such removal, which nobody made durable; the
+/// start removes the segment before. If power fails then, the later one must not come back without the one before.
 #[test]
-fn a_tail_below_what_is_durable_elsewhere_is_corruption() {
+fn a_start_makes_durable_what_a_killed_process_removed() {
+    let disk = disk(11);
+    let (before, operations) = simulate(async {
+        let log = open(&disk, small()).await.expect("opens");
+        for index in 0..30 {
+            append(&log, vec![entry(1, index, 900)]).await.expect("appended");
+        }
+        let before = disk.fork();
+        disk.record();
+        // Of another history, in which less was written up to there.
+        let end = Cursor { physical_offset: PhysicalOffset(64), chain: 99 };
+        log.restart_at(Boundary { id: id(4, 500), end }).await.expect("restarted");
+        (before, disk.recorded())
+    });
+    let is_removal =
+        |operation: &Operation| matches!(operation, Operation::Remove { path } if path.extension().is_none());
+    let removals = operations.iter().enumerate().filter(|(_, operation)| is_removal(operation)).map(|(at, _)| at);
+    assert!(removals.clone().count() > 2);
+    for removal in removals {
+        let killed = before.fork();
+        operations[..=removal].iter().for_each(|operation| killed.repeat(operation));
+        killed.process_kill();
+        let start = killed.fork();
+        start.record();
+        recover(&start, &small(), None).expect("opens");
+        for operation in start.recorded() {
+            killed.repeat(&operation);
+            for lost in 0..killed.unsynced() {
+                let crashed = killed.fork();
+                crashed.crash_keeping(|unit| unit != lost);
+                let found = recover(&crashed, &small(), None);
+                assert_eq!(found.expect("opens"), Entries(Vec::new()), "killed after {removal}, lost {lost}");
+            }
+        }
+    }
+}
+
+#[test]
+pub fn a_tail_below_what_is_durable_elsewhere_is_corruption() {
     let sizes = [100; 5];
     let (mut files, offsets) = killed_log(&one_segment(), &sizes);
     edit(&mut files, &segment_path(0), |bytes| bytes[offsets[4] as usize + HEAD_BYTES] ^= 1);

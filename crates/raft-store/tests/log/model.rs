@@ -53,13 +53,21 @@ pub enum Event {
     Opened(Found),
 }
 
+/// An entry as a log shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    id: LogId,
+    bytes: usize,
+    crc: u32,
+}
+
 /// What a log shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub purged: Option<LogId>,
     pub end_index: u64,
     pub vote: Option<Vote>,
-    pub entries: Vec<(LogId, Bytes)>,
+    pub entries: Vec<Seen>,
     /// Where the log ends, and its chain there.
     pub end: Cursor,
 }
@@ -67,7 +75,8 @@ pub struct Found {
 impl Found {
     /// Everything that can be seen of `log`, read from memory and disk.
     pub async fn in_log(log: &Log, max_bytes: usize) -> io::Result<Found> {
-        let entries = bodies(log, max_bytes).await?;
+        let seen = |(id, body): (LogId, Bytes)| Seen { id, bytes: body.len(), crc: crc32c::crc32c(&body) };
+        let entries = bodies(log, max_bytes).await?.into_iter().map(seen).collect();
         Ok(Found {
             purged: log.last_purged(),
             end_index: log.last().map_or(0, |last| last.index + 1),
@@ -214,10 +223,10 @@ impl Model {
             return Err(format!("the log ends at {}, but only {} was submitted", found.end_index, self.end()));
         }
         let mut index = found.purged.map_or(0, |purged| purged.index + 1);
-        for (id, body) in &found.entries {
+        for seen in &found.entries {
             let entry = self.entry(index).ok_or_else(|| format!("no entry {index} was submitted"))?;
-            if entry.id != *id || entry.body() != *body {
-                return Err(format!("entry {index} is {id} with {} bytes, not {entry:?}", body.len()));
+            if (entry.id, entry.bytes, entry.crc) != (seen.id, seen.bytes, seen.crc) {
+                return Err(format!("entry {index} is {seen:?}, not {entry:?}"));
             }
             index += 1;
         }

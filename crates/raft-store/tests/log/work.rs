@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use env::disk::simulated::SimDisk;
-use env::{Disk, Env, Rng};
+use env::{Env, Rng};
 use parking_lot::Mutex;
 use raft_store::log::{Boundary, Cursor, Kind, Log, LogOptions, Vote};
 use raft_store::position::{LogId, PhysicalOffset};
@@ -49,20 +49,14 @@ enum Down {
 /// What the log lives in.
 #[derive(Clone)]
 pub enum Place {
-    Simulated {
-        disk: SimDisk,
-        /// What the log sees of it.
-        seen: Arc<dyn Disk>,
-        /// Whether the machine fails and the process is killed on the way.
-        unkind: bool,
-    },
+    Simulated(SimDisk),
     Real(PathBuf),
 }
 
 impl Place {
     fn disk(&self) -> Option<&SimDisk> {
         match self {
-            Place::Simulated { disk, .. } => Some(disk),
+            Place::Simulated(disk) => Some(disk),
             Place::Real(_) => None,
         }
     }
@@ -84,6 +78,7 @@ pub struct Work {
 pub fn random_options(rng: &Rng) -> LogOptions {
     let segment_bytes = 4096 << rng.below(4);
     LogOptions {
+        flush_interval_ms: None,
         segment_bytes,
         prepare_piece_bytes: [512, 4096, 16384][rng.below(3) as usize],
         tail_bytes: [0, 4096, 1 << 20][rng.below(3) as usize],
@@ -108,10 +103,7 @@ impl Work {
     /// Opens the log and checks that it is what it may be.
     async fn open(&mut self) -> (Env, Log) {
         let (env, dir) = match &self.place {
-            Place::Simulated { disk, seen, .. } => {
-                let env = Env { disk: Arc::clone(seen), ..Env::simulated(0, disk.clone()) };
-                (env, PathBuf::from(DIR))
-            }
+            Place::Simulated(disk) => (Env::simulated(0, disk.clone()), PathBuf::from(DIR)),
             Place::Real(dir) => (Env::real(), dir.clone()),
         };
         let log = Log::open(env.clone(), dir, self.options.clone(), None).await;
@@ -128,7 +120,7 @@ impl Work {
     pub fn run(&mut self, mut steps: usize) {
         while steps > 0 {
             let down = match &self.place {
-                Place::Simulated { .. } => simulate(self.live(&mut steps)),
+                Place::Simulated(_) => simulate(self.live(&mut steps)),
                 Place::Real(_) => real(self.live(&mut steps)),
             };
             let disk = self.place.disk();
@@ -157,7 +149,7 @@ impl Work {
                 74..86 => self.read(&log).await,
                 86..94 => self.rest(&env).await,
                 _ => {
-                    if matches!(self.place, Place::Simulated { unkind: true, .. }) {
+                    if matches!(self.place, Place::Simulated(_)) {
                         down = [Down::Close, Down::Kill, Down::Crash][self.rng.below(3) as usize];
                     }
                     break;

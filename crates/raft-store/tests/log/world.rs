@@ -12,19 +12,10 @@ use raft_store::log::{AppendEntry, Done, Kind, Log, LogOptions, OpenError};
 use raft_store::position::{LogId, PhysicalOffset};
 use tokio::sync::oneshot;
 
+pub use super::crashes::simulate;
+
 /// Where the log lies on a simulated disk.
 pub const DIR: &str = "/node";
-
-/// Runs `test` with tokio's clock paused: waiting takes no time. At its end all tasks are gone, as when a process is
-/// killed.
-pub fn simulate<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime can be built")
-        .block_on(test)
-}
 
 /// Runs `test` in real time.
 pub fn real<T>(test: impl Future<Output = T>) -> T {

@@ -8,10 +8,12 @@ mod consume;
 mod e2e;
 mod send;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use client::Client;
+use client::admin::Admin;
 use env::Env;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -68,9 +70,6 @@ pub struct Common {
     json: bool,
 }
 
-/// Every acknowledgement of these brokers is given after this.
-const DURABILITY: &str = "SYNC_FLUSH: fdatasync on a majority";
-
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs it.
@@ -81,6 +80,7 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
         What::E2e(flags) => (&flags.common, "e2e"),
     };
     let measure = async {
+        let durability = durability(env, common).await?;
         let baseline = baseline::measure(env, &common.baseline_dir).await?;
         let mut runs = Vec::new();
         for run in 1..=common.runs.max(1) {
@@ -95,7 +95,7 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
         }
         runs.sort_by(|a, b| a.messages_per_s.total_cmp(&b.messages_per_s));
         let median = runs.swap_remove(runs.len() / 2);
-        Ok::<_, AnyError>(Report::new(name, common, &baseline, median))
+        Ok::<_, AnyError>(Report::new(name, durability, common, &baseline, median))
     };
     let report = measure.await.map_err(|error| format!("bench {name}: {error}"))?;
     if common.json {
@@ -111,6 +111,26 @@ impl Common {
         let builder = Client::builder().env(env.clone()).name_servers(&self.name_servers);
         Ok(builder.connections_per_broker(self.connections).build()?)
     }
+}
+
+/// After what these brokers acknowledge, as they say.
+async fn durability(env: &Env, common: &Common) -> Result<String, AnyError> {
+    let servers = common.name_servers.split(';').map(str::to_owned).collect();
+    let admin = Admin::new(env, servers);
+    let mut said = BTreeSet::new();
+    for broker in admin.cluster_info().await?.broker_addr_table.values() {
+        if let Some(address) = broker.master_addr() {
+            let config = admin.broker_config(address).await?;
+            said.insert(config.get("flushDiskType").cloned().unwrap_or_default());
+        }
+    }
+    admin.close().await;
+    let said = said.iter().map(|mode| match mode.as_str() {
+        "SYNC_FLUSH" => "SYNC_FLUSH: fdatasync on a majority".to_owned(),
+        "ASYNC_FLUSH" => "ASYNC_FLUSH: written by a majority, flushed later".to_owned(),
+        other => format!("{other:?}"),
+    });
+    Ok(said.collect::<Vec<_>>().join(", "))
 }
 
 /// One run.
@@ -130,7 +150,7 @@ fn histogram() -> Histogram<u64> {
 #[derive(Serialize)]
 struct Report {
     bench: &'static str,
-    durability: &'static str,
+    durability: String,
     body_bytes: usize,
     in_flight: usize,
     connections: usize,
@@ -151,12 +171,18 @@ struct Report {
 }
 
 impl Report {
-    fn new(bench: &'static str, common: &Common, baseline: &baseline::Baseline, run: Measured) -> Report {
+    fn new(
+        bench: &'static str,
+        durability: String,
+        common: &Common,
+        baseline: &baseline::Baseline,
+        run: Measured,
+    ) -> Report {
         let mib_per_s = run.messages_per_s * common.body_bytes as f64 / (1024.0 * 1024.0);
         let p50_us = run.latency.value_at_quantile(0.5);
         Report {
             bench,
-            durability: DURABILITY,
+            durability,
             body_bytes: common.body_bytes,
             in_flight: common.in_flight,
             connections: common.connections,

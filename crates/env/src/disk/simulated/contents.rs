@@ -4,6 +4,7 @@
 //! hundred thousand crash states must not cost the size of its files.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
@@ -110,6 +111,20 @@ impl Contents {
         if offset < self.len {
             let byte = self.read(offset, 1)[0];
             self.write(offset, &[byte ^ (1 << bit)]);
+        }
+    }
+
+    /// Gives the hasher the length, and each page that is not zero with its place: files that read equal hash equal.
+    pub(super) fn hash_into(&self, hasher: &mut impl Hasher) {
+        hasher.write_u64(self.len);
+        for (chunk_index, chunk) in &self.chunks {
+            for (index, page) in (chunk_index * PAGES_PER_CHUNK..).zip(&chunk.pages) {
+                let Some(page) = page else { continue };
+                if !Arc::ptr_eq(page, &ZEROS) && **page != **ZEROS {
+                    hasher.write_u64(index);
+                    hasher.write(&page[..]);
+                }
+            }
         }
     }
 

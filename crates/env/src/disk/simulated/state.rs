@@ -7,6 +7,7 @@
 //! any subset of them survives: see the parent module.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -222,6 +223,23 @@ impl State {
             .filter(|(file, _)| self.current.place_of(**file).is_some() || open(**file))
             .map(|(_, state)| state.current.occupied_pages())
             .sum()
+    }
+
+    /// Gives the hasher all names, and the bytes of the files among them: what programs see, and nothing else.
+    pub(super) fn hash_into(&self, hasher: &mut impl Hasher) {
+        self.hash_below(ROOT, hasher);
+    }
+
+    fn hash_below(&self, directory: FileId, hasher: &mut impl Hasher) {
+        for (name, file) in self.list(directory) {
+            name.hash(hasher);
+            match self.contents(file) {
+                Some(contents) => contents.hash_into(hasher),
+                None => self.hash_below(file, hasher),
+            }
+        }
+        // No length is as long as this: the names of the directory end here.
+        hasher.write_u64(u64::MAX);
     }
 
     /// Every file that has a name, with its bytes.

@@ -33,6 +33,7 @@ use crate::raft::peer::wire::{
     Transferred, Vitals,
 };
 use crate::raft::peer::{PeerCounters, chain};
+use crate::raft::probation::Probation;
 use crate::raft::types::{StoredMembership, Types, Vote};
 use crate::state_hash::ImageHashes;
 
@@ -112,6 +113,8 @@ pub struct Server<T: Tables> {
     pub founding: Arc<dyn Fn() -> FoundingStatus + Send + Sync>,
     /// Set once Raft runs.
     pub raft: watch::Receiver<Option<Raft<Types, Machine<T>>>>,
+    /// Whether this node's word counts.
+    pub probation: Arc<Probation>,
     /// What the members that connect say is theirs.
     pub forward_keys: Arc<ForwardKeys>,
     /// What went wrong.
@@ -310,9 +313,9 @@ impl<T: Tables> Server<T> {
                         continue;
                     }
                     waiting += 1;
-                    let (raft, ready) = (raft.clone(), ready.clone());
+                    let (raft, ready, probation) = (raft.clone(), ready.clone(), self.probation.clone());
                     self.lifetime.spawn(async move {
-                        let reply = answer(&raft, request).await.unwrap_or(Reply::Unavailable);
+                        let reply = answer(&raft, &probation, request).await.unwrap_or(Reply::Unavailable);
                         // The connection may have ended meanwhile.
                         let _ = ready.send((number, reply));
                     });
@@ -369,14 +372,22 @@ fn vote_request_of(ask: AskVote) -> VoteRequest<Types> {
 }
 
 /// `None` if this node's Raft has stopped.
-async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, request: Request) -> Option<Reply> {
+async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, probation: &Probation, request: Request) -> Option<Reply> {
     match request {
+        // As if it were not there: its word does not count.
+        Request::PreVote(_) | Request::Vote(_) | Request::Transfer(_) if !probation.is_over() => {
+            Some(Reply::Unavailable)
+        }
         Request::Heartbeat(append) => {
             if !append.entries.is_empty() {
                 return None;
             }
-            let previous = append.previous;
+            let (previous, term) = (append.previous, append.vote.leader_id.term);
+            let committed = append.committed.as_ref().map(|committed| committed.index);
             let answer = raft.append_entries(request_of(append)).await.ok()?;
+            if !matches!(answer, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
+                probation.heard(term, committed);
+            }
             // A heartbeat has no last entry: what it confirms is the one before.
             let appended: Appended = match answer {
                 openraft::raft::AppendEntriesResponse::Conflict => Appended::Conflict(previous?),

@@ -1,0 +1,102 @@
+//! Planted bugs: mistakes that this crate makes on purpose, to prove that the tests which should find them do.
+//!
+//! Only with the feature `planted-bugs`, and then only those that a test has planted; else [`is`] is a constant. To add
+//! one: a variant here, its line in [`Bug::ALL`] and [`Bug::name`], the mistake where it would be made, and the check that
+//! must find it in `tests/crashes`.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Frames are not synced before they are answered.
+    SkipSync,
+    /// A sync of frames that fails is tried again.
+    SyncRetried,
+    /// Appends are answered before they are written.
+    AcknowledgeBeforeSync,
+    /// N is durable in the keyed store before the rows that it stands for.
+    BoundaryBeforeRows,
+    /// The marks are forgotten: a bad frame below one is cut off like a torn tail.
+    CutBelowMark,
+    /// A vote is answered when it is written.
+    VoteUnsynced,
+    /// A vote is written to one copy of the hard state.
+    VoteInOneCopy,
+    /// A frame of any history continues the log.
+    ChainUnchecked,
+    /// Any whole frame continues the log, wherever it belongs.
+    StaleFrames,
+    /// What is cut stays where it is.
+    CutNotZeroed,
+    /// Readers of files do not stop at what is written.
+    ReadPastWritten,
+    /// The derived state does not wait for the log to be durable.
+    DerivedPastSynced,
+    /// The keyed store is written before the units of the ConsumeQueues.
+    KeyedBeforeUnits,
+    /// A log that ends below the derived state is taken as it is.
+    FloorIgnored,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 14] = [
+        Bug::SkipSync,
+        Bug::SyncRetried,
+        Bug::AcknowledgeBeforeSync,
+        Bug::BoundaryBeforeRows,
+        Bug::CutBelowMark,
+        Bug::VoteUnsynced,
+        Bug::VoteInOneCopy,
+        Bug::ChainUnchecked,
+        Bug::StaleFrames,
+        Bug::CutNotZeroed,
+        Bug::ReadPastWritten,
+        Bug::DerivedPastSynced,
+        Bug::KeyedBeforeUnits,
+        Bug::FloorIgnored,
+    ];
+
+    /// What it is called on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bug::SkipSync => "skip-sync",
+            Bug::SyncRetried => "sync-retried",
+            Bug::AcknowledgeBeforeSync => "acknowledge-before-sync",
+            Bug::BoundaryBeforeRows => "boundary-before-rows",
+            Bug::CutBelowMark => "cut-below-mark",
+            Bug::VoteUnsynced => "vote-unsynced",
+            Bug::VoteInOneCopy => "vote-in-one-copy",
+            Bug::ChainUnchecked => "chain-unchecked",
+            Bug::StaleFrames => "stale-frames",
+            Bug::CutNotZeroed => "cut-not-zeroed",
+            Bug::ReadPastWritten => "read-past-written",
+            Bug::DerivedPastSynced => "derived-past-synced",
+            Bug::KeyedBeforeUnits => "keyed-before-units",
+            Bug::FloorIgnored => "floor-ignored",
+        }
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug on this thread, or takes the one back that is there. A simulation has no other thread, and tests beside
+/// it must not suffer.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether to make this mistake here.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn is(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether to make this mistake here: never.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,131 @@
+//! A leader whose own disk takes nothing, or much less than those of the others: what is committed without it piles up in
+//! its memory, and when it has to save a vote it is there for nobody. It wishes for a successor while it still can.
+
+use std::time::Duration;
+
+use env::Env;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Raft, ServerState};
+use tokio::sync::mpsc;
+
+use crate::fold::Tables;
+use crate::log::Log;
+use crate::position::PhysicalOffset;
+use crate::proposer::Wish;
+use crate::raft::machine::Machine;
+use crate::raft::types::Types;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Behind the others, and nothing written or flushed for this long beside the flush interval: the disk has stalled.
+const STALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// Behind the others, and this much waits to be written: the disk is too slow.
+const QUEUED_BYTES: u64 = 64 << 20;
+
+/// After a wish.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far a disk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    written: PhysicalOffset,
+    /// Entries durable.
+    synced: u64,
+}
+
+/// Looks until Raft ends.
+pub async fn watch<T: Tables>(
+    env: Env,
+    raft: Raft<Types, Machine<T>>,
+    log: Log,
+    flush_interval: Duration,
+    wishes: mpsc::UnboundedSender<Wish>,
+) {
+    let mut looks = env.clock.ticks(LOOK);
+    let mut watched = Watched::default();
+    loop {
+        looks.next().await;
+        let (leads, committed) = {
+            let metrics = raft.metrics().borrow_watched().clone();
+            let committed = metrics.local_committed.as_ref().map_or(0, |committed| committed.index + 1);
+            (metrics.state == ServerState::Leader, committed)
+        };
+        let synced = log.synced().borrow().index.map_or(0, |last| last + 1);
+        let progress = Progress { written: log.written_end(), synced };
+        // What a timer flushes is not late before all of it is written.
+        let is_owed = flush_interval.is_zero() || progress.written < log.tip().end.physical_offset;
+        let queued_bytes = log.stats().queued_bytes;
+        let behind = leads && is_owed && committed > synced;
+        if watched.look(env.clock.monotonic(), behind, progress, queued_bytes, STALL_LIMIT + flush_interval) {
+            tracing::error!(queued_bytes, "this leader's disk is stalled or too slow: somebody else should lead");
+            if wishes.send(Wish::Disk).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What was seen so far. Pure.
+#[derive(Debug, Default)]
+struct Watched {
+    progress: Progress,
+    /// When it was last seen to move, or nothing was owed.
+    moved_at: Duration,
+    wished_at: Option<Duration>,
+}
+
+impl Watched {
+    /// Whether a successor is wished for. `behind`: this node leads, and the others have more on their disks.
+    fn look(
+        &mut self,
+        now: Duration,
+        behind: bool,
+        progress: Progress,
+        queued_bytes: u64,
+        stall_limit: Duration,
+    ) -> bool {
+        if progress != self.progress || !behind {
+            (self.progress, self.moved_at) = (progress, now);
+        }
+        let is_slow = now - self.moved_at >= stall_limit || queued_bytes > QUEUED_BYTES;
+        let wishes = behind && is_slow && self.wished_at.is_none_or(|at| now - at >= PATIENCE);
+        if wishes {
+            self.wished_at = Some(now);
+        }
+        wishes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_is_wished_for_when_the_others_are_faster_and_only_then() {
+        let at = |synced| Progress { written: PhysicalOffset(synced * 64), synced };
+        let ms = Duration::from_millis;
+        // (now, behind, progress, queued bytes) -> wished for
+        let cases = [
+            (0, false, at(10), 0, false),
+            // Two seconds without progress, but nobody else is further.
+            (2_500, false, at(10), 1 << 20, false),
+            (3_000, true, at(10), 1 << 20, false),
+            (4_600, true, at(10), 1 << 20, true),
+            // Not again at once.
+            (7_000, true, at(10), 1 << 20, false),
+            (8_000, false, at(40), 0, false),
+            // It moves, but far too slowly.
+            (15_500, true, at(50), 65 << 20, true),
+            (30_000, true, at(51), 1 << 20, false),
+            (60_000, false, at(51), 65 << 20, false),
+            (61_000, true, at(51), 1 << 20, false),
+        ];
+        let mut watched = Watched::default();
+        for (now, behind, progress, queued, wished) in cases {
+            let seen = watched.look(ms(now), behind, progress, queued, ms(2_000));
+            assert_eq!(seen, wished, "at {now} ms");
+        }
+    }
+}
