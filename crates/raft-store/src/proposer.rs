@@ -413,6 +413,8 @@ impl<T: Tables> Proposer<T> {
             }
         };
         let Some(mut time) = took_office else { return false };
+        // Before anybody asks what time it is.
+        self.look_at_clocks(&mut time);
         self.ready.send_replace(Some(term));
         let goes_on = self.serve(term, &mut time, waiting, lost).await;
         self.ready.send_replace(None);
@@ -466,7 +468,6 @@ impl<T: Tables> Proposer<T> {
         let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
         let mut looks = self.clock.ticks(LOOK_INTERVAL);
         let mut handing = self.handing.clone();
-        self.look_at_clocks(time);
         loop {
             let handing_over = *handing.borrow_and_update();
             if handing_over == (HandingOver::Triggered { term }) {
