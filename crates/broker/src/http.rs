@@ -357,6 +357,18 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         ),
         ("raftmq_broken_streams", "Append streams that broke", true, each(&|_, status| status.broken_streams as f64)),
         (
+            "raftmq_state_agreed_index",
+            "Newest checkpoint at which a majority of replicas had the same state",
+            false,
+            each(&|_, status| index(status.state_agreed)),
+        ),
+        (
+            "raftmq_state_split",
+            "1 if no majority of replicas had the same state at the newest checkpoint that was compared: find out why",
+            false,
+            each(&|_, status| f64::from(u8::from(status.state_split.is_some()))),
+        ),
+        (
             "raftmq_clock_offset_ms",
             "How far the leader's wall clock surely is from the median of the voters', ahead if positive; 0 elsewhere",
             false,

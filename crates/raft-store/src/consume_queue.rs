@@ -468,6 +468,19 @@ pub(crate) enum Rebuild {
     Damaged,
     /// This image replaces it; until the image is there under its name, nothing has happened.
     Install(crate::position::LogId),
+    /// A majority has another state.
+    Diverged(RebuildFrom),
+}
+
+/// Where a state that has gone wrong was right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, crate::codec::Encode, crate::codec::Decode)]
+pub(crate) enum RebuildFrom {
+    /// Nowhere that is known here.
+    Nothing,
+    /// The log is all there.
+    Log,
+    /// This image was agreed on, and goes with the beginning of the log.
+    Image(crate::position::LogId),
 }
 
 /// Writes the note durably.

@@ -21,7 +21,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{self, CodecError, Decode, Encode};
-use crate::position::{PhysicalOffset, QueueId, Timestamp, TopicId};
+use crate::position::{LogId, NodeId, PhysicalOffset, QueueId, Timestamp, TopicId};
 
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 24;
@@ -84,7 +84,7 @@ pub enum Visibility {
 }
 
 /// Commands that this crate itself applies. `now` is the entry's stamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum CoreCommand {
     /// A leader's first entry: gives the time since the last entry to whoever holds a lease.
     Lead,
@@ -107,6 +107,15 @@ pub enum CoreCommand {
         min_physical: PhysicalOffset,
         /// What became visible at this time or later stays.
         cut: Timestamp,
+    },
+    /// The hashes of the images that voters have cut at a checkpoint: the one that a majority of all voters has is right.
+    StateHash {
+        /// The checkpoint.
+        position: LogId,
+        /// How many voters there are.
+        voters: u32,
+        /// Those that could be asked, and what they have.
+        hashes: Vec<(NodeId, u64)>,
     },
 }
 
@@ -227,13 +236,11 @@ pub fn encode_entry(stamp: Timestamp, operations: &[Operation]) -> Bytes {
 
 /// The bytes an operation adds to a body, at most: for proposers that fill entries up to a size.
 pub fn encoded_bytes(operation: &Operation) -> usize {
-    /// No core command is longer; they are a few integers.
-    const CORE_COMMAND_BYTES: usize = 32;
     ROW_BYTES
         + match operation {
             Operation::Record(record) => record.record.len() + record.key_hashes.len() * 8,
             Operation::Roll(roll) => roll.record.len(),
-            Operation::Core(_) => CORE_COMMAND_BYTES,
+            Operation::Core(command) => codec::to_bytes(command).len(),
             Operation::Tables(command) => command.len(),
         }
 }
@@ -267,7 +274,7 @@ pub enum OperationView<'a> {
     /// A pending row's record, moved.
     Roll(RollView),
     /// A command of this crate.
-    Core(CoreCommand),
+    Core(&'a CoreCommand),
     /// A command of the broker's tables.
     Tables(&'a [u8]),
 }
@@ -393,7 +400,7 @@ impl EntryView {
             match row[0] {
                 KIND_RECORD => OperationView::Record(self.record(row, position, size)),
                 KIND_ROLL => OperationView::Roll(RollView { key: PhysicalOffset(u64_at(row, 24)), position, size }),
-                KIND_CORE => OperationView::Core(*core.next().expect("decoded while checking")),
+                KIND_CORE => OperationView::Core(core.next().expect("decoded while checking")),
                 _ => OperationView::Tables(&self.body[position as usize..][..size as usize]),
             }
         })
@@ -458,10 +465,15 @@ mod tests {
             .prop_map(|(key, record)| Operation::Roll(RollOperation { key: PhysicalOffset(key), record }));
         let trim = (any::<u64>(), any::<i64>())
             .prop_map(|(at, cut)| CoreCommand::Trim { min_physical: PhysicalOffset(at), cut: Timestamp(cut) });
+        let hashes = proptest::collection::vec(any::<(u64, u64)>(), 0..4);
+        let state_hash = (any::<(u64, u64)>(), any::<u32>(), hashes).prop_map(|((term, index), voters, hashes)| {
+            CoreCommand::StateHash { position: LogId { term, index }, voters, hashes }
+        });
         prop_oneof![
             4 => record,
             2 => roll,
             1 => trim.prop_map(Operation::Core),
+            1 => state_hash.prop_map(Operation::Core),
             1 => bytes().prop_map(Operation::Tables),
             1 => Just(Operation::Core(CoreCommand::Lead)),
             1 => any::<u32>().prop_map(|limit| Operation::Core(CoreCommand::FireTimers { limit })),
@@ -473,7 +485,7 @@ mod tests {
     fn owned(view: &EntryView) -> Vec<Operation> {
         view.operations()
             .map(|operation| match operation {
-                OperationView::Core(command) => Operation::Core(command),
+                OperationView::Core(command) => Operation::Core(command.clone()),
                 OperationView::Tables(command) => Operation::Tables(Bytes::copy_from_slice(command)),
                 OperationView::Roll(RollView { key, position, size }) => Operation::Roll(RollOperation {
                     key,
@@ -577,6 +589,16 @@ mod tests {
         golden.extend([0xB2, 1, 4, 7, 3]);
         golden.extend(b"REC");
         assert_eq!(body, golden);
+    }
+
+    #[test]
+    fn golden_bytes_of_a_state_hash() {
+        let position = LogId { term: 1, index: 9 };
+        let command = CoreCommand::StateHash { position, voters: 3, hashes: vec![(7, 200), (8, 5)] };
+        let operation = Operation::Core(command);
+        let body = encode_entry(Timestamp(5), std::slice::from_ref(&operation));
+        assert_eq!(body.len(), HEAD_BYTES + encoded_bytes(&operation));
+        assert_eq!(body[HEAD_BYTES + ROW_BYTES..], [0xB2, 1, 5, 1, 9, 3, 2, 7, 200, 8, 5]);
     }
 
     /// Two records in one place would be one message in two queues, or a pending row lost.

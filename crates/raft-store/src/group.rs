@@ -307,6 +307,10 @@ pub struct Status {
     pub inconsistent_requests: u64,
     /// Append streams that broke.
     pub broken_streams: u64,
+    /// The newest checkpoint that a majority of replicas agreed on, as applied here.
+    pub state_agreed: Option<LogId>,
+    /// The newest checkpoint with a verdict, if that is that no majority agrees.
+    pub state_split: Option<LogId>,
     /// How far this node's wall clock surely is from the median of the voters', ahead if positive; at the leader only.
     pub clock_offset_ms: Option<i64>,
     /// Times that this node's wall clock was not followed, because it was moved or wrong.
@@ -359,7 +363,9 @@ impl<T: Tables> Group<T> {
         let (queue, submissions) = mpsc::unbounded_channel();
         let (opened, opening) = oneshot::channel();
         let seed = env.rng.u64();
-        let member = Member { env: env.clone(), options: options.clone(), commands: received, submissions };
+        let weak = queue.downgrade();
+        let member =
+            Member { env: env.clone(), options: options.clone(), commands: received, submissions, queue: weak };
         let name = format!("raft-{}", options.group);
         drop(env.executor.run(&name, Runtime::scope(seed, member.run(tables, opened))));
         let opened = opening.await.map_err(|_| OpenError::Interrupted)??;
@@ -465,6 +471,7 @@ impl<T: Tables> Group<T> {
         });
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let clock = *opened.group_clock.borrow();
+        let state_hashes = opened.reader.state_hashes();
         Status {
             node: opened.node,
             role: opened.role.borrow().clone(),
@@ -482,6 +489,8 @@ impl<T: Tables> Group<T> {
             heartbeat_timeouts: load(&opened.counters.heartbeat_timeouts),
             inconsistent_requests: load(&opened.counters.inconsistent_requests),
             broken_streams: load(&opened.counters.broken_streams),
+            state_agreed: state_hashes.agreed(),
+            state_split: state_hashes.split(),
             clock_offset_ms: clock.offset_ms,
             clock_steps_refused: clock.steps_refused,
             clock_hand_overs: load(&opened.clock_hand_overs),

@@ -26,3 +26,4 @@ pub mod planted;
 pub mod position;
 pub mod proposer;
 pub mod raft;
+pub mod state_hash;

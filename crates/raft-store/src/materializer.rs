@@ -30,8 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::codec::{self, Decode, Encode};
 use crate::consume_queue::{
-    Damage, Queue, Rebuild, Restored, UNIT_BYTES, UNITS_PER_FILE, UnitFiles, aside, note_rebuild, noted_rebuild,
-    read_file, replace_file,
+    Damage, Queue, Rebuild, RebuildFrom, Restored, UNIT_BYTES, UNITS_PER_FILE, UnitFiles, aside, note_rebuild,
+    noted_rebuild, read_file, replace_file,
 };
 use crate::fold::changes::Changes;
 use crate::fold::core::{Core, CoreRows};
@@ -318,6 +318,7 @@ impl Derived {
                 self.reset(Some(&path)).await?;
             }
             Some(Rebuild::Damaged) => self.rebuild_from_log(log).await?,
+            Some(Rebuild::Diverged(from)) => self.rebuild_from_agreed(from, log).await?,
             None => self.take_newer_image().await?,
         }
         // The second round follows a rebuild, after which there is nothing left to be wrong.
@@ -326,7 +327,10 @@ impl Derived {
             match self.load(tables).await {
                 Ok(loaded) => {
                     self.check_fits(log).await?;
-                    return Ok(Settled { derived: self, loaded });
+                    let dir = self.places.checkpoint.clone();
+                    let images = Arc::new(Images { env: self.env.clone(), dir, known: Mutex::default() });
+                    images.list().await?;
+                    return Ok(Settled { derived: self, loaded, images });
                 }
                 Err(LoadError::Open(error)) => return Err(error),
                 Err(LoadError::Keyed(bad)) => {
@@ -384,6 +388,32 @@ impl Derived {
         }
         let path = base.as_ref().map(|base| base.path.as_path());
         self.reset(path).await
+    }
+
+    /// The same, from what a majority agreed on. The images made since are as wrong as the state: they are made anew on the
+    /// way.
+    async fn rebuild_from_agreed(&mut self, from: RebuildFrom, log: &Log) -> Result<(), OpenError> {
+        self.stats.rebuilds += 1;
+        let purged = log.last_purged();
+        let base = match from {
+            RebuildFrom::Log if purged.is_none() => Ok(None),
+            RebuildFrom::Image(id) if purged.is_none_or(|purged| purged.index <= id.index) => {
+                self.whole_image(id).await?.map(Some).ok_or(())
+            }
+            _ => Err(()),
+        };
+        let Ok(base) = base else {
+            let reason = "a majority has another state, and nothing agreed is left here to begin with: replaceNode";
+            return Err(OpenError::DoesNotFit { derived: self.newest, reason: reason.to_owned() });
+        };
+        let behind = base.as_ref().map(|base| base.boundary.id.index);
+        for id in image::list(&self.env, &self.places.checkpoint).await? {
+            if behind.is_none_or(|behind| id.index > behind) {
+                self.env.disk.remove_file(&self.image_path(id)).await?;
+            }
+        }
+        self.env.disk.sync_dir(&self.places.checkpoint).await?;
+        self.reset(base.as_ref().map(|base| base.path.as_path())).await
     }
 
     async fn reset(&mut self, image: Option<&Path>) -> Result<(), OpenError> {
@@ -568,12 +598,13 @@ struct Loaded {
 pub(crate) struct Settled {
     derived: Derived,
     loaded: Loaded,
+    images: Arc<Images>,
 }
 
 impl Settled {
     /// Makes the working state, and starts the materializer.
     pub fn start(self, log: Log) -> (Arc<Shared>, Core, Materializer) {
-        let Settled { derived, loaded: Loaded { rows, index, owed_image } } = self;
+        let Settled { derived, loaded: Loaded { rows, index, owed_image }, images } = self;
         let Derived { env, places, options, keyed, floors, stats, .. } = derived;
         let damage = index.damage();
         let files = UnitFiles::new(env.clone(), places.consume_queue.clone(), UNITS_PER_FILE, damage);
@@ -583,7 +614,7 @@ impl Settled {
         let shared = Arc::new(Shared::new(env.clone(), log, options, Arc::new(files), Arc::new(index), durable, stats));
         let floor = |id| floors.queues.get(&id).copied().unwrap_or_default();
         let core = Core::restored(shared.clone(), rows, applied, floor);
-        let images = Arc::new(Images { env: env.clone(), dir: places.checkpoint.clone(), known: Mutex::default() });
+        images.publish(&shared);
         let (commands, received) = mpsc::unbounded_channel();
         let worker = Worker {
             shared: shared.clone(),
@@ -609,6 +640,18 @@ struct Images {
 }
 
 impl Images {
+    /// Tells the hashes of all images.
+    fn publish(&self, shared: &Shared) {
+        let images = self.known.lock().iter().map(|(id, image)| (*id, image.hash)).collect();
+        shared.state_hashes.send_modify(|hashes| hashes.images = images);
+    }
+
+    /// One more, complete.
+    fn add(&self, image: Image, shared: &Shared) {
+        self.known.lock().insert(image.boundary.id, image);
+        self.publish(shared);
+    }
+
     async fn list(&self) -> io::Result<Vec<Image>> {
         let mut images = Vec::new();
         for id in image::list(&self.env, &self.dir).await? {
@@ -897,6 +940,7 @@ impl Worker {
             let image = image::write(env, &self.places.checkpoint, options.segment_bytes, &mut *self.keyed).await?;
             let kept = self.shared.checkpoints.lock().clone();
             self.images.prune(image.boundary.id, &kept, self.shared.log.last_purged()).await?;
+            self.images.add(image, &self.shared);
             self.shared.stats.lock().images_written += 1;
         }
         Ok(())
@@ -942,6 +986,7 @@ impl Worker {
         reset(&self.shared.env, &self.places, &mut *self.keyed, Some(&image.path)).await.map_err(io::Error::other)?;
         self.shared.files.forget();
         self.shared.durable.send_replace(Some(image.boundary.id));
+        self.images.add(image, &self.shared);
         Ok(())
     }
 }

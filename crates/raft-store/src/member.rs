@@ -41,6 +41,7 @@ use crate::raft::slow_disk;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
+use crate::state_hash;
 
 /// A hand-over that takes longer is given up.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
@@ -108,6 +109,8 @@ pub(crate) struct Member<T: Tables> {
     pub options: GroupOptions,
     pub commands: mpsc::UnboundedReceiver<Command>,
     pub submissions: mpsc::UnboundedReceiver<Submission<T::Reply>>,
+    /// Where `submissions` come from. Weak: the member ends with its handles.
+    pub queue: mpsc::WeakUnboundedSender<Submission<T::Reply>>,
 }
 
 /// What was recovered from the directory.
@@ -267,6 +270,7 @@ impl<T: Tables> Member<T> {
             env: env.clone(),
             hello: hello.clone(),
             layout: Layout { segment_bytes: options.segment_bytes },
+            told: told_hashes(recovered.reader.clone()),
             entry_bytes_max: options.log.max_entry_bytes,
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
@@ -327,13 +331,25 @@ impl<T: Tables> Member<T> {
         let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
         let failure = Arc::new(watch::Sender::new(None));
-        lifetime.spawn(stop_on_failure(
-            raft.clone(),
-            log.clone(),
-            recovered.reader.clone(),
-            links.refusals(),
-            failure.clone(),
-        ));
+        let (wish, wishes) = mpsc::unbounded_channel();
+        let replica = state_hash::Own {
+            env: env.clone(),
+            dir: options.dir.clone(),
+            raft: raft.clone(),
+            log: log.clone(),
+            reader: recovered.reader.clone(),
+            links: links.clone(),
+            wishes: wish.clone(),
+        };
+        lifetime.spawn(stop_on_failure(replica, failure.clone()));
+        lifetime.spawn(state_hash::propose_due(state_hash::Leader {
+            env: env.clone(),
+            raft: raft.clone(),
+            reader: recovered.reader.clone(),
+            links: links.clone(),
+            ready: watch_ready.clone(),
+            queue: self.queue.clone(),
+        }));
         lifetime.spawn(vitals::ask_while_leading(raft.clone(), Arc::downgrade(&links)));
         lifetime.spawn(purge::follow_trims(raft.clone(), log.clone(), recovered.reader.clone()));
         let watch_failure = failure.subscribe();
@@ -342,7 +358,6 @@ impl<T: Tables> Member<T> {
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
         let (group_clock, watch_group_clock) = watch::channel(GroupClock::default());
-        let (wish, wishes) = mpsc::unbounded_channel();
         let (_, none) = mpsc::unbounded_channel();
         let proposer = Proposer {
             clock: env.clock.clone(),
@@ -445,6 +460,10 @@ fn founding_status(
     })
 }
 
+fn told_hashes<T: Tables>(reader: Reader<T>) -> Arc<dyn Fn() -> state_hash::ImageHashes + Send + Sync> {
+    Arc::new(move || reader.state_hashes().told())
+}
+
 /// The first founder's last step. If it fails or is interrupted, this node's next start tries again.
 async fn initialize<T: Tables>(env: Env, directory: Directory, start: Start, set: Vec<Founder>, raft: RaftOf<T>) {
     match founding::all_confirmed(&env, &directory, &start, &set).await {
@@ -538,13 +557,7 @@ async fn refused_by_a_majority<T: Tables>(raft: &RaftOf<T>, mut refusals: watch:
 
 /// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
 /// others serve.
-async fn stop_on_failure<T: Tables>(
-    raft: RaftOf<T>,
-    log: Log,
-    reader: Reader<T>,
-    refusals: watch::Receiver<Refusals>,
-    failure: Arc<watch::Sender<Option<String>>>,
-) {
+async fn stop_on_failure<T: Tables>(own: state_hash::Own<T>, failure: Arc<watch::Sender<Option<String>>>) {
     async fn first(mut found: watch::Receiver<Option<String>>) -> String {
         loop {
             if let Some(reason) = found.borrow_and_update().clone() {
@@ -556,11 +569,14 @@ async fn stop_on_failure<T: Tables>(
             }
         }
     }
+    let (raft, log, reader) = (own.raft.clone(), own.log.clone(), own.reader.clone());
+    let refusals = own.links.refusals();
     let reason = tokio::select! { biased;
         reason = first(log.corruption()) => reason,
         reason = first(reader.watch_damage()) => reason,
         reason = first(reader.watch_failure()) => reason,
         reason = refused_by_a_majority(&raft, refusals) => reason,
+        reason = state_hash::has_gone_wrong(own) => reason,
     };
     tracing::error!("this replica stops: {reason}");
     failure.send_replace(Some(reason));
@@ -649,16 +665,25 @@ fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersErr
 impl<T: Tables> Running<T> {
     /// Hands over for a reason of this node's own.
     async fn grant(&self, env: &Env, wish: Wish) {
-        let among = match &wish {
-            Wish::Clock(successors) => Some(successors.as_slice()),
-            Wish::Disk => None,
-        };
-        match (self.hand_over(env, among).await, &wish) {
-            (Ok(()), Wish::Clock(_)) => {
-                self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
+        match wish {
+            Wish::Clock(successors) => match self.hand_over(env, Some(&successors)).await {
+                Ok(()) => {
+                    self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => tracing::warn!(%error, "no voter with a better clock took over"),
+            },
+            Wish::Disk => match self.hand_over(env, None).await {
+                Ok(()) => tracing::info!("somebody else leads, whose disk is better"),
+                Err(error) => tracing::warn!(%error, "no other voter took over from this one with its slow disk"),
+            },
+            Wish::State(successors, granted) => {
+                match self.hand_over(env, Some(&successors)).await {
+                    Ok(()) | Err(HandOverError::NotLeader) => {}
+                    Err(error) => tracing::warn!(%error, "no voter with the right state took over"),
+                }
+                // Its asker may be gone.
+                let _ = granted.send(());
             }
-            (Ok(()), Wish::Disk) => tracing::info!("somebody else leads, whose disk is better"),
-            (Err(error), _) => tracing::warn!(%error, ?wish, "no other voter took over"),
         }
     }
 

@@ -65,12 +65,14 @@ pub struct GroupClock {
 }
 
 /// Why somebody else should lead, and who.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Wish {
     /// This node's clock is off; theirs are good.
     Clock(Vec<NodeId>),
     /// This node's disk is stalled or too slow.
     Disk,
+    /// This node's state is wrong; theirs is right. It stops when this is answered.
+    State(Vec<NodeId>, oneshot::Sender<()>),
 }
 
 /// Why operations have no outcome.

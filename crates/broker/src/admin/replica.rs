@@ -68,6 +68,7 @@ fn replica_status(broker_name: &str, is_ready: bool, raft: &Status) -> ReplicaSt
         voter: raft.voters.contains(&member.id),
     });
     ReplicaStatus {
+        agreed_index: raft.state_agreed.map(|agreed| agreed.index),
         applied_index: raft.applied.map(|applied| applied.index),
         broker_name: broker_name.to_owned(),
         committed_index: raft.committed.map(|committed| committed.index),
@@ -136,6 +137,8 @@ mod tests {
             heartbeat_timeouts: 0,
             inconsistent_requests: 0,
             broken_streams: 0,
+            state_agreed: id(5),
+            state_split: None,
             clock_offset_ms: None,
             clock_steps_refused: 0,
             clock_hand_overs: 0,
@@ -149,7 +152,7 @@ mod tests {
     #[test]
     fn the_leader_knows_how_far_the_others_are() {
         let body = replica_status("broker-a", true, &leader());
-        let golden = r#"{"appliedIndex":7,"brokerName":"broker-a","committedIndex":8,"lastIndex":9,"leader":1,"members":[{"clientAddress":"127.0.0.1:21","lagEntries":0,"nodeId":1,"peerAddress":"127.0.0.1:11","voter":true},{"clientAddress":"127.0.0.1:22","lagEntries":1,"nodeId":2,"peerAddress":"127.0.0.1:12","voter":true},{"clientAddress":"127.0.0.1:23","nodeId":3,"peerAddress":"127.0.0.1:13","voter":false}],"nodeId":1,"queueDepths":{},"ready":true,"role":"leader","syncedIndex":6,"term":2}"#;
+        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","committedIndex":8,"lastIndex":9,"leader":1,"members":[{"clientAddress":"127.0.0.1:21","lagEntries":0,"nodeId":1,"peerAddress":"127.0.0.1:11","voter":true},{"clientAddress":"127.0.0.1:22","lagEntries":1,"nodeId":2,"peerAddress":"127.0.0.1:12","voter":true},{"clientAddress":"127.0.0.1:23","nodeId":3,"peerAddress":"127.0.0.1:13","voter":false}],"nodeId":1,"queueDepths":{},"ready":true,"role":"leader","syncedIndex":6,"term":2}"#;
         assert_eq!(String::from_utf8(protocol::json::to_vec(&body)).expect("JSON"), golden);
         let role = Role::Follower { term: 2, leader: Some(peer(2)) };
         let body = replica_status("broker-a", true, &Status { role, replication: BTreeMap::new(), ..leader() });

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ReplicaStatus {
+    /// The newest checkpoint at which a majority of replicas had the same state.
+    pub agreed_index: Option<u64>,
     /// Last entry folded into queues and tables here.
     pub applied_index: Option<u64>,
     /// The broker group.
@@ -61,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_status_survives_with_all_bits_of_its_ids() {
-        let golden = r#"{"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"lastIndex":9,"leader":18446744073709551615,"members":[{"clientAddress":"127.0.0.1:10911","lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
+        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"lastIndex":9,"leader":18446744073709551615,"members":[{"clientAddress":"127.0.0.1:10911","lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
         let status: ReplicaStatus = json::from_slice(golden.as_bytes()).unwrap();
         assert_eq!(status.node_id, u64::MAX);
         assert_eq!(String::from_utf8(json::to_vec(&status)).unwrap(), golden);

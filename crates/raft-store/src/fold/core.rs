@@ -19,7 +19,8 @@ use crate::consume_queue::{Queue, Restored, Unit, UnitKind};
 use crate::entry::{CoreCommand, RecordView, RollView, Visibility};
 use crate::index::IndexRow;
 use crate::log::Boundary;
-use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+use crate::position::{LogId, NodeId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+use crate::state_hash;
 
 /// Checkpoints that the log may be trimmed to, each with its image on disk; beside them there may be the one that the log
 /// begins with.
@@ -227,6 +228,7 @@ impl Core {
             end: boundary.end.physical_offset,
             stamp: self.now(),
             next: queues.map(|(id, queue)| (*id, queue.row.next)).collect(),
+            verdict: None,
         };
         changes.row(rows::checkpoint_key(boundary.id.index), Some(codec::to_bytes(&row)));
         self.checkpoints.insert(boundary.id.index, row);
@@ -280,18 +282,42 @@ impl Core {
         let points = self.checkpoints.values();
         let points = points.map(|row| CheckpointPoint { id: row.id, end: row.end, stamp: row.stamp });
         *self.shared.checkpoints.lock() = points.collect();
+        let verdicts = self.checkpoints.values().map(|row| (row.id, row.verdict)).collect();
+        self.shared.state_hashes.send_modify(|hashes| hashes.verdicts = verdicts);
         self.shared
             .trimmed
             .send_if_modified(|trimmed| std::mem::replace(trimmed, self.min_physical) != self.min_physical);
     }
 
+    /// What a majority of the voters has at a checkpoint. What was found once stays: voters may have changed since.
+    fn state_hash(
+        &mut self,
+        position: LogId,
+        hashes: &[(NodeId, u64)],
+        voters: u32,
+        changes: &mut Changes,
+    ) -> CoreReply {
+        let row = self.checkpoints.get_mut(&position.index).filter(|row| row.id == position);
+        let Some(row) = row else { return CoreReply::StateHash(None) };
+        if row.verdict.is_none() {
+            row.verdict = state_hash::verdict(hashes, voters as usize);
+            changes.row(rows::checkpoint_key(position.index), Some(codec::to_bytes(row)));
+        }
+        let verdict = row.verdict;
+        self.publish_checkpoints();
+        CoreReply::StateHash(verdict)
+    }
+
     /// Applies one of this crate's commands, except for what `Lead` means to the tables.
-    pub fn command<R>(&mut self, command: CoreCommand, gap_ms: i64, changes: &mut Changes) -> Outcome<R> {
-        Outcome::Core(match command {
+    pub fn command<R>(&mut self, command: &CoreCommand, gap_ms: i64, changes: &mut Changes) -> Outcome<R> {
+        Outcome::Core(match *command {
             CoreCommand::Lead => CoreReply::Led { gap_ms },
             CoreCommand::FireTimers { limit } => self.fire_timers(limit, changes),
             CoreCommand::Checkpoint => CoreReply::Checkpoint,
             CoreCommand::Trim { min_physical, cut } => self.trim(min_physical, cut, changes),
+            CoreCommand::StateHash { position, voters, ref hashes } => {
+                self.state_hash(position, hashes, voters, changes)
+            }
             CoreCommand::RaiseClusterVersion { version } if version < self.cluster_version => {
                 return Outcome::Refused(Refusal::ClusterVersion(self.cluster_version));
             }

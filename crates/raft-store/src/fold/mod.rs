@@ -34,6 +34,7 @@ use crate::image::Image;
 use crate::log::{Boundary, Cursor, Frame, Kind, Log};
 use crate::materializer::{Derived, Materializer, OpenError};
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use crate::state_hash::Verdict;
 
 /// The newest cluster version that this program knows, and the one a new cluster begins with.
 pub const CLUSTER_VERSION: u32 = 1;
@@ -95,6 +96,8 @@ pub enum CoreReply {
         /// Everything below is gone; as before if nothing more could go.
         min_physical: PhysicalOffset,
     },
+    /// `StateHash`: what holds for the checkpoint now; `None` if there is no such checkpoint.
+    StateHash(Option<Verdict>),
     /// `RaiseClusterVersion`: the version that holds now.
     ClusterVersion(u32),
 }
@@ -318,7 +321,7 @@ impl<T: Tables> Fold<T> {
         let tables = self.tables.read();
         for operation in view.operations() {
             match operation {
-                OperationView::Core(CoreCommand::RaiseClusterVersion { version }) if version > CLUSTER_VERSION => {
+                OperationView::Core(CoreCommand::RaiseClusterVersion { version }) if *version > CLUSTER_VERSION => {
                     return Err(ApplyError::Unknown { id, what: format!("cluster version {version}") });
                 }
                 OperationView::Tables(command) if !tables.knows(command) => {
@@ -379,13 +382,13 @@ impl<T: Tables> Fold<T> {
                     Outcome::Core(self.core.roll(roll, at, changes))
                 }
                 OperationView::Core(command) => {
-                    if command == CoreCommand::Lead {
+                    if *command == CoreCommand::Lead {
                         let tables = tables.as_mut().expect("locked: the entry has a command for them");
                         let now = self.core.now();
                         let mut at = Apply { id: frame.id, core: &mut self.core, changes };
                         tables.lead(now, gap_ms, &mut at);
                     }
-                    checkpoint |= command == CoreCommand::Checkpoint;
+                    checkpoint |= *command == CoreCommand::Checkpoint;
                     self.core.command(command, gap_ms, changes)
                 }
                 OperationView::Tables(command) => {

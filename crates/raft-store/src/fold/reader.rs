@@ -15,6 +15,7 @@ use crate::log::Kind;
 use crate::log::frame::HEADER_BYTES;
 use crate::materializer::DerivedStats;
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
+use crate::state_hash::StateHashes;
 
 /// How much waits to become visible.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +151,16 @@ impl<T: Tables> Reader<T> {
     /// The checkpoints that the log may be trimmed to, oldest first; the one it was trimmed to is among them.
     pub fn checkpoints(&self) -> Vec<CheckpointPoint> {
         self.shared.checkpoints.lock().clone()
+    }
+
+    /// The hashes of the images here, and what the group found at its checkpoints.
+    pub fn state_hashes(&self) -> StateHashes {
+        self.shared.state_hashes.borrow().clone()
+    }
+
+    /// Watches the same.
+    pub fn watch_state_hashes(&self) -> watch::Receiver<StateHashes> {
+        self.shared.state_hashes.subscribe()
     }
 
     /// Everything below is trimmed.

@@ -16,6 +16,7 @@
 
 use crate::codec::{Decode, Encode};
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use crate::state_hash::Verdict;
 
 pub(crate) const GROUP: u8 = 0x01;
 pub(crate) const MEMBERSHIP: u8 = 0x02;
@@ -52,6 +53,8 @@ pub(crate) struct CheckpointRow {
     pub stamp: Timestamp,
     /// Next offsets of the queues that had any: units below point at records before `end`.
     pub next: Vec<(QueueId, QueueOffset)>,
+    /// What `StateHash` found.
+    pub verdict: Option<Verdict>,
 }
 
 /// A queue's bounds. The row stays for ever, so that offsets are not reused after a topic is deleted.
@@ -161,8 +164,13 @@ mod tests {
             end: PhysicalOffset(64),
             stamp: Timestamp(-1),
             next: vec![(queue, QueueOffset(3))],
+            verdict: None,
         };
-        assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 2, 64, 1, 1, 1, 2, 3]);
+        assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 2, 64, 1, 1, 1, 2, 3, 0]);
+        let agreed = CheckpointRow { verdict: Some(Verdict::Agreed(9)), ..row.clone() };
+        assert_eq!(codec::to_bytes(&agreed)[10..], [1, 0, 9]);
+        let split = CheckpointRow { verdict: Some(Verdict::Split), ..row };
+        assert_eq!(codec::to_bytes(&split)[10..], [1, 1]);
         let row = GroupRow { cluster_version: 1, last_time: Timestamp(2), min_physical: PhysicalOffset(3) };
         assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 4, 3]);
         let row = MembershipRow { id: LogId { term: 1, index: 2 }, bytes: vec![8] };

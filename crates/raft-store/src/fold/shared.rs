@@ -15,6 +15,7 @@ use crate::index::Index;
 use crate::log::Log;
 use crate::materializer::{DerivedOptions, DerivedStats};
 use crate::position::{LogId, PhysicalOffset, QueueId, Timestamp};
+use crate::state_hash::StateHashes;
 
 /// Shared by the owner of the state and everybody else.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub trimmed: watch::Sender<PhysicalOffset>,
     /// Oldest first.
     pub checkpoints: Mutex<Vec<CheckpointPoint>>,
+    /// Of the images here, and what the group found.
+    pub state_hashes: watch::Sender<StateHashes>,
     pub queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
     pub files: Arc<UnitFiles>,
     pub index: Arc<Index>,
@@ -78,6 +81,7 @@ impl Shared {
             pending: Mutex::default(),
             trimmed: watch::Sender::default(),
             checkpoints: Mutex::default(),
+            state_hashes: watch::Sender::default(),
             queues: RwLock::default(),
             files,
             index,

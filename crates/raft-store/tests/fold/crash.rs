@@ -53,7 +53,8 @@ async fn check_images(replica: &Replica) {
 }
 
 fn is_checkpoint(frame: &Frame) -> bool {
-    let checkpoint = |view: EntryView| view.operations().any(|one| one == OperationView::Core(CoreCommand::Checkpoint));
+    let checkpoint =
+        |view: EntryView| view.operations().any(|one| one == OperationView::Core(&CoreCommand::Checkpoint));
     frame.kind == Kind::Entry && decode_entry(&frame.body).is_ok_and(checkpoint)
 }
 

@@ -3,6 +3,7 @@
 mod crash;
 #[path = "../crashes/mod.rs"]
 mod crashes;
+mod diverged;
 mod install;
 #[cfg(feature = "planted-bugs")]
 mod planted;

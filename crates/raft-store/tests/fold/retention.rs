@@ -74,7 +74,7 @@ fn later(rng: &Rng, now: Timestamp, count: usize) -> Vec<Entry> {
 }
 
 /// What every replica does after a `Trim`: purges to the image at its place, if it has that.
-async fn purge(replica: &Replica) {
+pub async fn purge(replica: &Replica) {
     let min_physical = replica.fold.reader().min_physical();
     replica.fold.derived_sync().await.unwrap();
     let images = replica.fold.images().await.unwrap();

@@ -373,7 +373,7 @@ impl Model {
                     }
                 }
                 OperationView::Core(CoreCommand::FireTimers { limit }) => {
-                    for _ in 0..limit {
+                    for _ in 0..*limit {
                         let Some((due, at, queue, size, tag_hash)) = self.timers.first().copied() else { break };
                         if due > self.now {
                             break;
@@ -397,9 +397,9 @@ impl Model {
                         self.stored_at.insert(at, self.now);
                     }
                 }
-                OperationView::Core(CoreCommand::Trim { min_physical, cut }) => self.trim(min_physical, cut),
+                OperationView::Core(CoreCommand::Trim { min_physical, cut }) => self.trim(*min_physical, *cut),
                 OperationView::Core(CoreCommand::Checkpoint) => checkpoint = true,
-                OperationView::Core(CoreCommand::RaiseClusterVersion { .. }) => {}
+                OperationView::Core(CoreCommand::RaiseClusterVersion { .. } | CoreCommand::StateHash { .. }) => {}
                 OperationView::Tables(command) => {
                     let key = vec![0x40, command[1]];
                     let queue = queue_id(command[1]);

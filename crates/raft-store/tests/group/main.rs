@@ -8,6 +8,7 @@ mod faults;
 mod link;
 mod power;
 mod snapshot;
+mod state;
 mod suite;
 mod three;
 mod world;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +21,15 @@ use raft_store::proposer::{Answer, ProposeError};
 #[derive(Default)]
 pub struct Counter {
     pub total: u64,
+    /// Counted too much with each command: what only a replica that is out of order does.
+    pub surplus: Arc<AtomicU64>,
 }
 
 impl Tables for Counter {
     type Reply = u64;
 
     fn apply(&mut self, command: &[u8], at: &mut Apply<'_>) -> u64 {
-        self.total += command.len() as u64;
+        self.total += command.len() as u64 + self.surplus.load(Ordering::Relaxed);
         at.put(vec![0x40], self.total.to_le_bytes().to_vec());
         self.total
     }
@@ -85,6 +87,8 @@ pub struct Place {
     pub options: GroupOptions,
     /// A simulated disk, of which each opened member has its own mount.
     pub disk: Option<SimDisk>,
+    /// See [`Counter::surplus`].
+    pub surplus: Arc<AtomicU64>,
 }
 
 impl Place {
@@ -97,7 +101,7 @@ impl Place {
         options.segment_bytes = 4 << 20;
         options.log.prepare_piece_bytes = 1 << 20;
         options.log.max_entry_bytes = 2 << 20;
-        Place { env, options, disk: None }
+        Place { env, options, disk: None, surplus: Arc::default() }
     }
 
     /// On a simulated disk of its own, as tasks.
@@ -113,7 +117,8 @@ impl Place {
         if let Some(disk) = &self.disk {
             env.disk = Arc::new(disk.mount());
         }
-        Group::open(env, self.options.clone(), Counter::default()).await
+        let tables = Counter { surplus: self.surplus.clone(), ..Counter::default() };
+        Group::open(env, self.options.clone(), tables).await
     }
 
     pub async fn open(&self) -> Group<Counter> {

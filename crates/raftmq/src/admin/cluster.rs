@@ -127,6 +127,7 @@ const CLUSTER_STATUS: &[Column] = &[
     Column("#Synced", "syncedIndex"),
     Column("#Committed", "committedIndex"),
     Column("#Applied", "appliedIndex"),
+    Column("#Agreed", "agreedIndex"),
     Column("#Lag", "lagEntries"),
 ];
 
@@ -165,6 +166,7 @@ impl Execute for ClusterStatus {
                     json!(status.synced_index),
                     json!(status.committed_index),
                     json!(status.applied_index),
+                    json!(status.agreed_index),
                     json!(lag(&statuses, &status)),
                 ]);
                 counts.extend(status.queue_depths.into_iter().map(|(name, count)| (address.clone(), name, count)));

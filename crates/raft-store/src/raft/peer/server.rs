@@ -35,6 +35,7 @@ use crate::raft::peer::wire::{
 use crate::raft::peer::{PeerCounters, chain};
 use crate::raft::probation::Probation;
 use crate::raft::types::{StoredMembership, Types, Vote};
+use crate::state_hash::ImageHashes;
 
 /// A wait after `accept` failed, which concerns the process's limits, not one peer.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -104,6 +105,8 @@ pub struct Server<T: Tables> {
     pub hello: Hello,
     /// Where frames lie.
     pub layout: Layout,
+    /// The hashes of this node's newest images.
+    pub told: Arc<dyn Fn() -> ImageHashes + Send + Sync>,
     /// Longest body of an entry.
     pub entry_bytes_max: u32,
     /// How far this node is on the way to being founded.
@@ -305,7 +308,7 @@ impl<T: Tables> Server<T> {
                     };
                     if request == Request::Vitals {
                         // At once: a clock is read while the question is young.
-                        let vitals = Vitals { wall_ms: self.env.clock.wall_ms() };
+                        let vitals = Vitals { wall_ms: self.env.clock.wall_ms(), images: (self.told)() };
                         writer.write(&Message::Reply(number, Reply::Vitals(vitals))).await?;
                         continue;
                     }

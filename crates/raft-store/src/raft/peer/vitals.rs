@@ -21,6 +21,7 @@ use crate::raft::machine::Machine;
 use crate::raft::peer::client::Links;
 use crate::raft::peer::wire::Vitals;
 use crate::raft::types::Types;
+use crate::state_hash::ImageHashes;
 
 /// How often the leader asks.
 pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
@@ -35,6 +36,8 @@ const BELIEVED: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Heard {
     by_node: Mutex<BTreeMap<NodeId, Pulse>>,
+    /// The hashes of their newest images, and when they said so.
+    images: Mutex<BTreeMap<NodeId, (Duration, ImageHashes)>>,
     news: watch::Sender<()>,
 }
 
@@ -69,6 +72,18 @@ impl Heard {
         }
         drop(by_node);
         self.news.send_replace(());
+    }
+
+    fn images_told(&self, node: NodeId, images: ImageHashes, now: Duration) {
+        self.images.lock().insert(node, (now, images));
+        self.news.send_replace(());
+    }
+
+    /// The hashes of the newest images of those that are there at `now`.
+    pub fn images(&self, now: Duration) -> BTreeMap<NodeId, ImageHashes> {
+        let images = self.images.lock();
+        let young = images.iter().filter(|(_, (at, _))| now.saturating_sub(*at) <= BELIEVED);
+        young.map(|(node, (_, images))| (*node, images.clone())).collect()
     }
 
     /// Changes when something was heard.
@@ -131,8 +146,9 @@ async fn ask(links: &Arc<Links>, node: NodeId, address: &str) {
     let clock = links.env().clock.clone();
     let asked = clock.monotonic();
     if let Some(Some(vitals)) = clock.timeout(ANSWER_LIMIT, links.ask_vitals(node, address)).await {
-        let Vitals { wall_ms } = vitals;
-        links.heard().clock(node, wall_ms, asked, clock.monotonic());
+        let (Vitals { wall_ms, images }, now) = (vitals, clock.monotonic());
+        links.heard().clock(node, wall_ms, asked, now);
+        links.heard().images_told(node, images, now);
     }
 }
 

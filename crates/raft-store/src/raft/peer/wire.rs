@@ -28,6 +28,7 @@ use crate::position::{LogId, NodeId, PhysicalOffset};
 use crate::raft::types::{
     Entry, LeaderId, Node, Placed, RaftLogId, Types, Vote, decode_membership, encode_membership, from_raft, to_raft,
 };
+use crate::state_hash::ImageHashes;
 
 /// First bytes of a hello.
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQP");
@@ -226,6 +227,8 @@ pub enum Transferred {
 pub struct Vitals {
     /// Its wall clock, milliseconds since the epoch.
     pub wall_ms: i64,
+    /// Where its newest images were cut, and their hashes.
+    pub images: ImageHashes,
 }
 
 /// A member as founders tell each other.
@@ -437,6 +440,12 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
                 }
                 Reply::Vitals(vitals) => {
                     out.put_i64_le(vitals.wall_ms);
+                    out.put_u32_le(vitals.images.len() as u32);
+                    for (id, hash) in &vitals.images {
+                        out.put_u64_le(id.term);
+                        out.put_u64_le(id.index);
+                        out.put_u64_le(*hash);
+                    }
                     tag::VITALS_REPLY
                 }
                 Reply::Unavailable => tag::UNAVAILABLE,
@@ -532,7 +541,7 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
                     2 => Transferred::NotFlushed(take_log_id(&mut from)?),
                     _ => return Err(Malformed("transfer answer")),
                 }),
-                tag::VITALS_REPLY => Reply::Vitals(Vitals { wall_ms: from.i64("wall clock")? }),
+                tag::VITALS_REPLY => Reply::Vitals(take_vitals(&mut from)?),
                 _ => Reply::Unavailable,
             };
             Message::Reply(number, reply)
@@ -565,6 +574,17 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
     };
     from.end("bytes behind a message")?;
     Ok(message)
+}
+
+fn take_vitals(from: &mut Fields) -> Result<Vitals, Malformed> {
+    let wall_ms = from.i64("wall clock")?;
+    let count = from.count(24, "images")?;
+    let image = |_| {
+        let id = LogId { term: from.u64("image term")?, index: from.u64("image index")? };
+        Ok((id, from.u64("image hash")?))
+    };
+    let images = (0..count).map(image).collect::<Result<_, Malformed>>()?;
+    Ok(Vitals { wall_ms, images })
 }
 
 fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
@@ -928,7 +948,12 @@ mod tests {
             Just(Reply::Transferred(Transferred::Done)),
             vote().prop_map(|vote| Reply::Transferred(Transferred::VoteChanged(vote))),
             log_id().prop_map(|last| Reply::Transferred(Transferred::NotFlushed(last))),
-            any::<i64>().prop_map(|wall_ms| Reply::Vitals(Vitals { wall_ms })),
+            (any::<i64>(), proptest::collection::vec((any::<(u64, u64)>(), any::<u64>()), 0..4)).prop_map(
+                |(wall_ms, images)| {
+                    let images = images.into_iter().map(|((term, index), hash)| (LogId { term, index }, hash));
+                    Reply::Vitals(Vitals { wall_ms, images: images.collect() })
+                }
+            ),
             Just(Reply::Unavailable),
         ]
     }
