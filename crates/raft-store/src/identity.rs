@@ -30,8 +30,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"RMQI");
 /// Version of this file and of the layout of the directory.
 pub const FORMAT_VERSION: u32 = 1;
 const HEAD_BYTES: usize = 16;
-const LOCK: &str = "LOCK";
-const IDENTITY: &str = "IDENTITY";
+pub(crate) const LOCK: &str = "LOCK";
+pub(crate) const IDENTITY: &str = "IDENTITY";
 const IDENTITY_NEW: &str = "IDENTITY.new";
 
 /// When a replica acknowledges.
@@ -273,9 +273,10 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
     })
 }
 
-async fn read(env: &Env, dir: &Path) -> Result<Option<Identity>, IdentityError> {
+/// What the file says; `None` if there is none.
+pub(crate) async fn read(env: &Env, dir: &Path) -> Result<Option<Identity>, IdentityError> {
     let io = |source| IdentityError::Io { dir: dir.to_owned(), source };
-    let file = match env.disk.open(&dir.join(IDENTITY), Open::Existing).await {
+    let file = match env.disk.open(&dir.join(IDENTITY), Open::ToRead).await {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),

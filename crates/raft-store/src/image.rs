@@ -248,7 +248,7 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub async fn open(env: &Env, path: &Path) -> io::Result<Reading> {
-        let file = env.disk.open(path, Open::Existing).await?;
+        let file = env.disk.open(path, Open::ToRead).await?;
         let bytes = file.read_at(0, HEAD_BYTES).await?;
         let head = Head::decode(&bytes)?;
         if head.file_bytes() != Some(file.len()?) {

@@ -20,6 +20,7 @@ pub mod keyed;
 pub mod log;
 pub mod materializer;
 mod member;
+pub mod offline;
 pub mod position;
 pub mod proposer;
 pub mod raft;

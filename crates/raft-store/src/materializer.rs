@@ -53,7 +53,7 @@ const RECENT_UNITS_LEAST: usize = 16;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Row of the keyed store: the sequence numbers of the index's parts. Local: every replica merges at its own time.
-const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
+pub(crate) const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
 
 /// Row of the keyed store: the newest checkpoint whose rows are in. Local: a crash between them and its image leaves the
 /// image owed, which the next start pays.
@@ -141,16 +141,17 @@ impl From<RowError> for OpenError {
 ///
 /// `consumequeue/floors`: CRC32C u32 of the rest, little-endian; the rest is `codec`'s.
 #[derive(Clone, Debug, Default, Encode, Decode)]
-struct Floors {
+pub(crate) struct Floors {
     /// The installed image.
     base: Option<LogId>,
-    queues: BTreeMap<QueueId, QueueOffset>,
+    pub queues: BTreeMap<QueueId, QueueOffset>,
 }
 
 impl Floors {
-    const NAME: &'static str = "floors";
+    pub const NAME: &'static str = "floors";
 
-    async fn read(env: &Env, consume_queue: &Path) -> io::Result<Option<Floors>> {
+    /// What the file says; nothing if there is none, `None` if it is damaged.
+    pub async fn read(env: &Env, consume_queue: &Path) -> io::Result<Option<Floors>> {
         let Some(bytes) = read_file(env, &consume_queue.join(Floors::NAME)).await? else {
             return Ok(Some(Floors::default()));
         };

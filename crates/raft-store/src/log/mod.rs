@@ -9,18 +9,20 @@
 //! - [`hard_state`]: vote, last purged entry, truncation point, in two copies.
 //! - [`points`]: the sparse index of frames, and its side files.
 //! - [`recovery`]: where the log ends after a stop of any kind, and what is corruption.
+//! - [`survey`]: all that is whole, and all that is not, without changing anything.
 //! - [`state`]: what handles and writer share, and the watermarks.
 //! - [`tail`]: the newest frames in memory; [`read`]: the others, from maps, verified.
 //! - [`prepare`]: zeros ahead of the end; [`writer`]: groups, syncs, callbacks.
 
 pub mod frame;
 pub mod hard_state;
-mod points;
+pub(crate) mod points;
 mod prepare;
 mod read;
 mod recovery;
 pub mod segment;
 mod state;
+pub mod survey;
 mod tail;
 mod writer;
 

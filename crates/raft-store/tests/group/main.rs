@@ -4,6 +4,7 @@
 mod alone;
 mod faults;
 mod link;
+mod offline;
 mod power;
 mod snapshot;
 mod suite;
