@@ -27,6 +27,7 @@ use crate::member::{Command, Member, Opened};
 use crate::position::{LogId, NodeId};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
+use crate::repair::{RepairError, Repaired};
 
 /// Newest `cluster_version` that this build can apply.
 pub const CLUSTER_VERSION_MAX: u32 = 1;
@@ -181,6 +182,12 @@ pub enum OpenError {
     /// The group exists without this node, or never will with it.
     #[error(transparent)]
     Founding(#[from] FoundingError),
+    /// The log is damaged and cannot be repaired from the peers.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
+    /// The start came upon damage in a part of the log that is not looked at before. The next start repairs it.
+    #[error("{0}; start again: then it is repaired from the peers")]
+    Rot(String),
     /// The peer listener.
     #[error("listening for peers at {address}: {source}")]
     Listen {
@@ -302,6 +309,8 @@ pub struct Status {
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
     pub was_clean: bool,
+    /// What the last start had to fetch from the peers because the log was damaged.
+    pub repaired: Repaired,
     /// Groups written, syncs by duration, bytes queued.
     pub log: log::Stats,
 }
@@ -458,6 +467,7 @@ impl<T: Tables> Group<T> {
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
+            repaired: opened.repaired,
             log: opened.log.stats(),
             members,
         }

@@ -24,3 +24,4 @@ pub mod offline;
 pub mod position;
 pub mod proposer;
 pub mod raft;
+pub mod repair;

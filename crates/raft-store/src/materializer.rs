@@ -35,6 +35,7 @@ use crate::consume_queue::{
 };
 use crate::fold::changes::Changes;
 use crate::fold::core::{Core, CoreRows};
+use crate::fold::rows::{self, MembershipRow};
 use crate::fold::shared::Shared;
 use crate::fold::{CLUSTER_VERSION, FIRST_TABLES_BYTE, RowError, Tables};
 use crate::image::{self, Head, Image, Reading};
@@ -42,6 +43,7 @@ use crate::index::{self, Index};
 use crate::keyed::{self, KeyedStore, LOCAL, Row};
 use crate::log::{Boundary, Log};
 use crate::position::{LogId, QueueId, QueueOffset};
+use crate::raft::types::{Membership, decode_membership};
 
 /// Queues whose units are written before they are synced, together.
 const QUEUES_AT_ONCE: usize = 128;
@@ -304,9 +306,22 @@ impl Derived {
     ///
     /// None right after an image was installed, for the log may not have been restarted behind it yet.
     pub fn log_floor(&self) -> Option<LogId> {
+        self.log_floor_boundary().map(|floor| floor.id)
+    }
+
+    /// The same with the place behind it.
+    pub(crate) fn log_floor_boundary(&self) -> Option<Boundary> {
         let installing = matches!(self.rebuild, Some(Rebuild::Install(_)));
-        let newest = self.newest?.id;
-        (!installing && self.floors.base != Some(newest)).then_some(newest)
+        let newest = self.newest?;
+        (!installing && self.floors.base != Some(newest.id)).then_some(newest)
+    }
+
+    /// Members as of N, if there are any: for who must ask them before the log is open.
+    pub(crate) async fn members(&mut self) -> io::Result<Option<Membership>> {
+        let row = self.keyed().rows(Some(&[rows::MEMBERSHIP - 1, 0xFF]), 1).await?.into_iter().next();
+        let Some((_, value)) = row.filter(|(key, _)| *key == [rows::MEMBERSHIP]) else { return Ok(None) };
+        let row: MembershipRow = codec::from_bytes(&value).map_err(io::Error::other)?;
+        decode_membership(Bytes::from(row.bytes)).map(Some).map_err(io::Error::other)
     }
 
     pub(crate) fn env(&self) -> &Env {

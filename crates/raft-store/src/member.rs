@@ -3,8 +3,10 @@
 //!
 //! All of it lives on one single-threaded runtime ("raft-…"): fewer wake-ups, and batches that form by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use crate::consume_queue::aside;
 use crate::fold::{Fold, Reader, Tables};
 use crate::forward_key::{ForwardKey, ForwardKeys};
 use crate::founding::{self, Start};
@@ -25,18 +28,20 @@ use crate::group::{
 };
 use crate::identity::{Directory, Expected, IdentityError};
 use crate::log::segment::Layout;
-use crate::log::{Log, LogOptions};
+use crate::log::{self, Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::position::NodeId;
 use crate::proposer::{HandingOver, Proposer, Submission, Waiters, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
+use crate::raft::peer::frames::Peers;
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
+use crate::repair::{self, Repaired};
 
 /// A hand-over that takes longer is given up.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
@@ -84,6 +89,7 @@ pub(crate) struct Opened<T: Tables> {
     pub forward_key: ForwardKey,
     pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
+    pub repaired: Repaired,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
@@ -110,6 +116,7 @@ struct Recovered<T: Tables> {
     fold: SharedFold<T>,
     reader: Reader<T>,
     members: Vec<NodeId>,
+    repaired: Repaired,
 }
 
 /// Everything that runs.
@@ -184,7 +191,8 @@ impl<T: Tables> Member<T> {
         interrupted: impl Future<Output = ()>,
     ) -> Result<(Running<T>, Opened<T>), OpenError> {
         let config = self.options.raft_config().map_err(|error| OpenError::Configuration(error.to_string()))?;
-        let recovered = self.recover(tables).await?;
+        let mut interrupted = std::pin::pin!(interrupted);
+        let recovered = self.recover(tables, interrupted.as_mut()).await?;
         let (end, lifetime) = Lifetime::new();
         let started = tokio::select! { biased;
             () = interrupted => Err(OpenError::Interrupted),
@@ -198,9 +206,24 @@ impl<T: Tables> Member<T> {
             }
             Err(error) => {
                 end.end().await;
+                // openraft reads the log while it starts.
+                let rot = recovered.log.corruption().borrow().clone();
+                let error = match rot {
+                    Some(rot) => {
+                        self.note_repair(&rot).await;
+                        OpenError::Rot(rot)
+                    }
+                    None => error,
+                };
                 recovered.end().await;
                 Err(error)
             }
+        }
+    }
+
+    async fn note_repair(&self, why: &str) {
+        if let Err(error) = repair::note(&self.env, &self.options.dir, why).await {
+            tracing::error!(%error, "that the log must be repaired could not be noted");
         }
     }
 
@@ -214,20 +237,7 @@ impl<T: Tables> Member<T> {
         let Recovered { directory, log, .. } = recovered;
         let was_clean = directory.was_clean;
         let own = directory.founder();
-        let hello = Hello {
-            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
-            cluster: options.cluster.clone(),
-            group: options.group.clone(),
-            node: own.id,
-            expects: 0,
-            segment_bytes: options.segment_bytes,
-            frame_version: FRAME_VERSION,
-            features: 0,
-            cluster_version: CLUSTER_VERSION_MAX,
-            wall_ms: env.clock.wall_ms(),
-            channel: Channel::Founding,
-            forward_key: None,
-        };
+        let hello = self.hello(directory);
         let (forward_key, forward_keys) = (ForwardKey::mint(), Arc::<ForwardKeys>::default());
 
         let counters = Arc::new(PeerCounters::default());
@@ -237,6 +247,7 @@ impl<T: Tables> Member<T> {
             hello: hello.clone(),
             layout: Layout { segment_bytes: options.segment_bytes },
             entry_bytes_max: options.log.max_entry_bytes,
+            log: log.clone(),
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
             forward_keys: forward_keys.clone(),
@@ -288,6 +299,7 @@ impl<T: Tables> Member<T> {
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
         let failure = Arc::new(watch::Sender::new(None));
         lifetime.spawn(stop_on_failure(
+            (env.clone(), options.dir.clone()),
             raft.clone(),
             log.clone(),
             recovered.reader.clone(),
@@ -319,6 +331,7 @@ impl<T: Tables> Member<T> {
             forward_key,
             forward_keys,
             was_clean,
+            repaired: recovered.repaired,
             reader: recovered.reader.clone(),
             role: watch_role,
             raft: raft.clone(),
@@ -332,7 +345,79 @@ impl<T: Tables> Member<T> {
         Ok(Started { raft, waiters, handing, failure: watch_failure, handle })
     }
 
-    async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
+    /// Who this node is, as it tells its peers.
+    fn hello(&self, directory: &Directory) -> Hello {
+        let options = &self.options;
+        Hello {
+            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
+            cluster: options.cluster.clone(),
+            group: options.group.clone(),
+            node: directory.founder().id,
+            expects: 0,
+            segment_bytes: options.segment_bytes,
+            frame_version: FRAME_VERSION,
+            features: 0,
+            cluster_version: CLUSTER_VERSION_MAX,
+            wall_ms: self.env.clock.wall_ms(),
+            channel: Channel::Founding,
+            forward_key: None,
+        }
+    }
+
+    /// The other members, wherever this node has heard of them.
+    async fn peers(&self, directory: &Directory, derived: &mut Derived) -> Peers {
+        let identity = directory.identity();
+        let mut addresses: BTreeSet<String> = self.options.founders.iter().cloned().collect();
+        addresses.extend(identity.founding_set.into_iter().flatten().map(|founder| founder.node.peer_address));
+        match derived.members().await {
+            Ok(members) => addresses
+                .extend(members.iter().flat_map(|members| members.nodes()).map(|(_, node)| node.peer_address.clone())),
+            // Those of the configuration will have to do.
+            Err(error) => tracing::warn!(%error, "the members are not known from derived state"),
+        }
+        addresses.remove(&self.options.peer_address);
+        addresses.remove(&identity.node.peer_address);
+        let layout = Layout { segment_bytes: self.options.segment_bytes };
+        let entry_bytes_max = self.options.log.max_entry_bytes;
+        Peers::new(&self.env, self.hello(directory), layout, entry_bytes_max, addresses.into_iter().collect())
+    }
+
+    /// Opens the log. If it is damaged, or was found to be when it was last open, it is repaired first, which may take as
+    /// long as no peer is there.
+    async fn open_log(
+        &self,
+        directory: &Directory,
+        derived: &mut Derived,
+        mut interrupted: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(Log, Repaired), OpenError> {
+        let (env, options) = (&self.env, &self.options);
+        let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
+        let (floor, made) = (derived.log_floor(), directory.identity().log_made);
+        let io = |source| IdentityError::Io { dir: options.dir.clone(), source };
+        let is_noted = made && repair::is_noted(env, &options.dir).await.map_err(io)?;
+        if !is_noted {
+            match Log::open_made(env.clone(), options.dir.clone(), log_options.clone(), floor, made).await {
+                Err(log::OpenError::Corrupt { physical_offset, reason }) => {
+                    tracing::error!(%physical_offset, reason, "the log is corrupt; it is repaired from the peers");
+                    // A process that is killed meanwhile goes on with it.
+                    repair::note(env, &options.dir, &reason).await.map_err(io)?;
+                }
+                opened => return Ok((opened?, Repaired::default())),
+            }
+        }
+        let mut peers = self.peers(directory, derived).await;
+        let repaired = tokio::select! { biased;
+            () = &mut interrupted => return Err(OpenError::Interrupted),
+            repaired = repair::repair(env, &options.dir, derived.log_floor_boundary(), &mut peers) => repaired?,
+        };
+        Ok((Log::open_made(env.clone(), options.dir.clone(), log_options, floor, made).await?, repaired))
+    }
+
+    async fn recover(
+        &self,
+        tables: T,
+        interrupted: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Recovered<T>, OpenError> {
         let (env, options) = (&self.env, &self.options);
         let expected = Expected {
             cluster: options.cluster.clone(),
@@ -343,10 +428,8 @@ impl<T: Tables> Member<T> {
         };
         let directory = Directory::open(env, &options.dir, &expected).await?;
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
-        let derived = Derived::probe(env, options.dir.clone(), derived).await?;
-        let log_options = LogOptions { segment_bytes: options.segment_bytes, ..options.log.clone() };
-        let made = directory.identity().log_made;
-        let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
+        let mut derived = Derived::probe(env, options.dir.clone(), derived).await?;
+        let (log, repaired) = self.open_log(&directory, &mut derived, interrupted).await?;
         if let Err(source) = directory.log_is_made().await {
             log.kill().await;
             return Err(IdentityError::Io { dir: options.dir.clone(), source }.into());
@@ -362,7 +445,7 @@ impl<T: Tables> Member<T> {
             log.set_applied(applied.index);
         }
         let (reader, members) = (fold.reader(), member_ids(&fold));
-        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members })
+        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members, repaired })
     }
 }
 
@@ -484,6 +567,7 @@ async fn refused_by_a_majority<T: Tables>(raft: &RaftOf<T>, mut refusals: watch:
 /// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
 /// others serve.
 async fn stop_on_failure<T: Tables>(
+    (env, dir): (Env, PathBuf),
     raft: RaftOf<T>,
     log: Log,
     reader: Reader<T>,
@@ -501,13 +585,21 @@ async fn stop_on_failure<T: Tables>(
             }
         }
     }
-    let reason = tokio::select! { biased;
-        reason = first(log.corruption()) => reason,
-        reason = first(reader.watch_damage()) => reason,
-        reason = first(reader.watch_failure()) => reason,
-        reason = refused_by_a_majority(&raft, refusals) => reason,
+    let (reason, is_log) = tokio::select! { biased;
+        reason = first(log.corruption()) => (reason, true),
+        reason = first(reader.watch_damage()) => (reason, false),
+        reason = first(reader.watch_failure()) => (reason, false),
+        reason = refused_by_a_majority(&raft, refusals) => (reason, true),
     };
     tracing::error!("this replica stops: {reason}");
+    // A start looks at little of the log by itself.
+    if is_log {
+        let (env_aside, why) = (env.clone(), reason.clone());
+        let noted = aside(&env, async move { repair::note(&env_aside, &dir, &why).await }).await;
+        if let Err(error) = noted {
+            tracing::error!(%error, "that the log must be repaired could not be noted");
+        }
+    }
     failure.send_replace(Some(reason));
     let _ = raft.shutdown().await;
 }

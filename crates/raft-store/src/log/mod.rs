@@ -9,6 +9,7 @@
 //! - [`hard_state`]: vote, last purged entry, truncation point, in two copies.
 //! - [`points`]: the sparse index of frames, and its side files.
 //! - [`recovery`]: where the log ends after a stop of any kind, and what is corruption.
+//! - [`mend`]: frames from a peer, written where they lay.
 //! - [`survey`]: all that is whole, and all that is not, without changing anything.
 //! - [`state`]: what handles and writer share, and the watermarks.
 //! - [`tail`]: the newest frames in memory; [`read`]: the others, from maps, verified.
@@ -16,6 +17,7 @@
 
 pub mod frame;
 pub mod hard_state;
+pub(crate) mod mend;
 pub(crate) mod points;
 mod prepare;
 mod read;

@@ -6,6 +6,7 @@ mod faults;
 mod link;
 mod offline;
 mod power;
+mod repair;
 mod snapshot;
 mod suite;
 mod three;

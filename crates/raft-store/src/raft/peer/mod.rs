@@ -3,12 +3,14 @@
 //! - [`wire`]: bytes of every message.
 //! - [`connection`]: whole messages in and out of a socket.
 //! - [`chain`]: whether a request's frames are what the leader's log holds.
+//! - [`frames`]: committed frames for a replica whose log is damaged.
 //! - [`client`]: what openraft sends.
 //! - [`server`]: what it receives.
 
 pub mod chain;
 pub mod client;
 pub mod connection;
+pub mod frames;
 pub mod server;
 pub mod wire;
 
