@@ -43,6 +43,8 @@ pub struct GroupConfig {
     pub join: bool,
     /// Log bytes per segment file; fixed for the cluster.
     pub segment_bytes: u64,
+    /// Full log files are read through and verified at this rate; 0 for not at all.
+    pub scrub_bytes_per_s: u64,
     /// How topics, groups and messages are treated.
     pub messages: MessagePolicy,
     /// What is refused to protect the broker.
@@ -297,6 +299,7 @@ mod tests {
             founders: vec!["127.0.0.1:10912".to_owned()],
             join: false,
             segment_bytes: 64 << 20,
+            scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             limits: Limits::default(),
             raft: RaftTiming::default(),

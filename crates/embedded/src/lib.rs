@@ -173,6 +173,7 @@ impl Builder {
                 founders: founders.clone(),
                 join: false,
                 segment_bytes: self.segment_bytes,
+                scrub_bytes_per_s: 4 << 20,
                 messages: self.messages.clone(),
                 limits: Limits::default(),
                 raft: RaftTiming::default(),

@@ -28,6 +28,7 @@ use crate::position::{LogId, NodeId};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
 use crate::repair::{RepairError, Repaired};
+use crate::scrub::Scrubbed;
 
 /// Newest `cluster_version` that this build can apply.
 pub const CLUSTER_VERSION_MAX: u32 = 1;
@@ -67,6 +68,8 @@ pub struct GroupOptions {
     /// Bytes of proposals that are held: without an outcome, or not yet dropped after their callers gave them up.
     /// Beyond it, busy.
     pub proposals_bytes_max: usize,
+    /// Full segments are read through and verified at this rate; 0 for not at all.
+    pub scrub_bytes_per_s: u64,
     /// The log. Its segment size is taken from here above.
     pub log: LogOptions,
     /// Derived state. Its segment size is taken from here above.
@@ -91,6 +94,7 @@ impl GroupOptions {
             election_ms: (500, 1000),
             propose_limit_ms: 3000,
             proposals_bytes_max: 64 << 20,
+            scrub_bytes_per_s: 4 << 20,
             log: LogOptions::default(),
             derived: DerivedOptions::default(),
         }
@@ -311,6 +315,8 @@ pub struct Status {
     pub was_clean: bool,
     /// What the last start had to fetch from the peers because the log was damaged.
     pub repaired: Repaired,
+    /// How far the scrubber is.
+    pub scrubbed: Scrubbed,
     /// Groups written, syncs by duration, bytes queued.
     pub log: log::Stats,
 }
@@ -468,6 +474,7 @@ impl<T: Tables> Group<T> {
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
             repaired: opened.repaired,
+            scrubbed: opened.scrubbing.now(),
             log: opened.log.stats(),
             members,
         }

@@ -25,3 +25,4 @@ pub mod position;
 pub mod proposer;
 pub mod raft;
 pub mod repair;
+pub mod scrub;

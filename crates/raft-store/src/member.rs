@@ -42,6 +42,7 @@ use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
 use crate::repair::{self, Repaired};
+use crate::scrub;
 
 /// A hand-over that takes longer is given up.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
@@ -90,6 +91,7 @@ pub(crate) struct Opened<T: Tables> {
     pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
     pub repaired: Repaired,
+    pub scrubbing: Arc<scrub::Progress>,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
@@ -306,6 +308,8 @@ impl<T: Tables> Member<T> {
             links.refusals(),
             failure.clone(),
         ));
+        let scrubbing = Arc::<scrub::Progress>::default();
+        lifetime.spawn(scrub::run(env.clock.clone(), log.clone(), options.scrub_bytes_per_s, scrubbing.clone()));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
@@ -332,6 +336,7 @@ impl<T: Tables> Member<T> {
             forward_keys,
             was_clean,
             repaired: recovered.repaired,
+            scrubbing,
             reader: recovered.reader.clone(),
             role: watch_role,
             raft: raft.clone(),

@@ -24,6 +24,7 @@ use crate::log::survey::{self, Files, Gap, Step, Survey};
 use crate::log::{Boundary, Frame, Kind as FrameKind, OpenError, points, segment};
 use crate::materializer::{Floors, INDEX_PARTS};
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, TopicId};
+use crate::repair;
 
 /// Read at once from files that are looked at from end to end.
 const PIECE_BYTES: usize = 1 << 20;
@@ -534,6 +535,11 @@ impl Offline {
             found.count(Kind::Notes, 1, 1, 0);
             let what = "the replica has noted that derived files are to be made anew";
             found.find(Kind::Notes, Damage::NAME, None, what, Remedy::Rebuilt);
+        }
+        if repair::is_noted(&self.env, &self.dir).await? {
+            found.count(Kind::Notes, 1, 1, 0);
+            let what = "the replica has noted that the log is to be repaired";
+            found.find(Kind::Notes, repair::NOTE, None, what, Remedy::Peers);
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use crate::position::{LogId, PhysicalOffset};
 use crate::raft::peer::frames::{Peers, Refused};
 
 /// The note that the log is to be surveyed.
-const NOTE: &str = "repair";
+pub(crate) const NOTE: &str = "repair";
 
 /// A disk on which gaps are back after they were filled so often is worn out.
 const ROUNDS: usize = 3;

@@ -92,6 +92,7 @@ mod tests {
             founders: vec!["127.0.0.1:10912".to_owned()],
             join: false,
             segment_bytes: 64 << 20,
+            scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             limits: Limits::default(),
             raft: RaftTiming::default(),

@@ -51,6 +51,7 @@ pub fn group_config(dir: &Path) -> GroupConfig {
         founders: vec![peer.to_string()],
         join: false,
         segment_bytes: 16 << 20,
+        scrub_bytes_per_s: 0,
         messages: MessagePolicy { delay_levels: vec![Duration::from_millis(300); 18], ..MessagePolicy::default() },
         limits: Limits::default(),
         raft: RaftTiming {

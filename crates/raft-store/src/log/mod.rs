@@ -45,6 +45,7 @@ use tokio::sync::{Notify, oneshot, watch};
 pub use frame::{Boundary, Cursor, Frame, Kind};
 pub use hard_state::Vote;
 
+use crate::consume_queue::aside;
 use crate::position::{LogId, PhysicalOffset};
 use frame::{Composed, compose, follows, frame_bytes};
 use prepare::Preparation;
@@ -605,6 +606,17 @@ impl Log {
     pub fn record(&self, at: PhysicalOffset, size: u32) -> io::Result<Bytes> {
         let read = read::record(self.shared(), at, size);
         noted(self.shared(), read, |state| at < state.begin().physical_offset)
+    }
+
+    /// Verifies up to about `max_bytes` of frames of full segments from `at` on, the beginning for `None`; memory is not
+    /// asked. Gives where to go on, `None` at the end. What it finds, [`Log::corruption`] tells.
+    pub(crate) async fn scrub(
+        &self,
+        at: Option<points::Point>,
+        max_bytes: u64,
+    ) -> io::Result<(Option<points::Point>, u64)> {
+        let read = aside(&self.0.env, read::scrub(Arc::clone(&self.0.shared), at, max_bytes)).await;
+        noted(self.shared(), read, |_| false)
     }
 
     /// Whether [`Log::record`] at this place touches no disk.

@@ -22,7 +22,7 @@ use super::recovery::{before, decide_known};
 use super::segment::{Layout, MARK_BYTES, Mark, SLOT_BYTES, Segment, parse_file_name};
 use crate::position::{LogId, PhysicalOffset};
 
-/// Read at once.
+/// Read at once, unless told otherwise.
 const WINDOW_BYTES: usize = 1 << 20;
 
 /// Where a window cannot be read, it is read in pieces of this size: what lies beside a bad sector is needed.
@@ -113,7 +113,7 @@ impl Files {
 
     /// Steps along the frames from `at`, which `last` precedes, up to `stop`.
     pub fn walk(&self, at: Cursor, last: Option<LogId>, stop: PhysicalOffset) -> Walk<'_> {
-        Walk { files: self, at, last, is_chained: true, stop, window: Window::default() }
+        Walk { files: self, at, last, is_chained: true, stop, window: Window::default(), ahead: WINDOW_BYTES }
     }
 
     /// The same from the first frame of a segment, of which nothing is known before it was read.
@@ -142,9 +142,15 @@ pub struct Walk<'a> {
     is_chained: bool,
     stop: PhysicalOffset,
     window: Window,
+    ahead: usize,
 }
 
 impl Walk<'_> {
+    /// Reads this many bytes at once.
+    pub fn ahead(self, ahead: usize) -> Self {
+        Walk { ahead, ..self }
+    }
+
     /// The next frame or gap; `None` at the end.
     pub async fn step(&mut self) -> Option<Step> {
         if self.at.physical_offset >= self.stop {
@@ -261,7 +267,7 @@ impl Walk<'_> {
             && offset >= window.start
             && offset + len as u64 <= window.start + window.bytes.len() as u64;
         if !is_there {
-            let bytes = match segment.file.read_at(offset, len.max(WINDOW_BYTES)).await {
+            let bytes = match segment.file.read_at(offset, len.max(self.ahead)).await {
                 Ok(bytes) => bytes,
                 // What lies ahead may be unreadable without being needed.
                 Err(_) => match segment.file.read_at(offset, len).await {

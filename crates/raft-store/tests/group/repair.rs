@@ -176,6 +176,53 @@ async fn rot_that_a_reader_finds_is_repaired_by_the_next_start() {
     three.stop().await;
 }
 
+/// Nobody reads what is damaged but the scrubber.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut places = with_small_segments(Three::places(dir.path()));
+    places.iter_mut().for_each(|place| place.options.scrub_bytes_per_s = 64 << 20);
+    let mut three = Three::open(places).await;
+    let mut ledger = Ledger::default();
+    send_some(&three, &mut ledger, "before", 70).await;
+    three.converge().await;
+    let rotten = (three.leader().await + 1) % 3;
+    let place = three.places[rotten].clone();
+    three.groups[rotten].take().unwrap().stop().await.unwrap();
+    let last = place_of(&place, 60).await;
+    // A whole round over what is whole, up to the end of the last full segment.
+    three.start(rotten).await;
+    let full = last.0 / SEGMENT_BYTES * SEGMENT_BYTES;
+    let group = three.group(rotten).clone();
+    let whole_round = async {
+        while group.status().scrubbed.rounds == 0 {
+            place.env.clock.sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(&place.env, 20, "a round", whole_round).await;
+    let scrubbed = group.status().scrubbed;
+    assert!(scrubbed.bytes >= full && scrubbed.findings == 0, "{scrubbed:?} of {full}");
+    three.groups[rotten] = None;
+    group.stop().await.unwrap();
+    drop(group);
+
+    damage(&place, 45, 3000).await;
+    three.start(rotten).await;
+    let group = three.group(rotten).clone();
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) }));
+    within(&place.env, 20, "it stops", stopped).await.unwrap();
+    assert_eq!(group.status().scrubbed.findings, 1);
+    three.groups[rotten] = None;
+    group.kill().await;
+    drop(group);
+    three.start(rotten).await;
+    assert_eq!(three.group(rotten).status().repaired.frames, 1);
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// Derived state was not durable, so the start itself has to read what is damaged, after the log was found to be in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rot_that_a_start_finds_late_is_repaired_by_the_next_one() {
