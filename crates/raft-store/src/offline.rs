@@ -251,8 +251,9 @@ impl Offline {
         Ok(Offline { env: env.clone(), dir: dir.to_owned(), _lock: lock })
     }
 
-    /// Reads everything. The keyed store is copied to `scratch`, an empty directory of the caller's.
-    pub async fn verify(&self, scratch: &Path, progress: Progress<'_>) -> Result<Verification, OfflineError> {
+    /// Reads everything. The keyed store is copied to `scratch`, an empty directory of the caller's; `None` if it is known
+    /// to kill whoever opens it.
+    pub async fn verify(&self, scratch: Option<&Path>, progress: Progress<'_>) -> Result<Verification, OfflineError> {
         let mut found = Verification::default();
         self.verify_identity(&mut found).await?;
         progress(Kind::KeyedRows, 0, 0);
@@ -394,11 +395,24 @@ impl Offline {
         Ok(())
     }
 
-    async fn verify_keyed(&self, scratch: &Path, found: &mut Verification) -> Result<Option<Keyed>, OfflineError> {
+    async fn verify_keyed(
+        &self,
+        scratch: Option<&Path>,
+        found: &mut Verification,
+    ) -> Result<Option<Keyed>, OfflineError> {
         if !self.has("state").await? {
             return Ok(None);
         }
+        let Some(scratch) = scratch else {
+            found.find(Kind::KeyedRows, "state", None, "a program that opens it is killed by that", Remedy::Rebuilt);
+            return Ok(None);
+        };
         match self.read_keyed(scratch).await {
+            // An image is written of rows: where there is one, there are rows.
+            Ok(keyed) if keyed.rows.is_empty() && self.has_images().await? => {
+                found.find(Kind::KeyedRows, "state", None, "it holds nothing, but an image is there", Remedy::Rebuilt);
+                Ok(None)
+            }
             Ok(keyed) => {
                 let bytes = keyed.rows.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
                 found.count(Kind::KeyedRows, self.names("state").await?.len() as u64, keyed.rows.len() as u64, bytes);
@@ -409,6 +423,10 @@ impl Offline {
                 Ok(None)
             }
         }
+    }
+
+    async fn has_images(&self) -> io::Result<bool> {
+        Ok(self.names("checkpoint").await?.iter().any(|name| image::id_of_name(name).is_some()))
     }
 
     async fn read_keyed(&self, scratch: &Path) -> io::Result<Keyed> {

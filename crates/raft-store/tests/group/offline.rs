@@ -61,7 +61,7 @@ fn contents<'a>(disk: &'a dyn Disk, dir: &'a Path) -> BoxFuture<'a, BTreeMap<Pat
 async fn verify(place: &Place) -> Verification {
     let scratch = tempfile::tempdir().unwrap();
     let offline = Offline::open(&place.env, &place.options.dir).await.unwrap();
-    offline.verify(scratch.path(), &|_, _, _| {}).await.unwrap()
+    offline.verify(Some(scratch.path()), &|_, _, _| {}).await.unwrap()
 }
 
 /// The only file in a directory, or the first.
@@ -141,6 +141,21 @@ async fn each_kind_of_damage_is_named_with_its_place_and_what_happens_about_it()
         flip(&place, file, offset).await;
     }
     assert_eq!(verify(&place).await.findings, []);
+
+    // The keyed store, which is not ours to know a byte of; and what a caller knows to be beyond reading.
+    let names = place.env.disk.list(&place.options.dir.join("state")).await.unwrap();
+    let longest = names.iter().max_by_key(|name| name.len).expect("files");
+    let path = place.options.dir.join("state").join(&longest.name);
+    let file = place.env.disk.open(&path, Open::Existing).await.unwrap();
+    let before = file.read_at(0, longest.len as usize).await.unwrap();
+    file.write_at(0, &[Bytes::from(vec![0x5A; longest.len as usize])]).await.unwrap();
+    let found = verify(&place).await;
+    assert!(found.findings.iter().any(|found| found.kind == Kind::KeyedRows), "{:?}", found.findings);
+    file.write_at(0, &[before]).await.unwrap();
+    let offline = Offline::open(&place.env, &place.options.dir).await.unwrap();
+    let found = offline.verify(None, &|_, _, _| {}).await.unwrap();
+    let [finding] = found.findings.as_slice() else { panic!("{:?}", found.findings) };
+    assert_eq!((finding.kind, finding.remedy), (Kind::KeyedRows, Remedy::Rebuilt));
 }
 
 /// Damage hides nothing of what lies behind it.

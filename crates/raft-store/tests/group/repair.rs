@@ -75,7 +75,7 @@ async fn commitlog(place: &Place) -> Vec<Bytes> {
 async fn is_clean(place: &Place) {
     let scratch = tempfile::tempdir().unwrap();
     let offline = Offline::open(&place.env, &place.options.dir).await.unwrap();
-    assert_eq!(offline.verify(scratch.path(), &|_, _, _| {}).await.unwrap().findings, []);
+    assert_eq!(offline.verify(Some(scratch.path()), &|_, _, _| {}).await.unwrap().findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
