@@ -408,6 +408,32 @@ mod tests {
     }
 
     #[test]
+    fn no_identity_is_taken_with_any_bit_of_it_turned() {
+        run(async {
+            let disk = SimDisk::new(Rng::seeded(1));
+            let (env, dir) = (Env::simulated(1, disk.clone()), Path::new("/data"));
+            let directory = Directory::open(&env, dir, &expected()).await.unwrap();
+            let founder = directory.founder();
+            directory.found(vec![founder]).await.unwrap();
+            drop(directory);
+            let path = dir.join(IDENTITY);
+            let len = env.disk.open(&path, Open::ToRead).await.unwrap().len().unwrap();
+            for at in 0..len {
+                for bit in 0..8 {
+                    disk.flip_bit(&path, at, bit);
+                    let refused = Directory::open(&env, dir, &expected()).await;
+                    let is_refused =
+                        matches!(refused, Err(IdentityError::Damaged { .. } | IdentityError::TooNew { .. }));
+                    assert!(is_refused, "bit {bit} at {at}: {refused:?}");
+                    disk.flip_bit(&path, at, bit);
+                }
+            }
+            println!("IDENTITY: {} bits: all refused", len * 8);
+            Directory::open(&env, dir, &expected()).await.unwrap();
+        });
+    }
+
+    #[test]
     fn the_id_is_minted_once_and_stays() {
         run(async {
             let env = Env::simulated(1, SimDisk::new(Rng::seeded(1)));

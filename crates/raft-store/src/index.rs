@@ -474,6 +474,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn no_part_is_read_with_any_bit_of_it_turned() {
+        let rng = Rng::seeded(4);
+        let disk = SimDisk::new(rng.fork());
+        let index = open(&disk, None).await.unwrap();
+        index.seal((0..200).map(|_| row(&rng, 400)).collect()).await.unwrap();
+        let dir = PathBuf::from("/index");
+        let path = dir.join(part_name(0));
+        let env = Env::simulated(1, disk.clone());
+        let len = env.disk.open(&path, Open::ToRead).await.unwrap().len().unwrap();
+        assert_eq!(len, 3 * PAGE_BYTES as u64);
+        assert!(read_part(&env, &dir, 0).await.is_ok());
+        for at in 0..len {
+            for bit in 0..8 {
+                disk.flip_bit(&path, at, bit);
+                let (page, error) = read_part(&env, &dir, 0).await.unwrap_err();
+                assert_eq!(page, Some(at / PAGE_BYTES as u64));
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                disk.flip_bit(&path, at, bit);
+            }
+        }
+        println!("an index part: {} bits: all refused", len * 8);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn finds_what_a_set_holds_through_seals_merges_and_restarts() {
         let seed = Rng::from_entropy().u64();
         println!("seed {seed}");

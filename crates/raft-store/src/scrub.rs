@@ -57,8 +57,11 @@ impl Progress {
 /// Scrubs `log` at `bytes_per_s`, not at all for 0. Ends when it has found something, which whoever watches the log hears,
 /// or when the log cannot be read.
 pub(crate) async fn run(clock: Clock, log: Log, bytes_per_s: u64, progress: Arc<Progress>) {
+    if bytes_per_s == 0 {
+        return;
+    }
     let mut at = None;
-    while bytes_per_s > 0 {
+    loop {
         match log.scrub(at, PIECE_BYTES).await {
             Ok((next, bytes)) => {
                 at = next;

@@ -3,6 +3,7 @@
 mod anywhere;
 mod crash;
 mod faults;
+mod flips;
 mod liar;
 mod model;
 mod story;
