@@ -173,6 +173,7 @@ fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
         election_ms: (group.raft.election.0.as_millis() as u64, group.raft.election.1.as_millis() as u64),
         propose_limit_ms: group.limits.send_deadline.as_millis() as u64,
         proposals_bytes_max: group.limits.sends_in_flight_bytes,
+        scrub_bytes_per_s: group.scrub_bytes_per_s,
         log: LogOptions::default(),
         derived: DerivedOptions::default(),
     }

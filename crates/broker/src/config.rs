@@ -45,6 +45,8 @@ pub struct GroupConfig {
     pub flush: Flush,
     /// Log bytes per segment file; fixed for the cluster.
     pub segment_bytes: u64,
+    /// Full log files are read through and verified at this rate; 0 for not at all.
+    pub scrub_bytes_per_s: u64,
     /// How topics, groups and messages are treated.
     pub messages: MessagePolicy,
     /// How long messages are kept.
@@ -378,6 +380,7 @@ mod tests {
             join: false,
             flush: Flush::Sync,
             segment_bytes: 64 << 20,
+            scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             retention: Retention::default(),
             limits: Limits::default(),

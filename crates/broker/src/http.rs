@@ -387,6 +387,42 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             each(&|_, status| status.clock_hand_overs as f64),
         ),
         (
+            "raftmq_repaired_frames",
+            "Frames of a damaged log that this start fetched from the peers",
+            true,
+            each(&|_, status| status.repaired.frames as f64),
+        ),
+        (
+            "raftmq_repaired_bytes",
+            "Bytes of the log that were damaged and fetched from the peers",
+            true,
+            each(&|_, status| status.repaired.bytes as f64),
+        ),
+        (
+            "raftmq_scrubbed_bytes",
+            "Bytes of the log that the scrubber has verified",
+            true,
+            each(&|_, status| status.scrubbed.bytes as f64),
+        ),
+        (
+            "raftmq_scrub_rounds",
+            "Times that the scrubber has verified all full segments",
+            true,
+            each(&|_, status| status.scrubbed.rounds as f64),
+        ),
+        (
+            "raftmq_scrub_physical_offset",
+            "Where the scrubber reads",
+            false,
+            each(&|_, status| status.scrubbed.physical_offset as f64),
+        ),
+        (
+            "raftmq_scrub_findings",
+            "Damage that the scrubber came upon",
+            true,
+            each(&|_, status| status.scrubbed.findings as f64),
+        ),
+        (
             "raftmq_log_writer_bytes",
             "Bytes of entries that wait for the log's writer",
             false,

@@ -512,7 +512,7 @@ pub(crate) async fn replace_file(env: &Env, path: &Path, bytes: Bytes) -> io::Re
 
 /// All of a small file; `None` if it is not there.
 pub(crate) async fn read_file(env: &Env, path: &Path) -> io::Result<Option<Bytes>> {
-    match env.disk.open(path, Open::Existing).await {
+    match env.disk.open(path, Open::ToRead).await {
         Ok(file) => Ok(Some(file.read_at(0, file.len()? as usize).await?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -28,6 +28,8 @@ use crate::member::{Command, Member, Opened};
 use crate::position::{LogId, NodeId, Timestamp};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
+use crate::repair::{RepairError, Repaired};
+use crate::scrub::Scrubbed;
 
 /// Newest `cluster_version` that this build can apply.
 pub const CLUSTER_VERSION_MAX: u32 = 1;
@@ -72,6 +74,8 @@ pub struct GroupOptions {
     /// Bytes of proposals that are held: without an outcome, or not yet dropped after their callers gave them up.
     /// Beyond it, busy.
     pub proposals_bytes_max: usize,
+    /// Full segments are read through and verified at this rate; 0 for not at all.
+    pub scrub_bytes_per_s: u64,
     /// The log. Its segment size is taken from here above.
     pub log: LogOptions,
     /// Derived state. Its segment size is taken from here above.
@@ -98,6 +102,7 @@ impl GroupOptions {
             election_ms: (500, 1000),
             propose_limit_ms: 3000,
             proposals_bytes_max: 64 << 20,
+            scrub_bytes_per_s: 4 << 20,
             log: LogOptions::default(),
             derived: DerivedOptions::default(),
         }
@@ -190,6 +195,12 @@ pub enum OpenError {
     /// The group exists without this node, or never will with it.
     #[error(transparent)]
     Founding(#[from] FoundingError),
+    /// The log is damaged and cannot be repaired from the peers.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
+    /// The start came upon damage in a part of the log that is not looked at before. The next start repairs it.
+    #[error("{0}; start again: then it is repaired from the peers")]
+    Rot(String),
     /// The peer listener.
     #[error("listening for peers at {address}: {source}")]
     Listen {
@@ -323,6 +334,10 @@ pub struct Status {
     pub was_clean: bool,
     /// It may have lost what it acknowledged, and neither votes nor campaigns until it has caught up.
     pub on_probation: bool,
+    /// What the last start had to fetch from the peers because the log was damaged.
+    pub repaired: Repaired,
+    /// How far the scrubber is.
+    pub scrubbed: Scrubbed,
     /// Groups written, syncs by duration, bytes queued.
     pub log: log::Stats,
 }
@@ -497,6 +512,8 @@ impl<T: Tables> Group<T> {
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
             on_probation: !opened.probation.is_over(),
+            repaired: opened.repaired,
+            scrubbed: opened.scrubbing.now(),
             log: opened.log.stats(),
             members,
         }

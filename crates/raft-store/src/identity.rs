@@ -31,8 +31,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"RMQI");
 /// Version of this file and of the layout of the directory.
 pub const FORMAT_VERSION: u32 = 1;
 const HEAD_BYTES: usize = 16;
-const LOCK: &str = "LOCK";
-const IDENTITY: &str = "IDENTITY";
+pub(crate) const LOCK: &str = "LOCK";
+pub(crate) const IDENTITY: &str = "IDENTITY";
 const IDENTITY_NEW: &str = "IDENTITY.new";
 
 /// When a replica acknowledges.
@@ -283,9 +283,10 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
     })
 }
 
-async fn read(env: &Env, dir: &Path) -> Result<Option<Identity>, IdentityError> {
+/// What the file says; `None` if there is none.
+pub(crate) async fn read(env: &Env, dir: &Path) -> Result<Option<Identity>, IdentityError> {
     let io = |source| IdentityError::Io { dir: dir.to_owned(), source };
-    let file = match env.disk.open(&dir.join(IDENTITY), Open::Existing).await {
+    let file = match env.disk.open(&dir.join(IDENTITY), Open::ToRead).await {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),
@@ -433,6 +434,32 @@ mod tests {
 
     fn run<F: Future>(future: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn no_identity_is_taken_with_any_bit_of_it_turned() {
+        run(async {
+            let disk = SimDisk::new(Rng::seeded(1));
+            let (env, dir) = (Env::simulated(1, disk.clone()), Path::new("/data"));
+            let directory = Directory::open(&env, dir, &expected()).await.unwrap();
+            let founder = directory.founder();
+            directory.found(vec![founder]).await.unwrap();
+            drop(directory);
+            let path = dir.join(IDENTITY);
+            let len = env.disk.open(&path, Open::ToRead).await.unwrap().len().unwrap();
+            for at in 0..len {
+                for bit in 0..8 {
+                    disk.flip_bit(&path, at, bit);
+                    let refused = Directory::open(&env, dir, &expected()).await;
+                    let is_refused =
+                        matches!(refused, Err(IdentityError::Damaged { .. } | IdentityError::TooNew { .. }));
+                    assert!(is_refused, "bit {bit} at {at}: {refused:?}");
+                    disk.flip_bit(&path, at, bit);
+                }
+            }
+            println!("IDENTITY: {} bits: all refused", len * 8);
+            Directory::open(&env, dir, &expected()).await.unwrap();
+        });
     }
 
     #[test]

@@ -29,10 +29,10 @@ use crate::position::{PhysicalOffset, QueueId, QueueOffset, TopicId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQX");
 const VERSION: u8 = 1;
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 const ROW_BYTES: usize = 24;
 const ROWS_AT: usize = 8;
-const ROWS_PER_PAGE: usize = (PAGE_BYTES - ROWS_AT - 4) / ROW_BYTES;
+pub(crate) const ROWS_PER_PAGE: usize = (PAGE_BYTES - ROWS_AT - 4) / ROW_BYTES;
 /// Pages read or written at once when parts are merged.
 const MERGE_PAGES: u64 = 64;
 
@@ -114,7 +114,7 @@ struct Part {
 
 impl Part {
     async fn open(env: &Env, dir: &std::path::Path, sequence: u64) -> io::Result<Part> {
-        let file = env.disk.open(&dir.join(part_name(sequence)), Open::Existing).await?;
+        let file = env.disk.open(&dir.join(part_name(sequence)), Open::ToRead).await?;
         let page = file.read_at(0, PAGE_BYTES).await?;
         let content = checked_page(&page, sequence, 0).ok_or_else(|| damaged(sequence))?;
         if content[0..4] != MAGIC.to_le_bytes() || content[4] != VERSION {
@@ -224,12 +224,30 @@ impl PartWriter {
     }
 }
 
-fn part_name(sequence: u64) -> String {
+pub(crate) fn part_name(sequence: u64) -> String {
     format!("{sequence:020}")
 }
 
 fn damaged(sequence: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("index part {sequence} is damaged"))
+}
+
+/// Reads all of a part. Gives its rows, or the first page that is not what was written, and what is wrong.
+pub(crate) async fn read_part(
+    env: &Env,
+    dir: &std::path::Path,
+    sequence: u64,
+) -> Result<Vec<IndexRow>, (Option<u64>, io::Error)> {
+    let part = Part::open(env, dir, sequence).await.map_err(|error| (Some(0), error))?;
+    let mut rows: Vec<IndexRow> = Vec::new();
+    for page in 0..part.page_count() {
+        let read = part.rows(page, 1).await.map_err(|error| (Some(page + 1), error))?;
+        rows.extend(read);
+    }
+    match rows.len() as u64 == part.row_count && rows.is_sorted() {
+        true => Ok(rows),
+        false => Err((None, damaged(sequence))),
+    }
 }
 
 /// The index of one replica.
@@ -483,6 +501,30 @@ mod tests {
             queue: QueueId { topic: TopicId(rng.below(3) as u32), queue: rng.below(2) as u32 },
             queue_offset: QueueOffset(rng.below(1000)),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_part_is_read_with_any_bit_of_it_turned() {
+        let rng = Rng::seeded(4);
+        let disk = SimDisk::new(rng.fork());
+        let index = open(&disk, None).await.unwrap();
+        index.seal((0..200).map(|_| row(&rng, 400)).collect(), None).await.unwrap();
+        let dir = PathBuf::from("/index");
+        let path = dir.join(part_name(0));
+        let env = Env::simulated(1, disk.clone());
+        let len = env.disk.open(&path, Open::ToRead).await.unwrap().len().unwrap();
+        assert_eq!(len, 3 * PAGE_BYTES as u64);
+        assert!(read_part(&env, &dir, 0).await.is_ok());
+        for at in 0..len {
+            for bit in 0..8 {
+                disk.flip_bit(&path, at, bit);
+                let (page, error) = read_part(&env, &dir, 0).await.unwrap_err();
+                assert_eq!(page, Some(at / PAGE_BYTES as u64));
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                disk.flip_bit(&path, at, bit);
+            }
+        }
+        println!("an index part: {} bits: all refused", len * 8);
     }
 
     #[tokio::test(start_paused = true)]

@@ -108,7 +108,7 @@ pub(crate) async fn open_afresh(env: &Env, dir: &Path, reason: &io::Error) -> io
     open_in_place(env, dir).await
 }
 
-async fn open_in_place(env: &Env, dir: &Path) -> io::Result<Box<dyn KeyedStore>> {
+pub(crate) async fn open_in_place(env: &Env, dir: &Path) -> io::Result<Box<dyn KeyedStore>> {
     let state = dir.join("state");
     env.disk.create_dir_all(&state).await?;
     env.disk.sync_dir(dir).await?;

@@ -21,9 +21,12 @@ pub mod keyed;
 pub mod log;
 pub mod materializer;
 mod member;
+pub mod offline;
 #[doc(hidden)]
 pub mod planted;
 pub mod position;
 pub mod proposer;
 pub mod raft;
+pub mod repair;
+pub mod scrub;
 pub mod state_hash;

@@ -35,6 +35,7 @@ use crate::consume_queue::{
 };
 use crate::fold::changes::Changes;
 use crate::fold::core::{Core, CoreRows};
+use crate::fold::rows::{self, MembershipRow};
 use crate::fold::shared::Shared;
 use crate::fold::{CLUSTER_VERSION, CheckpointPoint, FIRST_TABLES_BYTE, RowError, Tables};
 use crate::image::{self, Head, Image, Reading};
@@ -43,6 +44,7 @@ use crate::keyed::{self, KeyedStore, LOCAL, Row};
 use crate::log::{Boundary, Log};
 use crate::planted::{self, Bug};
 use crate::position::{LogId, QueueId, QueueOffset};
+use crate::raft::types::{Membership, decode_membership};
 
 /// Queues whose units are written before they are synced, together.
 const QUEUES_AT_ONCE: usize = 128;
@@ -54,7 +56,7 @@ const RECENT_UNITS_LEAST: usize = 16;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Row of the keyed store: the sequence numbers of the index's parts. Local: every replica merges at its own time.
-const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
+pub(crate) const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
 
 /// Row of the keyed store: the newest checkpoint whose rows are in. Local: a crash between them and its image leaves the
 /// image owed, which the next start pays.
@@ -139,16 +141,17 @@ impl From<RowError> for OpenError {
 ///
 /// `consumequeue/floors`: CRC32C u32 of the rest, little-endian; the rest is `codec`'s.
 #[derive(Clone, Debug, Default, Encode, Decode)]
-struct Floors {
+pub(crate) struct Floors {
     /// The installed image.
     base: Option<LogId>,
-    queues: BTreeMap<QueueId, QueueOffset>,
+    pub queues: BTreeMap<QueueId, QueueOffset>,
 }
 
 impl Floors {
-    const NAME: &'static str = "floors";
+    pub const NAME: &'static str = "floors";
 
-    async fn read(env: &Env, consume_queue: &Path) -> io::Result<Option<Floors>> {
+    /// What the file says; nothing if there is none, `None` if it is damaged.
+    pub async fn read(env: &Env, consume_queue: &Path) -> io::Result<Option<Floors>> {
         let Some(bytes) = read_file(env, &consume_queue.join(Floors::NAME)).await? else {
             return Ok(Some(Floors::default()));
         };
@@ -301,9 +304,22 @@ impl Derived {
     ///
     /// None right after an image was installed, for the log may not have been restarted behind it yet.
     pub fn log_floor(&self) -> Option<LogId> {
+        self.log_floor_boundary().map(|floor| floor.id)
+    }
+
+    /// The same with the place behind it.
+    pub(crate) fn log_floor_boundary(&self) -> Option<Boundary> {
         let installing = matches!(self.rebuild, Some(Rebuild::Install(_)));
-        let newest = self.newest?.id;
-        (!installing && self.floors.base != Some(newest)).then_some(newest)
+        let newest = self.newest?;
+        (!installing && self.floors.base != Some(newest.id)).then_some(newest)
+    }
+
+    /// Members as of N, if there are any: for who must ask them before the log is open.
+    pub(crate) async fn members(&mut self) -> io::Result<Option<Membership>> {
+        let row = self.keyed().rows(Some(&[rows::MEMBERSHIP - 1, 0xFF]), 1).await?.into_iter().next();
+        let Some((_, value)) = row.filter(|(key, _)| *key == [rows::MEMBERSHIP]) else { return Ok(None) };
+        let row: MembershipRow = codec::from_bytes(&value).map_err(io::Error::other)?;
+        decode_membership(Bytes::from(row.bytes)).map(Some).map_err(io::Error::other)
     }
 
     pub(crate) fn env(&self) -> &Env {

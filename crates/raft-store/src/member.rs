@@ -3,8 +3,9 @@
 //!
 //! All of it lives on one single-threaded runtime ("raft-…"): fewer wake-ups, and batches that form by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use crate::consume_queue::aside;
 use crate::fold::{Fold, Reader, Tables};
 use crate::forward_key::{ForwardKey, ForwardKeys};
 use crate::founding::{self, Start};
@@ -25,13 +27,14 @@ use crate::group::{
 };
 use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
-use crate::log::{Log, LogOptions};
+use crate::log::{self, Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::position::NodeId;
 use crate::proposer::{GroupClock, HandingOver, Proposer, Submission, Waiters, Wish, leader_told};
 use crate::raft::machine::{Machine, SharedFold, member_ids};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
+use crate::raft::peer::frames::Peers;
 use crate::raft::peer::server::{Lifetime, LifetimeEnd, Server};
 use crate::raft::peer::vitals;
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
@@ -41,6 +44,8 @@ use crate::raft::slow_disk;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
+use crate::repair::{self, Repaired};
+use crate::scrub;
 use crate::state_hash;
 
 /// A hand-over that takes longer is given up.
@@ -90,6 +95,8 @@ pub(crate) struct Opened<T: Tables> {
     pub forward_keys: Arc<ForwardKeys>,
     pub was_clean: bool,
     pub probation: Arc<Probation>,
+    pub repaired: Repaired,
+    pub scrubbing: Arc<scrub::Progress>,
     pub reader: Reader<T>,
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
@@ -120,6 +127,7 @@ struct Recovered<T: Tables> {
     fold: SharedFold<T>,
     reader: Reader<T>,
     members: Vec<NodeId>,
+    repaired: Repaired,
 }
 
 /// Everything that runs.
@@ -205,7 +213,8 @@ impl<T: Tables> Member<T> {
         interrupted: impl Future<Output = ()>,
     ) -> Result<(Running<T>, Opened<T>), OpenError> {
         let config = self.options.raft_config().map_err(|error| OpenError::Configuration(error.to_string()))?;
-        let recovered = self.recover(tables).await?;
+        let mut interrupted = std::pin::pin!(interrupted);
+        let recovered = self.recover(tables, interrupted.as_mut()).await?;
         let (end, lifetime) = Lifetime::new();
         let started = tokio::select! { biased;
             () = interrupted => Err(OpenError::Interrupted),
@@ -231,9 +240,24 @@ impl<T: Tables> Member<T> {
             }
             Err(error) => {
                 end.end().await;
+                // openraft reads the log while it starts.
+                let rot = recovered.log.corruption().borrow().clone();
+                let error = match rot {
+                    Some(rot) => {
+                        self.note_repair(&rot).await;
+                        OpenError::Rot(rot)
+                    }
+                    None => error,
+                };
                 recovered.end().await;
                 Err(error)
             }
+        }
+    }
+
+    async fn note_repair(&self, why: &str) {
+        if let Err(error) = repair::note(&self.env, &self.options.dir, why).await {
+            tracing::error!(%error, "that the log must be repaired could not be noted");
         }
     }
 
@@ -248,20 +272,7 @@ impl<T: Tables> Member<T> {
         let was_clean = directory.was_clean;
         let probation = Probation::new(!directory.identity().on_probation);
         let own = directory.founder();
-        let hello = Hello {
-            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
-            cluster: options.cluster.clone(),
-            group: options.group.clone(),
-            node: own.id,
-            expects: 0,
-            segment_bytes: options.segment_bytes,
-            frame_version: FRAME_VERSION,
-            features: 0,
-            cluster_version: CLUSTER_VERSION_MAX,
-            wall_ms: env.clock.wall_ms(),
-            channel: Channel::Founding,
-            forward_key: None,
-        };
+        let hello = self.hello(directory);
         let (forward_key, forward_keys) = (ForwardKey::mint(), Arc::<ForwardKeys>::default());
 
         let counters = Arc::new(PeerCounters::default());
@@ -272,6 +283,7 @@ impl<T: Tables> Member<T> {
             layout: Layout { segment_bytes: options.segment_bytes },
             told: told_hashes(recovered.reader.clone()),
             entry_bytes_max: options.log.max_entry_bytes,
+            log: log.clone(),
             founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
             raft: raft_running,
             probation: probation.clone(),
@@ -352,6 +364,8 @@ impl<T: Tables> Member<T> {
         }));
         lifetime.spawn(vitals::ask_while_leading(raft.clone(), Arc::downgrade(&links)));
         lifetime.spawn(purge::follow_trims(raft.clone(), log.clone(), recovered.reader.clone()));
+        let scrubbing = Arc::<scrub::Progress>::default();
+        lifetime.spawn(scrub::run(env.clock.clone(), log.clone(), options.scrub_bytes_per_s, scrubbing.clone()));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
@@ -385,6 +399,8 @@ impl<T: Tables> Member<T> {
             forward_keys,
             was_clean,
             probation,
+            repaired: recovered.repaired,
+            scrubbing,
             reader: recovered.reader.clone(),
             role: watch_role,
             raft: raft.clone(),
@@ -400,7 +416,81 @@ impl<T: Tables> Member<T> {
         Ok(Started { raft, waiters, handing, failure: watch_failure, wishes, handle })
     }
 
-    async fn recover(&self, tables: T) -> Result<Recovered<T>, OpenError> {
+    /// Who this node is, as it tells its peers.
+    fn hello(&self, directory: &Directory) -> Hello {
+        let options = &self.options;
+        Hello {
+            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
+            cluster: options.cluster.clone(),
+            group: options.group.clone(),
+            node: directory.founder().id,
+            expects: 0,
+            segment_bytes: options.segment_bytes,
+            frame_version: FRAME_VERSION,
+            features: 0,
+            cluster_version: CLUSTER_VERSION_MAX,
+            wall_ms: self.env.clock.wall_ms(),
+            channel: Channel::Founding,
+            forward_key: None,
+        }
+    }
+
+    /// The other members, wherever this node has heard of them.
+    async fn peers(&self, directory: &Directory, derived: &mut Derived) -> Peers {
+        let identity = directory.identity();
+        let mut addresses: BTreeSet<String> = self.options.founders.iter().cloned().collect();
+        addresses.extend(identity.founding_set.into_iter().flatten().map(|founder| founder.node.peer_address));
+        match derived.members().await {
+            Ok(members) => addresses
+                .extend(members.iter().flat_map(|members| members.nodes()).map(|(_, node)| node.peer_address.clone())),
+            // Those of the configuration will have to do.
+            Err(error) => tracing::warn!(%error, "the members are not known from derived state"),
+        }
+        addresses.remove(&self.options.peer_address);
+        addresses.remove(&identity.node.peer_address);
+        let layout = Layout { segment_bytes: self.options.segment_bytes };
+        let entry_bytes_max = self.options.log.max_entry_bytes;
+        Peers::new(&self.env, self.hello(directory), layout, entry_bytes_max, addresses.into_iter().collect())
+    }
+
+    /// Opens the log. If it is damaged, or was found to be when it was last open, it is repaired first, which may take as
+    /// long as no peer is there.
+    async fn open_log(
+        &self,
+        directory: &Directory,
+        derived: &mut Derived,
+        mut interrupted: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(Log, Repaired), OpenError> {
+        let (env, options) = (&self.env, &self.options);
+        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
+        let flush_interval_ms = by_timer.then_some(options.flush_interval_ms);
+        let log_options = LogOptions { segment_bytes: options.segment_bytes, flush_interval_ms, ..options.log.clone() };
+        let (floor, made) = (derived.log_floor(), directory.identity().log_made);
+        let io = |source| IdentityError::Io { dir: options.dir.clone(), source };
+        let is_noted = made && repair::is_noted(env, &options.dir).await.map_err(io)?;
+        if !is_noted {
+            match Log::open_made(env.clone(), options.dir.clone(), log_options.clone(), floor, made).await {
+                Err(log::OpenError::Corrupt { physical_offset, reason }) => {
+                    tracing::error!(%physical_offset, reason, "the log is corrupt; it is repaired from the peers");
+                    // A process that is killed meanwhile goes on with it.
+                    repair::note(env, &options.dir, &reason).await.map_err(io)?;
+                }
+                opened => return Ok((opened?, Repaired::default())),
+            }
+        }
+        let mut peers = self.peers(directory, derived).await;
+        let repaired = tokio::select! { biased;
+            () = &mut interrupted => return Err(OpenError::Interrupted),
+            repaired = repair::repair(env, &options.dir, derived.log_floor_boundary(), &mut peers) => repaired?,
+        };
+        Ok((Log::open_made(env.clone(), options.dir.clone(), log_options, floor, made).await?, repaired))
+    }
+
+    async fn recover(
+        &self,
+        tables: T,
+        interrupted: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Recovered<T>, OpenError> {
         let (env, options) = (&self.env, &self.options);
         let expected = Expected {
             cluster: options.cluster.clone(),
@@ -411,12 +501,8 @@ impl<T: Tables> Member<T> {
         };
         let directory = Directory::open(env, &options.dir, &expected).await?;
         let derived = DerivedOptions { segment_bytes: options.segment_bytes, ..options.derived.clone() };
-        let derived = Derived::probe(env, options.dir.clone(), derived).await?;
-        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
-        let flush_interval_ms = by_timer.then_some(options.flush_interval_ms);
-        let log_options = LogOptions { segment_bytes: options.segment_bytes, flush_interval_ms, ..options.log.clone() };
-        let made = directory.identity().log_made;
-        let log = Log::open_made(env.clone(), options.dir.clone(), log_options, derived.log_floor(), made).await?;
+        let mut derived = Derived::probe(env, options.dir.clone(), derived).await?;
+        let (log, repaired) = self.open_log(&directory, &mut derived, interrupted).await?;
         if let Err(source) = directory.log_is_made().await {
             log.kill().await;
             return Err(IdentityError::Io { dir: options.dir.clone(), source }.into());
@@ -432,7 +518,7 @@ impl<T: Tables> Member<T> {
             log.set_applied(applied.index);
         }
         let (reader, members) = (fold.reader(), member_ids(&fold));
-        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members })
+        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members, repaired })
     }
 }
 
@@ -569,16 +655,25 @@ async fn stop_on_failure<T: Tables>(own: state_hash::Own<T>, failure: Arc<watch:
             }
         }
     }
+    let (env, dir) = (own.env.clone(), own.dir.clone());
     let (raft, log, reader) = (own.raft.clone(), own.log.clone(), own.reader.clone());
     let refusals = own.links.refusals();
-    let reason = tokio::select! { biased;
-        reason = first(log.corruption()) => reason,
-        reason = first(reader.watch_damage()) => reason,
-        reason = first(reader.watch_failure()) => reason,
-        reason = refused_by_a_majority(&raft, refusals) => reason,
-        reason = state_hash::has_gone_wrong(own) => reason,
+    let (reason, is_log) = tokio::select! { biased;
+        reason = first(log.corruption()) => (reason, true),
+        reason = first(reader.watch_damage()) => (reason, false),
+        reason = first(reader.watch_failure()) => (reason, false),
+        reason = refused_by_a_majority(&raft, refusals) => (reason, true),
+        reason = state_hash::has_gone_wrong(own) => (reason, false),
     };
     tracing::error!("this replica stops: {reason}");
+    // A start looks at little of the log by itself.
+    if is_log {
+        let (env_aside, why) = (env.clone(), reason.clone());
+        let noted = aside(&env, async move { repair::note(&env_aside, &dir, &why).await }).await;
+        if let Err(error) = noted {
+            tracing::error!(%error, "that the log must be repaired could not be noted");
+        }
+    }
     failure.send_replace(Some(reason));
     let _ = raft.shutdown().await;
 }
@@ -665,24 +760,25 @@ fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersErr
 impl<T: Tables> Running<T> {
     /// Hands over for a reason of this node's own.
     async fn grant(&self, env: &Env, wish: Wish) {
-        let among = match &wish {
-            Wish::Clock(successors) | Wish::State(successors, _) => Some(successors.as_slice()),
-            Wish::Disk => None,
-        };
-        let handed_over = self.hand_over(env, among).await;
         match wish {
-            Wish::Clock(_) if handed_over.is_ok() => {
-                self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
+            Wish::Clock(successors) => match self.hand_over(env, Some(&successors)).await {
+                Ok(()) => {
+                    self.clock_hand_overs.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => tracing::warn!(%error, "no voter with a better clock took over"),
+            },
+            Wish::Disk => match self.hand_over(env, None).await {
+                Ok(()) => tracing::info!("somebody else leads, whose disk is better"),
+                Err(error) => tracing::warn!(%error, "no other voter took over from this one with its slow disk"),
+            },
+            Wish::State(successors, granted) => {
+                match self.hand_over(env, Some(&successors)).await {
+                    Ok(()) | Err(HandOverError::NotLeader) => {}
+                    Err(error) => tracing::warn!(%error, "no voter with the right state took over"),
+                }
+                // Its asker may be gone.
+                let _ = granted.send(());
             }
-            Wish::Disk if handed_over.is_ok() => tracing::info!("somebody else leads, whose disk is better"),
-            Wish::Clock(_) | Wish::Disk => {}
-            // Its asker may be gone.
-            Wish::State(_, granted) => drop(granted.send(())),
-        }
-        if let Err(error) = handed_over
-            && error != HandOverError::NotLeader
-        {
-            tracing::warn!(%error, "no other voter took over");
         }
     }
 

@@ -149,6 +149,7 @@ struct GroupFile {
     async_auto_recover: Option<bool>,
     #[serde(default = "default_segment_mib")]
     segment_mib: u64,
+    scrub_mib_per_s: Option<u64>,
     auto_create_topics: Option<bool>,
     auto_create_groups: Option<bool>,
     default_topic_queues: Option<u32>,
@@ -257,6 +258,9 @@ fn default_name_server_listen() -> SocketAddr {
     NameServerConfig::default().listen
 }
 
+/// A terabyte in three days.
+const DEFAULT_SCRUB_MIB_PER_S: u64 = 4;
+
 fn default_segment_mib() -> u64 {
     1024
 }
@@ -334,6 +338,9 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
     let segment_bytes = file.segment_mib.checked_mul(1024 * 1024);
     let segment_bytes =
         segment_bytes.ok_or_else(|| Problem::at_key(text, "segment_mib", "a segment has 16 to 16384 MiB"))?;
+    let scrub_bytes_per_s = file.scrub_mib_per_s.unwrap_or(DEFAULT_SCRUB_MIB_PER_S).checked_mul(1024 * 1024);
+    let scrub_bytes_per_s =
+        scrub_bytes_per_s.ok_or_else(|| Problem::at_key(text, "scrub_mib_per_s", "no disk is that fast"))?;
     Ok(GroupConfig {
         broker_name: file.broker_name,
         data_dir: file.data_dir,
@@ -346,6 +353,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         join: file.join,
         flush,
         segment_bytes,
+        scrub_bytes_per_s,
         messages: MessagePolicy {
             auto_create_topics: file.auto_create_topics.unwrap_or(policy.auto_create_topics),
             auto_create_groups: file.auto_create_groups.unwrap_or(policy.auto_create_groups),

@@ -7,6 +7,7 @@ mod demo;
 mod dev;
 mod limits;
 mod serve;
+mod store;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -42,6 +43,9 @@ enum Command {
     Bench(bench::Flags),
     /// Look at a running cluster and change it: mqadmin's commands, names and flags.
     Admin(admin::Flags),
+    /// Look at a replica's data directory while its node does not run.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Print a script that completes commands and flags in a shell.
     Completion {
         /// Which shell.
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         let env = Env::real();
         match flags.command {
+            Command::Store(command) => return store::run(&env, command).await,
             Command::Demo(flags) => demo::run(&env, &flags).await,
             Command::Dev(flags) => dev::run(&env, &flags).await,
             Command::Bench(flags) => bench::run(&env, &flags).await,
@@ -76,9 +81,10 @@ fn main() -> ExitCode {
                 Ok(())
             }
         }
+        .map(|()| ExitCode::SUCCESS)
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(reason) => fail(&reason),
     }
 }

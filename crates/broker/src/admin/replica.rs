@@ -145,6 +145,8 @@ mod tests {
             cluster_version_supported: None,
             was_clean: true,
             on_probation: false,
+            repaired: Default::default(),
+            scrubbed: Default::default(),
             log: raft_store::log::Stats::default(),
         }
     }

@@ -98,6 +98,7 @@ mod tests {
             join: false,
             flush: Flush::Sync,
             segment_bytes: 64 << 20,
+            scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             retention: Retention::default(),
             limits: Limits::default(),

@@ -254,6 +254,23 @@ impl fold::Tables for Tables {
     }
 }
 
+/// A row in words, for whoever looks into a directory: the table, its key, its value. `None` if it is in none of these.
+pub fn describe_row(key: &[u8], value: &[u8]) -> Option<(&'static str, String, String)> {
+    fn shown<V: Decode<()> + std::fmt::Debug>(bytes: &[u8]) -> String {
+        codec::from_bytes::<V>(bytes).map_or_else(|error| format!("unreadable: {error}"), |value| format!("{value:?}"))
+    }
+    let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+    let (table, rest) = key.split_first()?;
+    Some(match *table {
+        TOPIC => ("topic", name(rest), shown::<topics::Topic>(value)),
+        GROUP => ("consumer-group", name(rest), shown::<GroupConfig>(value)),
+        OFFSET => ("offset", shown::<OffsetKey>(rest), shown::<offsets::ConsumerOffset>(value)),
+        LOCK => ("lock", shown::<OffsetKey>(rest), shown::<locks::QueueLock>(value)),
+        VERSIONS => ("versions", String::new(), shown::<Versions>(value)),
+        _ => return None,
+    })
+}
+
 fn named_key(table: u8, name: &str) -> Vec<u8> {
     let mut key = vec![table];
     key.extend_from_slice(name.as_bytes());

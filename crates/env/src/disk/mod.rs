@@ -25,6 +25,8 @@ use futures::future::BoxFuture;
 pub enum Open {
     /// The file must exist; opened for reading and writing.
     Existing,
+    /// The file must exist; only read. For whoever looks at what belongs to somebody else.
+    ToRead,
     /// Created empty if absent; kept as it is if present.
     OrCreate,
     /// The file must not exist.

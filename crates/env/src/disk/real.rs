@@ -40,9 +40,10 @@ impl Disk for RealDisk {
     fn open<'a>(&'a self, path: &'a Path, how: Open) -> BoxFuture<'a, io::Result<Arc<dyn File>>> {
         async move {
             let flags = match how {
-                Open::Existing => OFlags::empty(),
-                Open::OrCreate => OFlags::CREATE,
-                Open::New => OFlags::CREATE | OFlags::EXCL,
+                Open::Existing => OFlags::RDWR,
+                Open::ToRead => OFlags::RDONLY,
+                Open::OrCreate => OFlags::RDWR | OFlags::CREATE,
+                Open::New => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
             };
             let file: Arc<dyn File> =
                 Arc::new(RealFile { descriptor: open(path, flags)?, map: Map::default(), direct: OnceLock::new() });
@@ -53,7 +54,7 @@ impl Disk for RealDisk {
 
     fn lock<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Lock>> {
         async move {
-            let descriptor = open(path, OFlags::CREATE)?;
+            let descriptor = open(path, OFlags::RDWR | OFlags::CREATE)?;
             // flock belongs to this open file description: a second guard in the same process is refused as well, and
             // the kernel releases it with the descriptor, however the process ends.
             rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)?;
@@ -114,7 +115,7 @@ impl Disk for RealDisk {
 }
 
 fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?)
 }
 

@@ -575,6 +575,7 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn open<'a>(&'a self, path: &'a Path, how: Open) -> BoxFuture<'a, io::Result<Arc<dyn File>>> {
+        let creates = matches!(how, Open::OrCreate | Open::New);
         self.call(
             |latency| latency.read,
             move |machine| {
@@ -582,7 +583,7 @@ impl Disk for SimDisk {
                     Ok(_) if how == Open::New => return Err(io::ErrorKind::AlreadyExists.into()),
                     Ok(file) if machine.state.is_directory(file) => return Err(io::ErrorKind::IsADirectory.into()),
                     Ok(file) => file,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && how != Open::Existing => {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && creates => {
                         let create = machine.state.plan_create_file(path)?;
                         machine.change_name(create)?;
                         machine.state.find(path)?

@@ -181,7 +181,7 @@ impl HardState {
 }
 
 /// Which of two copies holds the last answered state.
-fn newest(a: Result<HardState, String>, b: Result<HardState, String>) -> Result<HardState, String> {
+pub(super) fn newest(a: Result<HardState, String>, b: Result<HardState, String>) -> Result<HardState, String> {
     match (a, b) {
         (Ok(a), Ok(b)) => Ok(if b.sequence > a.sequence { b } else { a }),
         (Ok(state), Err(_)) | (Err(_), Ok(state)) => Ok(state),
@@ -206,8 +206,7 @@ impl HardStateFiles {
         if !formatted {
             env.disk.create_dir_all(&directory).await?;
         }
-        let a = read_copy(env, directory.join("a")).await?;
-        let b = read_copy(env, directory.join("b")).await?;
+        let [a, b] = read_copies(env, dir).await?;
         let state = match newest(a.clone(), b.clone()) {
             Ok(state) => state,
             Err(_) if !formatted => HardState::new(segment_bytes),
@@ -265,15 +264,21 @@ impl HardStateFiles {
     }
 }
 
-async fn read_copy(env: &Env, path: PathBuf) -> Result<Result<HardState, String>, OpenError> {
-    match env.disk.open(&path, Open::Existing).await {
+/// What each copy says, or what is wrong with it.
+pub(super) async fn read_copies(env: &Env, dir: &Path) -> io::Result<[Result<HardState, String>; 2]> {
+    let directory = dir.join("hard-state");
+    Ok([read_copy(env, directory.join("a")).await?, read_copy(env, directory.join("b")).await?])
+}
+
+async fn read_copy(env: &Env, path: PathBuf) -> io::Result<Result<HardState, String>> {
+    match env.disk.open(&path, Open::ToRead).await {
         Ok(file) => match file.read_at(0, STATE_BYTES).await {
             Ok(bytes) => Ok(HardState::decode(&bytes)),
             // A sector that cannot be read is as bad as one that reads wrong: that is what the other copy is for.
             Err(error) => Ok(Err(error.to_string())),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Err("there is no such file".to_owned())),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -9,18 +9,22 @@
 //! - [`hard_state`]: vote, last purged entry, truncation point, in two copies.
 //! - [`points`]: the sparse index of frames, and its side files.
 //! - [`recovery`]: where the log ends after a stop of any kind, and what is corruption.
+//! - [`mend`]: frames from a peer, written where they lay.
+//! - [`survey`]: all that is whole, and all that is not, without changing anything.
 //! - [`state`]: what handles and writer share, and the watermarks.
 //! - [`tail`]: the newest frames in memory; [`read`]: the others, from maps, verified.
 //! - [`prepare`]: zeros ahead of the end; [`writer`]: groups, syncs, callbacks.
 
 pub mod frame;
 pub mod hard_state;
-mod points;
+pub(crate) mod mend;
+pub(crate) mod points;
 mod prepare;
 mod read;
 mod recovery;
 pub mod segment;
 mod state;
+pub mod survey;
 mod tail;
 mod writer;
 
@@ -41,6 +45,7 @@ use tokio::sync::{Notify, oneshot, watch};
 pub use frame::{Boundary, Cursor, Frame, Kind};
 pub use hard_state::Vote;
 
+use crate::consume_queue::aside;
 use crate::position::{LogId, PhysicalOffset};
 use frame::{Composed, compose, follows, frame_bytes};
 use prepare::Preparation;
@@ -616,6 +621,17 @@ impl Log {
     pub fn record(&self, at: PhysicalOffset, size: u32) -> io::Result<Bytes> {
         let read = read::record(self.shared(), at, size);
         noted(self.shared(), read, |state| at < state.begin().physical_offset)
+    }
+
+    /// Verifies up to about `max_bytes` of frames of full segments from `at` on, the beginning for `None`; memory is not
+    /// asked. Gives where to go on, `None` at the end. What it finds, [`Log::corruption`] tells.
+    pub(crate) async fn scrub(
+        &self,
+        at: Option<points::Point>,
+        max_bytes: u64,
+    ) -> io::Result<(Option<points::Point>, u64)> {
+        let read = aside(&self.0.env, read::scrub(Arc::clone(&self.0.shared), at, max_bytes)).await;
+        noted(self.shared(), read, |_| false)
     }
 
     /// Whether [`Log::record`] at this place touches no disk.

@@ -19,6 +19,7 @@ use super::points::Point;
 use super::recovery::before;
 use super::segment::Segment;
 use super::state::{Shared, State};
+use super::survey::{Files, Step};
 use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset};
 
@@ -168,6 +169,51 @@ pub fn frames(shared: &Shared, range: Range<u64>, max_bytes: usize) -> io::Resul
         shared.recent.lock().note_place(Point { id, start: steps.at });
     }
     Ok(frames)
+}
+
+/// Verifies applied frames of full segments from `at` on, or from the beginning of the log, until their bytes are
+/// `max_bytes` or more. Gives where to go on, `None` at the end, and the bytes. To be run beside the caller's runtime.
+///
+/// Remembers nothing, so as not to push out what readers will want; and reads files instead of maps, because a sector that
+/// the disk cannot read must be an error here, and no signal.
+pub async fn scrub(shared: Arc<Shared>, at: Option<Point>, max_bytes: u64) -> io::Result<(Option<Point>, u64)> {
+    let (files, at, end, applied_end) = {
+        let state = shared.state.lock();
+        let is_there = |at: &Point| {
+            at.start.physical_offset >= state.begin().physical_offset && state.id_at(at.id.index) == Some(at.id)
+        };
+        let at = at.filter(is_there).or_else(|| state.points.at_index(state.begin_index()));
+        let Some(at) = at else { return Ok((None, 0)) };
+        let files = Files { layout: shared.layout, segments: (*state.segments).clone() };
+        (files, at, shared.layout.segment_of(state.synced), shared.applied_end())
+    };
+    let begun = at.start.physical_offset;
+    let mut walk = files.walk(at.start, before(at.id), end).ahead(max_bytes as usize);
+    let mut next = at.id;
+    while walk.at.physical_offset.0 - begun.0 < max_bytes && next.index < applied_end {
+        match walk.step().await {
+            Some(Step::Frame(..)) => {
+                let last = walk.last.unwrap_or_default();
+                next = LogId { term: last.term, index: walk.last.map_or(0, |last| last.index + 1) };
+            }
+            Some(Step::Gap(gap)) if gap.from.physical_offset < shared.state.lock().begin().physical_offset => {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "purged while it was read"));
+            }
+            Some(Step::Gap(gap)) => return Err(damaged(gap.from.physical_offset, gap.reason)),
+            None => break,
+        }
+    }
+    let bytes = walk.at.physical_offset.0 - begun.0;
+    if walk.at.physical_offset >= end {
+        return Ok((None, bytes));
+    }
+    if bytes == 0 {
+        // What follows is not applied yet.
+        return Ok((Some(at), 0));
+    }
+    // The term of the entry behind may be a later one.
+    let next = shared.state.lock().id_at(next.index);
+    Ok((next.map(|id| Point { id, start: walk.at }), bytes))
 }
 
 /// The place just behind entry `index`, which exists and is written. Blocks on the disk.

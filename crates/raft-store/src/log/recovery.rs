@@ -56,14 +56,16 @@ pub struct Recovered {
 
 /// Everything below this was durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
-    last: Option<LogId>,
-    end: Cursor,
+pub struct Known {
+    /// The last entry; `None` at the very beginning of the log.
+    pub last: Option<LogId>,
+    /// The place behind it.
+    pub end: Cursor,
 }
 
 /// The highest place that the hard state and the marks of its generation vouch for. Marks of other generations or
 /// other places are void. A mark of a generation that the hard state has not seen means that the hard state is old.
-fn decide_known(hard: &HardState, marks: &[(PhysicalOffset, Mark)], layout: Layout) -> Result<Known, OpenError> {
+pub fn decide_known(hard: &HardState, marks: &[(PhysicalOffset, Mark)], layout: Layout) -> Result<Known, OpenError> {
     if let Some((_, mark)) =
         marks.iter().find(|(first, mark)| mark.generation > hard.generation && mark.belongs_to(*first, layout))
     {

@@ -4,6 +4,7 @@ mod crash;
 #[path = "../crashes/mod.rs"]
 mod crashes;
 mod diverged;
+mod flips;
 mod install;
 #[cfg(feature = "planted-bugs")]
 mod planted;

@@ -6,6 +6,7 @@ mod crash;
 #[path = "../crashes/mod.rs"]
 mod crashes;
 mod faults;
+mod flips;
 mod model;
 #[cfg(feature = "planted-bugs")]
 mod planted;

@@ -7,7 +7,7 @@
 mod cluster;
 mod groups;
 mod messages;
-mod report;
+pub(crate) mod report;
 mod topics;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 //! - [`wire`]: bytes of every message.
 //! - [`connection`]: whole messages in and out of a socket.
 //! - [`chain`]: whether a request's frames are what the leader's log holds.
+//! - [`frames`]: committed frames for a replica whose log is damaged.
 //! - [`client`]: what openraft sends.
 //! - [`server`]: what it receives.
 //! - [`vitals`]: what members tell the leader of themselves.
@@ -10,6 +11,7 @@
 pub mod chain;
 pub mod client;
 pub mod connection;
+pub mod frames;
 pub mod server;
 pub mod vitals;
 pub mod wire;

@@ -17,6 +17,7 @@ use env::Env;
 use env::net::{Listener, Stream};
 use futures::StreamExt;
 use openraft::Raft;
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, VoteRequest};
 use openraft::storage::SnapshotMeta;
 use openraft::type_config::TypeConfigExt;
@@ -24,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::fold::Tables;
 use crate::forward_key::ForwardKeys;
+use crate::log::Log;
 use crate::log::segment::Layout;
 use crate::raft::machine::{Machine, Snapshot, SnapshotImage};
 use crate::raft::peer::client::{SNAPSHOT_PART_LIMIT, WORKING_INTERVAL, voted};
@@ -32,9 +34,9 @@ use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, FoundingStatus, Hello, Message, Reply, Request, SnapshotHead, Transfer,
     Transferred, Vitals,
 };
-use crate::raft::peer::{PeerCounters, chain};
+use crate::raft::peer::{PeerCounters, chain, frames};
 use crate::raft::probation::Probation;
-use crate::raft::types::{StoredMembership, Types, Vote};
+use crate::raft::types::{StoredMembership, Types, Vote, from_raft};
 use crate::state_hash::ImageHashes;
 
 /// A wait after `accept` failed, which concerns the process's limits, not one peer.
@@ -109,6 +111,8 @@ pub struct Server<T: Tables> {
     pub told: Arc<dyn Fn() -> ImageHashes + Send + Sync>,
     /// Longest body of an entry.
     pub entry_bytes_max: u32,
+    /// This node's log: what is committed of it is for whoever has lost it.
+    pub log: Log,
     /// How far this node is on the way to being founded.
     pub founding: Arc<dyn Fn() -> FoundingStatus + Send + Sync>,
     /// Set once Raft runs.
@@ -181,6 +185,7 @@ impl<T: Tables> Server<T> {
             Channel::Append => self.serve_appends(reader, writer, &raft).await,
             Channel::Unary => self.serve_unary(reader, writer, &raft).await,
             Channel::Snapshot => self.serve_snapshots(reader, writer, &raft).await,
+            Channel::Frames => self.serve_frames(reader, writer, &raft).await,
             Channel::Founding => unreachable!("served above"),
         }
     }
@@ -189,6 +194,25 @@ impl<T: Tables> Server<T> {
         while let Some(message) = reader.next().await? {
             let Message::FoundingQuery = message else { return Err(io::ErrorKind::InvalidData.into()) };
             writer.write(&Message::FoundingStatus((self.founding)())).await?;
+        }
+        Ok(())
+    }
+
+    async fn serve_frames(
+        &self,
+        mut reader: MessageReader,
+        mut writer: MessageWriter,
+        raft: &Raft<Types, Machine<T>>,
+    ) -> io::Result<()> {
+        while let Some(message) = reader.next().await? {
+            let Message::FramesQuery(query) = message else { return Err(io::ErrorKind::InvalidData.into()) };
+            let (committed, vote) = {
+                let metrics = raft.metrics();
+                let now = metrics.borrow_watched();
+                (now.local_committed.as_ref().map(from_raft), now.vote)
+            };
+            let answer = frames::answer(&self.log, self.layout, committed, vote, query).await?;
+            writer.write(&answer).await?;
         }
         Ok(())
     }

@@ -6,9 +6,10 @@
 //! length u32 (of what follows) | type u8 | fields
 //! ```
 //!
-//! and belongs to one channel, named in its hello: appends, votes and heartbeats, snapshots, or founding. A vote never
-//! queues behind a megabyte of entries. With votes and heartbeats goes the leader's question how a member is (`Vitals`),
-//! which is answered at once: wall clock i64, count u32 of its newest images, each: term u64, index u64, hash u64.
+//! and belongs to one channel, named in its hello: appends, votes and heartbeats, snapshots, founding, or frames for a
+//! repair. A vote never queues behind a megabyte of entries. With votes and heartbeats goes the leader's question how a
+//! member is (`Vitals`), which is answered at once: wall clock i64, count u32 of its newest images, each: term u64, index
+//! u64, hash u64.
 //!
 //! An append's entries are heads first, then all bodies one behind the other, so that the receiver slices bodies out
 //! of the one buffer it read, and the sender writes bodies from where they lie:
@@ -63,6 +64,8 @@ pub enum Channel {
     Snapshot,
     /// Founders asking each other how far they are.
     Founding,
+    /// A replica whose log is damaged asks for committed frames.
+    Frames,
 }
 
 impl Channel {
@@ -72,6 +75,7 @@ impl Channel {
             Channel::Unary => 2,
             Channel::Snapshot => 3,
             Channel::Founding => 4,
+            Channel::Frames => 5,
         }
     }
 
@@ -81,6 +85,7 @@ impl Channel {
             2 => Ok(Channel::Unary),
             3 => Ok(Channel::Snapshot),
             4 => Ok(Channel::Founding),
+            5 => Ok(Channel::Frames),
             _ => Err(Malformed("channel")),
         }
     }
@@ -97,7 +102,7 @@ pub struct Hello {
     pub group: String,
     /// The sender.
     pub node: NodeId,
-    /// Whom the sender means to talk to; 0 = whoever is there (founding only).
+    /// Whom the sender means to talk to; 0 = whoever is there (founding and frames only).
     pub expects: NodeId,
     /// Segment size, a property of the cluster.
     pub segment_bytes: u64,
@@ -139,7 +144,7 @@ impl Hello {
                 other.segment_bytes, self.segment_bytes
             ));
         }
-        let is_anybody_meant = other.expects == 0 && other.channel == Channel::Founding;
+        let is_anybody_meant = other.expects == 0 && matches!(other.channel, Channel::Founding | Channel::Frames);
         if other.expects != self.node && !is_anybody_meant {
             return Some(format!(
                 "is looking for node {:016x}, this is node {:016x}: another node, or a wiped one, has this address",
@@ -256,6 +261,26 @@ pub struct FoundingStatus {
     pub members: Vec<NodeId>,
 }
 
+/// A question for committed frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FramesQuery {
+    /// The entry before those that are asked for; `None` for the very first.
+    pub behind: Option<RaftLogId>,
+    /// The end of its frame, or of the padding behind it.
+    pub start: Cursor,
+}
+
+/// Why there are no frames to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoFrames {
+    /// What is asked for is not committed, as far as the receiver knows.
+    NotYet,
+    /// The receiver's log is another one up to there.
+    Diverged,
+    /// The receiver's log begins behind it.
+    Purged,
+}
+
 /// Where a snapshot stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotHead {
@@ -302,6 +327,17 @@ pub enum Message {
     FoundingQuery,
     /// Founding channel: so far.
     FoundingStatus(FoundingStatus),
+    /// Frames channel: what is committed behind this place?
+    FramesQuery(FramesQuery),
+    /// Frames channel: this, as an append would carry it.
+    Frames(Append),
+    /// Frames channel: nothing, and why; the receiver has committed this.
+    NoFrames {
+        /// The last id that the receiver knows to be committed.
+        committed: Option<RaftLogId>,
+        /// Why.
+        why: NoFrames,
+    },
 }
 
 /// What the unary channel asks.
@@ -357,6 +393,9 @@ mod tag {
     pub const FOUNDING_STATUS: u8 = 41;
     pub const VITALS: u8 = 50;
     pub const VITALS_REPLY: u8 = 51;
+    pub const FRAMES_QUERY: u8 = 60;
+    pub const FRAMES: u8 = 61;
+    pub const NO_FRAMES: u8 = 62;
 }
 
 /// A message as the buffers of one vectored write: the first holds everything but bodies.
@@ -486,6 +525,25 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
             }
             tag::FOUNDING_STATUS
         }
+        Message::FramesQuery(FramesQuery { behind, start }) => {
+            put_log_id(&mut out, behind);
+            out.put_u64_le(start.physical_offset.0);
+            out.put_u64_le(start.chain);
+            tag::FRAMES_QUERY
+        }
+        Message::Frames(append) => {
+            put_append(&mut out, append, &mut bodies);
+            tag::FRAMES
+        }
+        Message::NoFrames { committed, why } => {
+            put_log_id(&mut out, committed);
+            out.put_u8(match why {
+                NoFrames::NotYet => 0,
+                NoFrames::Diverged => 1,
+                NoFrames::Purged => 2,
+            });
+            tag::NO_FRAMES
+        }
     };
     let length = out.len() - 4 + bodies.iter().map(Bytes::len).sum::<usize>();
     assert!(length <= MESSAGE_BYTES_MAX, "a message of {length} bytes was made, {MESSAGE_BYTES_MAX} are allowed");
@@ -571,6 +629,20 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
             let members = (0..count).map(|_| from.u64("member")).collect::<Result<_, _>>()?;
             Message::FoundingStatus(FoundingStatus { founder, has_vote, has_log, set, members })
         }
+        tag::FRAMES_QUERY => Message::FramesQuery(FramesQuery {
+            behind: take_log_id(&mut from)?,
+            start: Cursor { physical_offset: PhysicalOffset(from.u64("start")?), chain: from.u64("start chain")? },
+        }),
+        tag::FRAMES => Message::Frames(take_append(&mut from)?),
+        tag::NO_FRAMES => Message::NoFrames {
+            committed: take_log_id(&mut from)?,
+            why: match from.u8("why no frames")? {
+                0 => NoFrames::NotYet,
+                1 => NoFrames::Diverged,
+                2 => NoFrames::Purged,
+                _ => return Err(Malformed("why no frames")),
+            },
+        },
         _ => return Err(Malformed("message type")),
     };
     from.end("bytes behind a message")?;
@@ -883,8 +955,8 @@ mod tests {
     }
 
     fn hello() -> impl Strategy<Value = Hello> {
-        let channel =
-            prop_oneof![Just(Channel::Append), Just(Channel::Unary), Just(Channel::Snapshot), Just(Channel::Founding)];
+        let channel = [Channel::Append, Channel::Unary, Channel::Snapshot, Channel::Founding, Channel::Frames];
+        let channel = proptest::sample::select(channel.to_vec());
         let numbers = any::<(u64, u64, u64, u8, u64, u32, i64)>();
         let key = proptest::option::of((1..=u128::MAX).prop_map(ForwardKey::from_number));
         (any::<(u16, u16)>(), text(), text(), numbers, channel, key).prop_map(
@@ -980,6 +1052,15 @@ mod tests {
             vote().prop_map(Message::SnapshotDone),
             Just(Message::FoundingQuery),
             founding_status().prop_map(Message::FoundingStatus),
+            (log_id(), any::<(u64, u64)>()).prop_map(|(behind, (physical_offset, chain))| {
+                let start = Cursor { physical_offset: PhysicalOffset(physical_offset), chain };
+                Message::FramesQuery(FramesQuery { behind, start })
+            }),
+            append().prop_map(Message::Frames),
+            (log_id(), 0..3_usize).prop_map(|(committed, why)| Message::NoFrames {
+                committed,
+                why: [NoFrames::NotYet, NoFrames::Diverged, NoFrames::Purged][why],
+            }),
         ]
     }
 
@@ -1050,7 +1131,9 @@ mod tests {
         let theirs = Hello { node: 2, expects: 1, ..ours.clone() };
         assert_eq!(ours.refuses(&theirs), None);
         let anybody = Hello { expects: 0, ..theirs.clone() };
-        assert_eq!(ours.refuses(&Hello { channel: Channel::Founding, ..anybody.clone() }), None);
+        for channel in [Channel::Founding, Channel::Frames] {
+            assert_eq!(ours.refuses(&Hello { channel, ..anybody.clone() }), None);
+        }
         for wrong in [
             Hello { protocol: (3, 4), ..theirs.clone() },
             Hello { cluster: "d".into(), ..theirs.clone() },
