@@ -20,7 +20,7 @@ use crate::entry::{CoreCommand, Operation};
 use crate::fold::{Outcome, Reader, Tables};
 use crate::forward_key::ForwardKey;
 use crate::founding::FoundingError;
-use crate::group_time::millis;
+use crate::group_time::Reading;
 use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
@@ -449,10 +449,9 @@ impl<T: Tables> Group<T> {
     /// Group time as the next entry would be stamped, or a little less. Elsewhere than at the leader it is this machine's
     /// time, which nothing confirms.
     pub fn now(&self) -> Timestamp {
-        let (opened, clock) = (&self.0.opened, &self.0.env.clock);
-        let followed = opened.group_clock.borrow().followed;
-        let now = followed.map_or_else(|| clock.wall_ms(), |followed| followed + millis(clock.monotonic()));
-        opened.reader.now().max(Timestamp(now))
+        let opened = &self.0.opened;
+        let now = opened.group_clock.borrow().at(Reading::of(&self.0.env.clock));
+        opened.reader.now().max(now)
     }
 
     /// The log, for whoever verifies or measures it.

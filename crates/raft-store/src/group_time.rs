@@ -196,6 +196,11 @@ impl GroupTime {
         self.followed
     }
 
+    /// Whether that is not this node's wall clock's.
+    pub fn holds(&self) -> bool {
+        self.holds
+    }
+
     /// How often this node's wall clock was not followed any more, in this office.
     pub fn refused(&self) -> u64 {
         self.refused

@@ -58,10 +58,24 @@ const CLOCKS_LIMIT: Duration = Duration::from_secs(2);
 pub struct GroupClock {
     /// Group time minus this node's monotonic clock, in milliseconds, while this node leads.
     pub followed: Option<i64>,
+    /// It is not this node's wall clock that is followed.
+    pub holds: bool,
     /// This node's wall clock against the voters' median, while it leads and knows.
     pub offset_ms: Option<i64>,
     /// Times that this node's wall clock was not followed.
     pub steps_refused: u64,
+}
+
+impl GroupClock {
+    /// The time of an entry that would be stamped now, or less: the clock may have been moved since it was looked at.
+    pub(crate) fn at(&self, now: Reading) -> Timestamp {
+        let followed = self.followed.map(|followed| followed.saturating_add(now.monotonic));
+        Timestamp(match followed {
+            Some(followed) if self.holds => followed,
+            Some(followed) => followed.min(now.wall),
+            None => now.wall,
+        })
+    }
 }
 
 /// Why somebody else should lead, and who.
@@ -399,10 +413,14 @@ impl<T: Tables> Proposer<T> {
             }
         };
         let Some(mut time) = took_office else { return false };
+        // Before anybody asks what time it is.
+        self.look_at_clocks(&mut time);
         self.ready.send_replace(Some(term));
         let goes_on = self.serve(term, &mut time, waiting, lost).await;
         self.ready.send_replace(None);
-        self.group_clock.send_modify(|clock| *clock = GroupClock { followed: None, offset_ms: None, ..*clock });
+        self.group_clock.send_modify(|clock| {
+            *clock = GroupClock { steps_refused: clock.steps_refused, ..GroupClock::default() };
+        });
         goes_on
     }
 
@@ -450,7 +468,6 @@ impl<T: Tables> Proposer<T> {
         let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
         let mut looks = self.clock.ticks(LOOK_INTERVAL);
         let mut handing = self.handing.clone();
-        self.look_at_clocks(time);
         loop {
             let handing_over = *handing.borrow_and_update();
             if handing_over == (HandingOver::Triggered { term }) {
@@ -489,9 +506,9 @@ impl<T: Tables> Proposer<T> {
         let (now, others) = clocks_of(&self.raft, self.links.heard(), &self.clock);
         let Judgement { offset_ms, successors } = time.time.judge(now, &others);
         time.others = others;
-        let followed = time.time.followed();
+        let (followed, holds) = (time.time.followed(), time.time.holds());
         let steps_refused = time.refused_before + time.time.refused();
-        let before = self.group_clock.send_replace(GroupClock { followed, offset_ms, steps_refused });
+        let before = self.group_clock.send_replace(GroupClock { followed, holds, offset_ms, steps_refused });
         if before.steps_refused < steps_refused {
             tracing::error!(?offset_ms, "this machine's clock was moved, or is wrong; it is not followed");
         }
@@ -663,6 +680,21 @@ mod tests {
         })
         .collect();
         assert_eq!(sizes, [vec![100 << 10, 100 << 10], vec![100 << 10], vec![2 << 20], vec![1]]);
+    }
+
+    #[test]
+    fn what_time_it_is_is_never_later_than_what_is_stamped_next() {
+        let at = |followed, holds, wall| {
+            let clock = GroupClock { followed, holds, ..GroupClock::default() };
+            clock.at(Reading { wall, monotonic: 10 }).0
+        };
+        assert_eq!(at(None, false, 500), 500, "nothing is known of the group's");
+        assert_eq!(at(Some(490), false, 500), 500);
+        assert_eq!(at(Some(491), false, 500), 500, "both are rounded");
+        assert_eq!(at(Some(490), false, 9500), 500, "a step that nobody has looked at");
+        assert_eq!(at(Some(490), false, -9500), -9500, "nor at this one");
+        assert_eq!(at(Some(490), true, 9500), 500);
+        assert_eq!(at(Some(490), true, 3), 500);
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub enum CoreReply {
         /// Everything below is gone; as before if nothing more could go.
         min_physical: PhysicalOffset,
     },
-    /// `StateHash`: what holds for the checkpoint now; `None` if there is no such checkpoint.
+    /// `StateHash`: what holds for the checkpoint now; `None` if there is no such checkpoint, or nothing is decided.
     StateHash(Option<Verdict>),
     /// `RaiseClusterVersion`: the version that holds now.
     ClusterVersion(u32),

@@ -8,8 +8,10 @@ use env::disk::Open;
 use env::disk::simulated::SimDisk;
 use env::{Disk, Env};
 use raft_store::entry::{CoreCommand, Operation, Visibility};
+use raft_store::fold::{CoreReply, Outcome};
 use raft_store::materializer::OpenError;
 use raft_store::position::{LogId, PhysicalOffset, Timestamp};
+use raft_store::state_hash::Verdict;
 
 use crate::retention::purge;
 use crate::world::*;
@@ -138,6 +140,43 @@ async fn a_crash_at_every_step_of_a_rebuild_ends_in_the_agreed_state() {
             begun.repeat(&operation);
         }
     }
+}
+
+/// The verdict is a row like any other: of the log alone, in images, and there after a restart.
+#[tokio::test(start_paused = true)]
+async fn what_was_found_once_stays_with_the_checkpoint() {
+    let (mut replica, disk) = folded(&entries("right", None)).await;
+    let points: Vec<LogId> = replica.fold.reader().checkpoints().iter().map(|point| point.id).collect();
+    let state_hash = |position, hashes: &[u64]| {
+        let hashes = (1..).zip(hashes.iter().copied()).collect();
+        entry(50, vec![core(CoreCommand::StateHash { position, voters: 3, hashes })])
+    };
+    let found = |verdict| Outcome::Core(CoreReply::StateHash(verdict));
+    let (unknown, agreed) = (LogId { term: 9, ..points[0] }, Some(Verdict::Agreed(7)));
+    replica
+        .append(&[
+            state_hash(unknown, &[7, 7, 7]),
+            state_hash(points[0], &[7, 8]),
+            state_hash(points[0], &[8, 7, 7]),
+            state_hash(points[0], &[8, 8, 8]),
+            state_hash(points[1], &[6, 7, 8]),
+            entry(51, vec![core(CoreCommand::Checkpoint)]),
+        ])
+        .await;
+    let outcomes = replica.apply_all().await.unwrap();
+    let split = Some(Verdict::Split);
+    let expected = [found(None), found(None), found(agreed), found(agreed), found(split)];
+    assert_eq!(outcomes[..5], expected);
+    replica.fold.derived_sync().await.unwrap();
+    let hashes = replica.fold.reader().state_hashes();
+    assert_eq!(hashes.verdicts.values().copied().collect::<Vec<_>>(), [agreed, split, None, None]);
+    assert_eq!((hashes.agreed(), hashes.split()), (Some(points[0]), Some(points[1])));
+    replica.fold.close().await.unwrap();
+    replica.log.close().await.unwrap();
+
+    let again = Replica::start(&Env::simulated(1, disk), derived_options()).await.unwrap();
+    assert_eq!(again.fold.reader().state_hashes(), hashes);
+    assert_eq!(hashes.images.len(), 4);
 }
 
 /// What nobody agreed on is no beginning, whether it was noted so, or the log has been purged since.

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! and belongs to one channel, named in its hello: appends, votes and heartbeats, snapshots, founding, or frames for a
-//! repair. A vote never queues behind a megabyte of entries.
+//! repair. A vote never queues behind a megabyte of entries. With votes and heartbeats goes the leader's question how a
+//! member is (`Vitals`), which is answered at once: wall clock i64, count u32 of its newest images, each: term u64, index
+//! u64, hash u64.
 //!
 //! An append's entries are heads first, then all bodies one behind the other, so that the receiver slices bodies out
 //! of the one buffer it read, and the sender writes bodies from where they lie:
@@ -56,7 +58,7 @@ const ENTRY_HEAD_BYTES: usize = 41;
 pub enum Channel {
     /// Appends: streams of requests, answered in order.
     Append,
-    /// Heartbeats, votes, leadership transfer: each answered when it is ready, in any order.
+    /// Heartbeats, votes, leadership transfer, vitals: each answered when it is ready, in any order.
     Unary,
     /// One snapshot after the other.
     Snapshot,
