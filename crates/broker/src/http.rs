@@ -333,6 +333,12 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         ),
         ("raftmq_broken_streams", "Append streams that broke", true, each(&|_, status| status.broken_streams as f64)),
         (
+            "raftmq_damaged_images",
+            "Times that an image was not sent because it is damaged here",
+            true,
+            each(&|_, status| status.damaged_images as f64),
+        ),
+        (
             "raftmq_repaired_frames",
             "Frames of a damaged log that this start fetched from the peers",
             true,

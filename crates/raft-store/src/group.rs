@@ -309,6 +309,8 @@ pub struct Status {
     pub inconsistent_requests: u64,
     /// Append streams that broke.
     pub broken_streams: u64,
+    /// Times that an image was not sent to a member that needs it because it is damaged here.
+    pub damaged_images: u64,
     /// Newest cluster version that every member reached so far can apply; `None` while one was not reached.
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
@@ -470,6 +472,7 @@ impl<T: Tables> Group<T> {
             heartbeat_timeouts: load(&opened.counters.heartbeat_timeouts),
             inconsistent_requests: load(&opened.counters.inconsistent_requests),
             broken_streams: load(&opened.counters.broken_streams),
+            damaged_images: load(&opened.counters.damaged_images),
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,
