@@ -138,6 +138,9 @@ mod tests {
             broken_streams: 0,
             cluster_version_supported: None,
             was_clean: true,
+            damaged_images: 0,
+            repaired: Default::default(),
+            scrubbed: Default::default(),
             log: raft_store::log::Stats::default(),
         }
     }
