@@ -100,7 +100,7 @@ impl Broker {
             None => None,
         };
         let opening = config.groups.iter().map(|group| {
-            let opening = Group::open(env.clone(), group_options(&config, group), Tables::default());
+            let opening = open_member(env.clone(), group_options(&config, group));
             async move {
                 let opened = opening.await;
                 opened.map_err(|source| StartError::Open { group: group.broker_name.clone(), source })
@@ -148,6 +148,17 @@ impl Broker {
         let serving = std::mem::take(&mut *self.serving.lock());
         drop(self.http.lock().take());
         futures::future::join_all(serving.into_iter().map(Serving::kill)).await;
+    }
+}
+
+/// Opens a group's member. Rot that the start came upon late was noted: a second start repairs it from the peers.
+async fn open_member(env: Env, options: GroupOptions) -> Result<Group<Tables>, OpenError> {
+    match Group::open(env.clone(), options.clone(), Tables::default()).await {
+        Err(OpenError::Rot(reason)) => {
+            tracing::error!(group = options.group, reason, "opening the log once more, to repair it");
+            Group::open(env, options, Tables::default()).await
+        }
+        opened => opened,
     }
 }
 

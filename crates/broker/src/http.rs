@@ -387,6 +387,12 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             each(&|_, status| status.clock_hand_overs as f64),
         ),
         (
+            "raftmq_damaged_images",
+            "Times that an image was not sent because it is damaged here",
+            true,
+            each(&|_, status| status.damaged_images as f64),
+        ),
+        (
             "raftmq_repaired_frames",
             "Frames of a damaged log that this start fetched from the peers",
             true,

@@ -102,9 +102,15 @@ async fn opening_creates_or_refuses_as_told(world: World) {
     assert!(file.is_empty().unwrap());
     file.write_at(0, &[Bytes::from_static(b"kept")]).await.unwrap();
     assert_eq!(kind(world.disk.open(&path, Open::New).await), io::ErrorKind::AlreadyExists);
-    for how in [Open::Existing, Open::OrCreate] {
+    for how in [Open::Existing, Open::OrCreate, Open::ToRead] {
         assert_eq!(world.disk.open(&path, how).await.unwrap().len().unwrap(), 4);
     }
+    assert_eq!(kind(world.disk.open(&world.path("none"), Open::ToRead).await), io::ErrorKind::NotFound);
+    let to_read = world.disk.open(&path, Open::ToRead).await.unwrap();
+    assert_eq!(to_read.read_at(0, 9).await.unwrap(), "kept");
+    assert!(to_read.write_at(0, &[Bytes::from_static(b"lost")]).await.is_err());
+    assert!(to_read.set_len(0).await.is_err());
+    assert_eq!(to_read.map_sealed(0, 4).unwrap(), "kept");
     assert!(world.disk.open(&world.path("other"), Open::OrCreate).await.unwrap().is_empty().unwrap());
     assert_eq!(kind(world.disk.open(&world.directory, Open::OrCreate).await), io::ErrorKind::IsADirectory);
     assert_eq!(kind(world.disk.open(&world.path("file/below"), Open::New).await), io::ErrorKind::NotADirectory);

@@ -328,6 +328,8 @@ pub struct Status {
     pub clock_steps_refused: u64,
     /// Times that this node handed over because its clock was off.
     pub clock_hand_overs: u64,
+    /// Times that an image was not sent to a member that needs it because it is damaged here.
+    pub damaged_images: u64,
     /// Newest cluster version that every member reached so far can apply; `None` while one was not reached.
     pub cluster_version_supported: Option<u32>,
     /// The last stop was graceful.
@@ -508,6 +510,7 @@ impl<T: Tables> Group<T> {
             clock_offset_ms: clock.offset_ms,
             clock_steps_refused: clock.steps_refused,
             clock_hand_overs: load(&opened.clock_hand_overs),
+            damaged_images: load(&opened.counters.damaged_images),
             cluster_version_supported: supported
                 .map(|versions| versions.into_iter().fold(CLUSTER_VERSION_MAX, u32::min)),
             was_clean: opened.was_clean,

@@ -141,6 +141,7 @@ pub(crate) async fn repair(
     let mut repaired = Repaired::default();
     let mut worn = PhysicalOffset(0);
     for _ in 0..ROUNDS {
+        tracing::info!(dir = %dir.display(), "reading the whole log");
         let found = survey(env, dir, floor, &|_, _| {}).await?;
         if let Some(contradiction) = found.contradiction {
             return Err(RepairError::Contradiction(contradiction));

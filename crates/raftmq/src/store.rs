@@ -306,7 +306,11 @@ fn frames(lines: &[Line]) -> Table {
                     Some(Ok(view)) => {
                         let records = view.operations().filter(|one| matches!(one, OperationView::Record(_))).count();
                         let commands: Vec<String> = view.operations().filter_map(|one| command(&one)).collect();
-                        let what = if commands.is_empty() { Value::Null } else { commands.join(",").into() };
+                        let what = match commands.as_slice() {
+                            [] => Value::Null,
+                            [one] => one.clone().into(),
+                            many => counted(many).into(),
+                        };
                         (date(view.stamp().0), view.operation_count().into(), records.into(), what)
                     }
                 };
@@ -341,6 +345,17 @@ fn frames(lines: &[Line]) -> Table {
         }
     }
     table
+}
+
+/// Many commands by their names, and how many there are of each.
+fn counted(commands: &[String]) -> String {
+    let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for command in commands {
+        let end = command.find([' ', '(']).unwrap_or(command.len());
+        *counts.entry(&command[..end]).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.into_iter().map(|(name, count)| format!("{name}*{count}")).collect();
+    counts.join(",")
 }
 
 fn kind_name(kind: FrameKind) -> &'static str {

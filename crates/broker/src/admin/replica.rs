@@ -145,6 +145,7 @@ mod tests {
             cluster_version_supported: None,
             was_clean: true,
             on_probation: false,
+            damaged_images: 0,
             repaired: Default::default(),
             scrubbed: Default::default(),
             log: raft_store::log::Stats::default(),

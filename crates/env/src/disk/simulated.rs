@@ -381,9 +381,9 @@ impl Machine {
         if self.process == process { Ok(()) } else { Err(io::Error::other("this process ended with the crash")) }
     }
 
-    fn handle(&mut self, disk: &SimDisk, file: FileId) -> SimFile {
+    fn handle(&mut self, disk: &SimDisk, file: FileId, is_to_read: bool) -> SimFile {
         *self.handles.entry(file).or_default() += 1;
-        SimFile { disk: disk.clone(), file, process: self.process }
+        SimFile { disk: disk.clone(), file, process: self.process, is_to_read }
     }
 
     fn forget_unreachable(&mut self) {
@@ -590,7 +590,7 @@ impl Disk for SimDisk {
                     }
                     Err(error) => return Err(error),
                 };
-                let file: Arc<dyn File> = Arc::new(machine.handle(self, file));
+                let file: Arc<dyn File> = Arc::new(machine.handle(self, file, how == Open::ToRead));
                 Ok(file)
             },
         )
@@ -707,6 +707,7 @@ struct SimFile {
     disk: SimDisk,
     file: FileId,
     process: Process,
+    is_to_read: bool,
 }
 
 impl SimFile {
@@ -728,6 +729,13 @@ impl SimFile {
             })
             .await
     }
+
+    async fn change(&self, work: impl FnOnce(&mut Machine) -> io::Result<()>) -> io::Result<()> {
+        if self.is_to_read {
+            return Err(Errno::BADF.into());
+        }
+        self.call(|latency| latency.write, work).await
+    }
 }
 
 impl File for SimFile {
@@ -736,7 +744,7 @@ impl File for SimFile {
     }
 
     fn write_at<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
-        self.call(|latency| latency.write, move |machine| machine.write(self.file, offset, buffers)).boxed()
+        self.change(move |machine| machine.write(self.file, offset, buffers)).boxed()
     }
 
     fn write_pages<'a>(&'a self, offset: u64, buffers: &'a [Bytes]) -> BoxFuture<'a, io::Result<()>> {
@@ -745,7 +753,7 @@ impl File for SimFile {
     }
 
     fn write_zeros<'a>(&'a self, offset: u64, len: u64) -> BoxFuture<'a, io::Result<()>> {
-        self.call(|latency| latency.write, move |machine| machine.write(self.file, offset, &zeros(len))).boxed()
+        self.change(move |machine| machine.write(self.file, offset, &zeros(len))).boxed()
     }
 
     fn sync_data<'a>(&'a self) -> BoxFuture<'a, io::Result<()>> {
@@ -765,11 +773,11 @@ impl File for SimFile {
     }
 
     fn set_len<'a>(&'a self, len: u64) -> BoxFuture<'a, io::Result<()>> {
-        self.call(|latency| latency.write, move |machine| machine.set_len(self.file, len)).boxed()
+        self.change(move |machine| machine.set_len(self.file, len)).boxed()
     }
 
     fn allocate<'a>(&'a self, len: u64) -> BoxFuture<'a, io::Result<()>> {
-        self.call(|latency| latency.write, move |machine| machine.allocate(self.file, len)).boxed()
+        self.change(move |machine| machine.allocate(self.file, len)).boxed()
     }
 
     fn len(&self) -> io::Result<u64> {

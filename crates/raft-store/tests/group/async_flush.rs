@@ -116,9 +116,14 @@ async fn all_machines_down_is_no_election_until_somebody_says_so_and_what_is_los
     let leader = three.leader().await;
     let mut ledger = Ledger::default();
     let mut acknowledged: Vec<(QueueOffset, Duration)> = Vec::new();
-    for number in 0..60 {
+    // Until some time after a flush everybody holds something that nobody has flushed.
+    for number in 0.. {
         let offset = ledger.send(three.group(leader), &format!("message-{number}")).await.unwrap();
         acknowledged.push((offset, clock.monotonic()));
+        let unflushed = |index: u64| three.running().all(|(_, group)| group.log().synced().borrow().index < Some(index));
+        if number >= 60 && unflushed(three.group(leader).log().last().unwrap().index) {
+            break;
+        }
         clock.sleep(Duration::from_millis(10)).await;
     }
     let cut = clock.monotonic();

@@ -16,10 +16,10 @@ use raft_store::raft::types::{LeaderId, Vote, to_raft};
 use crate::three::Three;
 use crate::world::{QUEUE, record, within};
 
-#[tokio::test]
-async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
+/// Three members of which one was away while the others wrote, cut an image and purged up to it; all are stopped. Gives the one that was away, and where the others' logs begin.
+async fn one_behind(seed: u64) -> (Three, usize, LogId) {
     crate::world::log_if_asked();
-    let mut three = Three::open(Three::simulated_places(21)).await;
+    let mut three = Three::open(Three::simulated_places(seed)).await;
     let leader = three.leader().await;
     let behind = (leader + 1) % 3;
     three.converge().await;
@@ -46,7 +46,17 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
         };
         within(&env, 20, "purged", purged).await;
     }
-    three.start(behind).await;
+    for group in three.groups.iter_mut().filter_map(Option::take) {
+        group.stop().await.unwrap();
+    }
+    (three, behind, boundary)
+}
+
+#[tokio::test]
+async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
+    let (three, behind, boundary) = one_behind(21).await;
+    let env = three.places[0].env.clone();
+    let three = Three::open(three.places).await;
     three.converge().await;
     let installed = three.group(behind);
     assert_eq!(installed.log().last_purged(), Some(boundary), "its log begins behind the image");
@@ -71,6 +81,35 @@ async fn a_follower_behind_the_purged_log_gets_the_image_and_then_the_log() {
     three.kill(behind).await;
     three.start(behind).await;
     three.converge().await;
+    three.stop().await;
+}
+
+/// The images that a follower needs are damaged where they lie: nobody sends one, nobody stops for it, and as soon as one
+/// is whole the follower gets it.
+#[tokio::test]
+async fn a_damaged_image_is_not_sent() {
+    let (three, behind, boundary) = one_behind(25).await;
+    let path = Path::new("/data/checkpoint").join(boundary.to_string());
+    let flip = |three: &Three| {
+        for at in (0..3).filter(|at| *at != behind) {
+            three.places[at].disk.as_ref().unwrap().flip_bit(&path, 100, 3);
+        }
+    };
+    flip(&three);
+    let three = Three::open(three.places).await;
+    let leader = three.leader().await;
+    let env = &three.places[0].env;
+    within(env, 20, "it was to be sent", async {
+        while three.group(leader).status().damaged_images == 0 {
+            env.clock.sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(three.running().all(|(_, group)| !matches!(&*group.role().borrow(), Role::Stopped { .. })));
+    assert_eq!(three.group(behind).log().last_purged(), None);
+    flip(&three);
+    three.converge().await;
+    assert_eq!(three.group(behind).log().last_purged(), Some(boundary));
     three.stop().await;
 }
 

@@ -73,23 +73,23 @@ fn changes_nothing(operations: &[Operation]) -> bool {
     operations.iter().all(|one| matches!(one, Operation::SyncData { .. } | Operation::SyncDirectory { .. }))
 }
 
-/// Turns every bit of a part of the first 64 KiB of a log whose mark is behind it.
-fn every_bit_of_durable_frames(part: std::ops::Range<u64>) {
+/// Turns every bit of the first 16 KiB of a log whose mark is behind them.
+fn every_bit_of_durable_frames(sizes: &[usize]) {
+    const BYTES: u64 = 16 << 10;
     let options = LogOptions {
-        segment_bytes: 128 << 10,
-        prepare_piece_bytes: 128 << 10,
+        segment_bytes: 32 << 10,
+        prepare_piece_bytes: 32 << 10,
         max_entry_bytes: 8 << 10,
         tail_bytes: 0,
         ..LogOptions::default()
     };
     let disk = disk(31);
     simulate(async {
-        let sizes = [5000, 0, 6001, 63, 64, 7100, 8000, 1].repeat(3);
-        let (_, end) = closed(&disk, &options, &sizes).await;
-        assert!(end > part.end, "{end} bytes");
+        let (_, end) = closed(&disk, &options, sizes).await;
+        assert!((BYTES..30 << 10).contains(&end), "{end} bytes");
         let file = segment(0);
         let mut counts = Counts::default();
-        for at in part.clone() {
+        for at in 0..BYTES {
             for bit in 0..8 {
                 let damaged = turned(&disk, &file, HEAD_BYTES + at, bit);
                 damaged.record();
@@ -104,21 +104,31 @@ fn every_bit_of_durable_frames(part: std::ops::Range<u64>) {
                 }
             }
         }
-        counts.print(&format!("frames below the mark, bytes {part:?}"));
-        assert_eq!(counts.of("refused as corrupt, nothing changed"), (part.end - part.start) * 8);
+        counts.print(&format!("{} frames below the mark", sizes.len()));
+        assert_eq!(counts.of("refused as corrupt, nothing changed"), BYTES * 8);
     });
 }
 
-// 64 KiB in two parts, so that two cores share the work.
+// 64 KiB in four parts, so that cores share the work and walks are short.
 
 #[test]
-fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_first_half() {
-    every_bit_of_durable_frames(0..32 << 10);
+fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_few_and_long() {
+    every_bit_of_durable_frames(&[8000, 8192, 4000]);
 }
 
 #[test]
-fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_second_half() {
-    every_bit_of_durable_frames(32 << 10..64 << 10);
+fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_around_the_alignment() {
+    every_bit_of_durable_frames(&[0, 1, 63, 64, 65, 127, 128, 129, 5000, 7000, 4000, 0]);
+}
+
+#[test]
+fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_many_and_short() {
+    every_bit_of_durable_frames(&[190; 80]);
+}
+
+#[test]
+fn every_bit_of_durable_frames_is_refused_and_nothing_is_cut_mixed() {
+    every_bit_of_durable_frames(&[5000, 0, 2001, 300, 64, 6100, 1, 2500, 3000]);
 }
 
 /// A start does not read full segments: there whoever reads must notice.

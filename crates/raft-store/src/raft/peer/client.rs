@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::consume_queue::aside;
+use crate::image;
 use crate::log::Log;
 use crate::position::NodeId;
 use crate::raft::machine::{Snapshot, SnapshotImage};
@@ -295,24 +296,32 @@ impl Client {
     async fn send_snapshot(&mut self, vote: Vote, snapshot: Snapshot) -> io::Result<Vote> {
         let (mut reader, mut writer) =
             self.links.connect(self.peer, &self.address, Channel::Snapshot).await.map_err(io::Error::other)?;
-        let SnapshotImage::Stored(image) = snapshot.snapshot else {
+        let SnapshotImage::Stored(stored) = snapshot.snapshot else {
             return Err(io::Error::other("only stored images are sent"));
         };
+        // Whoever was sent a damaged image would refuse it, and be the one to stop.
+        let (env_aside, path) = (self.links.env.clone(), stored.path.clone());
+        let verified = aside(&self.links.env, async move { image::verify(&env_aside, &path).await }).await;
+        if let Err(error) = verified {
+            PeerCounters::count(&self.links.counters.damaged_images);
+            tracing::error!(path = %stored.path.display(), %error, "an image is damaged and not sent");
+            return Err(error);
+        }
         let head = SnapshotHead {
             vote,
             last: snapshot.meta.last_log_id,
             membership_at: *snapshot.meta.last_membership.log_id(),
             membership: snapshot.meta.last_membership.membership().clone(),
-            image_bytes: image.len,
+            image_bytes: stored.len,
         };
         let env = &self.links.env;
         writer.write_within(&env.clock, SNAPSHOT_PART_LIMIT, &Message::SnapshotHead(head)).await?;
         // The disk is read beside this runtime: heartbeats go out meanwhile.
-        let (disk, path) = (env.disk.clone(), image.path.clone());
+        let (disk, path) = (env.disk.clone(), stored.path.clone());
         let file = aside(env, async move { disk.open(&path, Open::Existing).await }).await?;
         let mut sent = 0;
-        while sent < image.len {
-            let (file, bytes) = (file.clone(), SNAPSHOT_PART_BYTES.min((image.len - sent) as usize));
+        while sent < stored.len {
+            let (file, bytes) = (file.clone(), SNAPSHOT_PART_BYTES.min((stored.len - sent) as usize));
             let part = aside(env, async move { file.read_at(sent, bytes).await }).await?;
             if part.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -184,3 +184,79 @@ impl Peers {
         Ok(append)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use env::Rng;
+    use env::disk::simulated::SimDisk;
+
+    use super::*;
+    use crate::log::Kind;
+    use crate::log::frame::compose;
+    use crate::raft::peer::wire::{FRAME_VERSION, PROTOCOL};
+    use crate::raft::types::{Entry, LeaderId, Placed};
+
+    const LAYOUT: Layout = Layout { segment_bytes: 4096 };
+
+    fn peers() -> Peers {
+        let hello = Hello {
+            protocol: (*PROTOCOL.start(), *PROTOCOL.end()),
+            cluster: String::new(),
+            group: String::new(),
+            node: 1,
+            expects: 0,
+            segment_bytes: LAYOUT.segment_bytes,
+            frame_version: FRAME_VERSION,
+            features: 0,
+            cluster_version: 1,
+            wall_ms: 0,
+            channel: Channel::Frames,
+            forward_key: None,
+        };
+        let env = Env::simulated(1, SimDisk::new(Rng::seeded(1)));
+        Peers::new(&env, hello, LAYOUT, 1024, Vec::new())
+    }
+
+    /// Two entries behind `query`, committed.
+    fn given(query: &FramesQuery) -> Append {
+        let (mut at, mut entries) = (query.start, Vec::new());
+        for index in 5..7 {
+            let (id, body) = (LogId { term: 2, index }, Bytes::from(vec![index as u8; 100]));
+            let crc = crc32c::crc32c(&body);
+            let header = compose(at, LAYOUT, Kind::Entry, id, 100, crc).header;
+            at = header.cursor();
+            let placed = Placed { physical_offset: header.physical_offset, chain: header.chain };
+            entries.push(Entry::from_frame_parts(id, Kind::Entry, body, crc, placed).unwrap());
+        }
+        let vote = Vote { leader_id: LeaderId { term: 2, voted_for: 1 }, committed: true };
+        let committed = Some(to_raft(LogId { term: 2, index: 6 }));
+        Append { vote, previous: query.behind, committed, start: query.start, entries }
+    }
+
+    /// A peer gives something else than was asked for: not one frame of it is taken.
+    #[test]
+    fn what_is_not_whole_not_asked_for_or_not_committed_is_not_taken() {
+        let start = Cursor { physical_offset: crate::position::PhysicalOffset(640), chain: 77 };
+        let query = FramesQuery { behind: Some(to_raft(LogId { term: 1, index: 4 })), start };
+        let (peers, whole) = (peers(), given(&query));
+        assert_eq!(peers.checked(&query, whole.clone()).unwrap(), whole);
+        let elsewhere = FramesQuery { start: Cursor { chain: 78, ..start }, ..query.clone() };
+        let mut reordered = whole.clone();
+        reordered.entries.swap(0, 1);
+        let mut moved = whole.clone();
+        moved.entries[1].placed.as_mut().unwrap().chain ^= 1;
+        let bad = [
+            given(&elsewhere),
+            Append { previous: None, ..whole.clone() },
+            Append { committed: Some(to_raft(LogId { term: 2, index: 5 })), ..whole.clone() },
+            Append { committed: None, ..whole.clone() },
+            Append { entries: Vec::new(), ..whole.clone() },
+            reordered,
+            moved,
+        ];
+        for bad in bad {
+            assert!(peers.checked(&query, bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+}

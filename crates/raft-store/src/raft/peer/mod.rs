@@ -29,6 +29,8 @@ pub struct PeerCounters {
     pub refused_hellos: AtomicU64,
     /// Append streams that broke.
     pub broken_streams: AtomicU64,
+    /// Times that an image was not sent because it is damaged here.
+    pub damaged_images: AtomicU64,
 }
 
 impl PeerCounters {
