@@ -1,5 +1,5 @@
-//! A data directory as it lies on the disk, looked at while nobody runs it: [`verify`] reads all of it and says what is
-//! wrong, the others show what is in it. Nothing here ever writes to the directory.
+//! A data directory as it lies on the disk, looked at while nobody runs it: [`Offline::verify`] reads all of it and says
+//! what is wrong, the others show what is in it. Nothing here ever writes to the directory.
 //!
 //! The keyed store is the one part that cannot be opened without being written to: a copy of it is opened, in a place
 //! that the caller names.
