@@ -20,7 +20,7 @@ crash states="100000":
 
 # Whether the tests find the bugs that can be planted, all or one of them: `just planted vote-unsynced`.
 planted name="all":
-    RAFTMQ_PLANTED={{name}} cargo test --release -p raft-store --features planted-bugs --test log --test fold planted:: -- --nocapture
+    RAFTMQ_PLANTED={{name}} cargo test --release -p raft-store --features planted-bugs --test log --test fold --test group planted:: -- --nocapture
 
 # The cluster of three in one process that proves itself.
 demo *arguments:

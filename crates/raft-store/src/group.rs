@@ -25,6 +25,7 @@ use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, Timestamp};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
 use crate::raft::types::{Node, Runtime, from_raft};
@@ -125,7 +126,7 @@ impl GroupOptions {
             enable_pre_vote: Some(true),
             // A restarted leader that resumed its term without an election could write other bytes under ids that
             // its followers have committed.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(planted::is(Bug::LeaderRestored)),
             // One that flushes by a timer may come back with less than it had acknowledged.
             allow_log_reversion: Some(self.flush_mode == FlushMode::AsyncFlush),
             ..Default::default()

@@ -29,6 +29,7 @@ use crate::codec;
 use crate::fold::rows::{self, GroupRow, MembershipRow};
 use crate::keyed::{KeyedStore, LOCAL, Row};
 use crate::log::{Boundary, Cursor};
+use crate::planted::{self, Bug};
 use crate::position::{LogId, PhysicalOffset, Timestamp};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQC");
@@ -197,7 +198,9 @@ pub(crate) async fn write(env: &Env, dir: &Path, segment_bytes: u64, keyed: &mut
     piece.put_u64_le(hash);
     at = write_piece(&*file, at, &mut piece).await?;
     assert_eq!(Some(at), head.file_bytes(), "rows do not change while an image is written");
-    file.sync_data().await?;
+    if !planted::is(Bug::ImageUnsynced) {
+        file.sync_data().await?;
+    }
     env::fault!("checkpoint.before_rename");
     let named = dir.join(name(boundary.id));
     env.disk.rename(&path, &named).await?;

@@ -35,11 +35,17 @@ pub enum Bug {
     KeyedBeforeUnits,
     /// A log that ends below the derived state is taken as it is.
     FloorIgnored,
+    /// The log is purged to an image that is not durable.
+    ImageUnsynced,
+    /// A replica that may have forgotten what it acknowledged votes at once.
+    ForgetfulVotes,
+    /// A leader that comes back goes on in its term.
+    LeaderRestored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 17] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -54,6 +60,9 @@ impl Bug {
         Bug::DerivedPastSynced,
         Bug::KeyedBeforeUnits,
         Bug::FloorIgnored,
+        Bug::ImageUnsynced,
+        Bug::ForgetfulVotes,
+        Bug::LeaderRestored,
     ];
 
     /// What it is called on a command line.
@@ -73,6 +82,9 @@ impl Bug {
             Bug::DerivedPastSynced => "derived-past-synced",
             Bug::KeyedBeforeUnits => "keyed-before-units",
             Bug::FloorIgnored => "floor-ignored",
+            Bug::ImageUnsynced => "image-unsynced",
+            Bug::ForgetfulVotes => "forgetful-votes",
+            Bug::LeaderRestored => "leader-restored",
         }
     }
 }

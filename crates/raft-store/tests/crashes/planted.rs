@@ -14,6 +14,8 @@ use super::{Life, Plan, explore};
 pub enum Target {
     Log,
     Fold,
+    /// `tests/group/planted.rs`.
+    Group,
 }
 
 impl Target {
@@ -30,7 +32,10 @@ impl Target {
             | Bug::CutNotZeroed
             | Bug::ReadPastWritten
             | Bug::FloorIgnored => Target::Log,
-            Bug::BoundaryBeforeRows | Bug::DerivedPastSynced | Bug::KeyedBeforeUnits => Target::Fold,
+            Bug::BoundaryBeforeRows | Bug::DerivedPastSynced | Bug::KeyedBeforeUnits | Bug::ImageUnsynced => {
+                Target::Fold
+            }
+            Bug::ForgetfulVotes | Bug::LeaderRestored => Target::Group,
         }
     }
 }

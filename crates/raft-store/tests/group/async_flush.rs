@@ -81,7 +81,7 @@ async fn a_minority_that_forgets_does_not_vote_and_nothing_is_lost() {
 /// A message is on two replicas. One of them forgets it, the other is away: it must not help the third, which never had
 /// the message, to office.
 #[tokio::test]
-async fn who_has_forgotten_and_who_never_knew_are_no_majority() {
+pub async fn who_has_forgotten_and_who_never_knew_are_no_majority() {
     let mut three = Three::open(by_timer(51)).await;
     let clock = three.places[0].env.clock.clone();
     let mut ledger = Ledger::default();
@@ -120,7 +120,8 @@ async fn all_machines_down_is_no_election_until_somebody_says_so_and_what_is_los
     for number in 0.. {
         let offset = ledger.send(three.group(leader), &format!("message-{number}")).await.unwrap();
         acknowledged.push((offset, clock.monotonic()));
-        let unflushed = |index: u64| three.running().all(|(_, group)| group.log().synced().borrow().index < Some(index));
+        let unflushed =
+            |index: u64| three.running().all(|(_, group)| group.log().synced().borrow().index < Some(index));
         if number >= 60 && unflushed(three.group(leader).log().last().unwrap().index) {
             break;
         }

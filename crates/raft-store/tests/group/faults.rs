@@ -196,6 +196,35 @@ async fn a_leader_whose_disk_stalls_does_not_stay_leader() {
     three.stop().await;
 }
 
+/// A leader has not written what the others have committed, loses power, and is back before anybody has missed it. Were
+/// it to go on in its term, it would put other bytes under ids that are committed.
+#[tokio::test]
+pub async fn a_leader_that_lost_its_tail_does_not_go_on_in_its_term() {
+    let mut places = Three::simulated_places(57);
+    // Nobody misses it before it is back.
+    places.iter_mut().for_each(|place| place.options.election_ms = (3_000, 4_000));
+    let mut three = Three::open(places).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    three.converge().await;
+    let disk = three.places[leader].disk.clone().unwrap();
+    disk.set_latency(Latency { sync: Duration::from_millis(500), ..Latency::default() });
+    for number in 0..5 {
+        ledger.send(three.group(leader), &format!("unwritten-{number}")).await.unwrap();
+    }
+    disk.crash_keeping(|_| false);
+    disk.set_latency(Latency::default());
+    three.kill(leader).await;
+    three.start(leader).await;
+    for number in 0..5 {
+        let leader = three.leader().await;
+        let _ = ledger.send(three.group(leader), &format!("after-{number}")).await;
+    }
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// A member that is there for nobody while its connections stay: that of the heartbeats is given up as well, although
 /// a heartbeat goes out more often than it is looked at.
 #[tokio::test]

@@ -7,6 +7,8 @@ mod clock;
 mod faults;
 mod link;
 mod offline;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod power;
 mod repair;
 mod snapshot;
