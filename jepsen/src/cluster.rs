@@ -52,13 +52,15 @@ impl Cluster {
         for (k, (addresses, data_dir)) in addresses.into_iter().zip(data_dirs).enumerate() {
             let config = dir.join(format!("broker-{}.toml", k + 1));
             let BrokerAddresses { client, http, peer } = &addresses;
+            // What was acknowledged is read back to the end: a small disk must not make retention drop any of it.
             fs::write(
                 &config,
                 format!(
                     "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\n[[group]]\n\
                      broker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
                      advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
-                     founders = [{founders}]\nsegment_mib = 64\n"
+                     founders = [{founders}]\nsegment_mib = 64\n\
+                     disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n"
                 ),
             )?;
             brokers.push(Broker { addresses, config, process: None });
