@@ -388,9 +388,7 @@ impl<T: Tables> Member<T> {
             group_clock,
             wishes: wish.clone(),
         };
-        let by_timer = options.flush_mode == FlushMode::AsyncFlush;
-        let flush_interval = Duration::from_millis(if by_timer { options.flush_interval_ms } else { 0 });
-        lifetime.spawn(slow_disk::watch(env.clone(), raft.clone(), log.clone(), flush_interval, wish));
+        lifetime.spawn(slow_disk::watch(env.clone(), raft.clone(), log.clone(), wish));
         drop(Types::spawn(proposer.run()));
 
         let handle = Opened {

@@ -576,6 +576,11 @@ impl Log {
         self.0.env.executor.blocking(read).await
     }
 
+    /// [`LogOptions::flush_interval_ms`].
+    pub fn flush_interval(&self) -> Option<Duration> {
+        self.shared().options.flush_interval_ms.map(Duration::from_millis)
+    }
+
     /// Where ends what is written, durable or not.
     pub fn written_end(&self) -> PhysicalOffset {
         self.shared().state.lock().written

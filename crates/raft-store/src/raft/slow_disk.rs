@@ -36,13 +36,8 @@ struct Progress {
 }
 
 /// Looks until Raft ends.
-pub async fn watch<T: Tables>(
-    env: Env,
-    raft: Raft<Types, Machine<T>>,
-    log: Log,
-    flush_interval: Duration,
-    wishes: mpsc::UnboundedSender<Wish>,
-) {
+pub async fn watch<T: Tables>(env: Env, raft: Raft<Types, Machine<T>>, log: Log, wishes: mpsc::UnboundedSender<Wish>) {
+    let flush_interval = log.flush_interval().unwrap_or_default();
     let mut looks = env.clock.ticks(LOOK);
     let mut watched = Watched::default();
     loop {

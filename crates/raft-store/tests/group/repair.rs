@@ -27,6 +27,15 @@ fn with_small_segments(mut places: Vec<Place>) -> Vec<Place> {
     places
 }
 
+/// Three members whose logs hold `count` records, all of them on each.
+async fn holding(count: usize, places: Vec<Place>) -> (Three, Ledger) {
+    let three = Three::open(places).await;
+    let mut ledger = Ledger::default();
+    send_some(&three, &mut ledger, "before", count).await;
+    three.converge().await;
+    (three, ledger)
+}
+
 async fn send_some(three: &Three, ledger: &mut Ledger, what: &str, count: usize) {
     let leader = three.leader().await;
     for number in 0..count {
@@ -81,10 +90,7 @@ async fn is_clean(place: &Place) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_log_is_made_whole_from_the_peers_wherever_it_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
-    let mut three = Three::open(with_small_segments(Three::places(dir.path()))).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 80).await;
-    three.converge().await;
+    let (mut three, mut ledger) = holding(80, with_small_segments(Three::places(dir.path()))).await;
     let last = three.group(0).status().last.unwrap().index;
     let (full, open) = (5, last - 1);
 
@@ -144,10 +150,7 @@ async fn a_damaged_log_is_made_whole_from_the_peers_wherever_it_is_damaged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rot_that_a_reader_finds_is_repaired_by_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
-    let mut three = Three::open(with_small_segments(Three::places(dir.path()))).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 60).await;
-    three.converge().await;
+    let (mut three, ledger) = holding(60, with_small_segments(Three::places(dir.path()))).await;
     let rotten = (three.leader().await + 1) % 3;
     let place = three.places[rotten].clone();
     three.groups[rotten].take().unwrap().stop().await.unwrap();
@@ -182,10 +185,7 @@ async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
     let dir = tempfile::tempdir().unwrap();
     let mut places = with_small_segments(Three::places(dir.path()));
     places.iter_mut().for_each(|place| place.options.scrub_bytes_per_s = 64 << 20);
-    let mut three = Three::open(places).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 70).await;
-    three.converge().await;
+    let (mut three, ledger) = holding(70, places).await;
     let rotten = (three.leader().await + 1) % 3;
     let place = three.places[rotten].clone();
     three.groups[rotten].take().unwrap().stop().await.unwrap();
@@ -227,10 +227,7 @@ async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rot_that_a_start_finds_late_is_repaired_by_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
-    let mut three = Three::open(with_small_segments(Three::places(dir.path()))).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 60).await;
-    three.converge().await;
+    let (mut three, ledger) = holding(60, with_small_segments(Three::places(dir.path()))).await;
     let rotten = (three.leader().await + 1) % 3;
     let place = three.places[rotten].clone();
     three.kill(rotten).await;
@@ -258,10 +255,7 @@ async fn rot_that_a_start_finds_late_is_repaired_by_the_next_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_replica_waits_for_its_peers() {
     let dir = tempfile::tempdir().unwrap();
-    let three = Three::open(with_small_segments(Three::places(dir.path()))).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 40).await;
-    three.converge().await;
+    let (three, ledger) = holding(40, with_small_segments(Three::places(dir.path()))).await;
     let damaged = three.leader().await;
     let places = three.places.clone();
     three.stop().await;
@@ -336,10 +330,7 @@ async fn damage_beyond_what_is_committed_is_refused_and_never_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_tail_is_to_be_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let mut three = Three::open(with_small_segments(Three::places(dir.path()))).await;
-    let mut ledger = Ledger::default();
-    send_some(&three, &mut ledger, "before", 60).await;
-    three.converge().await;
+    let (mut three, ledger) = holding(60, with_small_segments(Three::places(dir.path()))).await;
     let lost = (three.leader().await + 1) % 3;
     let place = three.places[lost].clone();
     three.groups[lost].take().unwrap().stop().await.unwrap();
