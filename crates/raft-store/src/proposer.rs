@@ -66,13 +66,20 @@ pub struct GroupClock {
     pub steps_refused: u64,
 }
 
+/// How much an origin may differ from the next one of the same clocks.
+const ROUNDING_MS: i64 = 1;
+
 impl GroupClock {
     /// The time of an entry that would be stamped now, or less: the clock may have been moved since it was looked at.
+    ///
+    /// As long as it was not, exactly that of the wall clock: what is delayed from now on must not be early by whoever's
+    /// clock. Both clocks are read in whole milliseconds, so that their difference, which is all that is known of the
+    /// moment when it was looked at, comes and goes by one.
     pub(crate) fn at(&self, now: Reading) -> Timestamp {
         let followed = self.followed.map(|followed| followed.saturating_add(now.monotonic));
         Timestamp(match followed {
             Some(followed) if self.holds => followed,
-            Some(followed) => followed.min(now.wall),
+            Some(followed) => followed.saturating_add(ROUNDING_MS).min(now.wall),
             None => now.wall,
         })
     }
@@ -690,8 +697,8 @@ mod tests {
         };
         assert_eq!(at(None, false, 500), 500, "nothing is known of the group's");
         assert_eq!(at(Some(490), false, 500), 500);
-        assert_eq!(at(Some(491), false, 500), 500, "both are rounded");
-        assert_eq!(at(Some(490), false, 9500), 500, "a step that nobody has looked at");
+        assert_eq!([at(Some(491), false, 500), at(Some(489), false, 500)], [500, 500], "both are rounded");
+        assert_eq!(at(Some(490), false, 9500), 501, "a step that nobody has looked at");
         assert_eq!(at(Some(490), false, -9500), -9500, "nor at this one");
         assert_eq!(at(Some(490), true, 9500), 500);
         assert_eq!(at(Some(490), true, 3), 500);
