@@ -176,6 +176,7 @@ fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
         client_address: group.advertised_address.to_string(),
         founders: group.founders.clone(),
         join: group.join,
+        catch_up_bytes_per_s: group.catch_up_bytes_per_s,
         flush_mode,
         flush_interval_ms: interval.as_millis() as u64,
         async_auto_recover,
@@ -209,7 +210,8 @@ impl Serving {
             tasks.spawn(registration::run(group.clone(), name_server.clone()));
         }
         let address = config.listen;
-        tracing::info!(group = %config.broker_name, %address, node = group.raft.node(), "serving");
+        let node = format_args!("{:016x}", group.raft.node());
+        tracing::info!(group = %config.broker_name, %address, %node, "serving");
         Ok(Serving { group, servers, tasks })
     }
 
@@ -218,7 +220,7 @@ impl Serving {
         group.pending_offsets.flush(group).await;
         match group.raft.hand_over().await {
             Ok(()) | Err(HandOverError::NotLeader | HandOverError::Alone | HandOverError::Stopped) => {}
-            Err(error @ HandOverError::NotTaken) => {
+            Err(error @ (HandOverError::NotTaken | HandOverError::NotAVoter)) => {
                 tracing::warn!(group = %group.config.broker_name, %error, "stopping without a successor");
             }
         }

@@ -41,6 +41,8 @@ pub struct GroupConfig {
     pub founders: Vec<String>,
     /// Joins a group that exists, on a new directory.
     pub join: bool,
+    /// A member that lacks much is sent the log at this rate; 0 for as fast as it goes.
+    pub catch_up_bytes_per_s: u64,
     /// When a message is acknowledged.
     pub flush: Flush,
     /// Log bytes per segment file; fixed for the cluster.
@@ -380,6 +382,7 @@ mod tests {
             join: false,
             flush: Flush::Sync,
             segment_bytes: 64 << 20,
+            catch_up_bytes_per_s: 0,
             scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             retention: Retention::default(),

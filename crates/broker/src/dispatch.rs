@@ -74,6 +74,9 @@ pub enum Action {
 pub enum Place {
     /// The leader.
     Leader,
+    /// The one that was asked, if it holds all that is retained; else the leader. A replica that is on its way there lacks
+    /// what others would show.
+    CaughtUpReplica,
     /// The one that was asked.
     AnyReplica,
 }
@@ -117,8 +120,8 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(SEND_MESSAGE_V2, Topic, Pub, Leader, send::send),
     route!(SEND_BATCH_MESSAGE, Topic, Pub, Leader, send::send),
     route!(CONSUMER_SEND_MSG_BACK, Group, Sub, Leader, send_back::send_back),
-    route!(PULL_MESSAGE, Topic, Sub, AnyReplica, pull::pull),
-    route!(LITE_PULL_MESSAGE, Topic, Sub, AnyReplica, pull::pull),
+    route!(PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
+    route!(LITE_PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
     route!(HEART_BEAT, Group, Sub, AnyReplica, heartbeat::heartbeat),
     route!(UNREGISTER_CLIENT, Group, Sub, AnyReplica, heartbeat::unregister),
     route!(CHECK_CLIENT_CONFIG, Group, Sub, AnyReplica, heartbeat::check_client),
@@ -131,7 +134,7 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(GET_EARLIEST_MSG_STORETIME, Topic, Get, Leader, consumer_offset::earliest_store_time),
     route!(LOCK_BATCH_MQ, Group, Sub, Leader, queue_lock::lock),
     route!(UNLOCK_BATCH_MQ, Group, Sub, Leader, queue_lock::unlock),
-    route!(VIEW_MESSAGE_BY_ID, Topic, Get, AnyReplica, view_message::view),
+    route!(VIEW_MESSAGE_BY_ID, Topic, Get, CaughtUpReplica, view_message::view),
 ];
 
 /// Every code that routes, by number.
@@ -179,7 +182,8 @@ pub async fn dispatch(
     let call = forward::call_of(broker, connection, request);
     let answer = match route.place {
         Place::AnyReplica => (route.handle)(broker, &call).await,
-        Place::Leader => at_leader(broker, route, &call).await,
+        Place::CaughtUpReplica if broker.raft.is_caught_up() => (route.handle)(broker, &call).await,
+        Place::CaughtUpReplica | Place::Leader => at_leader(broker, route, &call).await,
     };
     match answer {
         Ok(answer) => Some(answer),

@@ -24,7 +24,7 @@ use crate::tables::topics::TopicConfig;
 /// Between two registrations when nothing changes.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Between two attempts at a NameServer that does not answer.
+/// Between two attempts at a NameServer that does not answer, and between two looks whether this replica has caught up.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A NameServer strikes out a replica that it has not heard of for this long.
@@ -63,14 +63,14 @@ struct Standing {
     term: u64,
 }
 
-/// The brokerId of `own`: 0 for the leader, then 1, 2 … in order of the ids of the others.
-fn broker_id(own: NodeId, leader: NodeId, mut members: Vec<NodeId>) -> i64 {
+/// The brokerId of `own`: 0 for the leader, then 1, 2 … in order of the ids of the other voters.
+fn broker_id(own: NodeId, leader: NodeId, mut voters: Vec<NodeId>) -> i64 {
     if own == leader {
         return 0;
     }
-    members.retain(|member| *member != leader);
-    members.sort_unstable();
-    members.iter().take_while(|member| **member != own).count() as i64 + 1
+    voters.retain(|voter| *voter != leader);
+    voters.sort_unstable();
+    voters.iter().take_while(|voter| **voter != own).count() as i64 + 1
 }
 
 /// Keeps one NameServer informed.
@@ -83,7 +83,10 @@ pub async fn run(broker: Arc<BrokerGroup>, name_server: String) {
         let now = standing(&broker, &role.borrow_and_update().clone());
         // Between two leaders a replica stays what it was, but one that led says nothing: it may have been replaced.
         let standing = now.or_else(|| last.filter(|standing: &Standing| standing.broker_id != 0));
-        let mut pause = INTERVAL;
+        // Nor does one that lacks what clients would ask it for.
+        let is_caught_up = broker.raft.is_caught_up();
+        let standing = standing.filter(|_| is_caught_up);
+        let mut pause = if is_caught_up { INTERVAL } else { RETRY_INTERVAL };
         if let Some(standing) = standing {
             if let Err(error) = register(&broker, &name_server, standing).await {
                 tracing::warn!(group = %broker.broker_name(), %name_server, %error, "registration failed");
@@ -109,8 +112,7 @@ fn standing(broker: &BrokerGroup, role: &Role) -> Option<Standing> {
         Role::Leader { ready: false, .. } | Role::Follower { leader: None, .. } => return None,
         Role::Candidate { .. } | Role::Stopped { .. } => return None,
     };
-    let members = broker.raft.status().members.into_iter().map(|member| member.id).collect();
-    Some(Standing { broker_id: broker_id(own, leader, members), term })
+    Some(Standing { broker_id: broker_id(own, leader, broker.raft.status().voters), term })
 }
 
 async fn register(broker: &BrokerGroup, name_server: &str, standing: Standing) -> Result<(), String> {
@@ -178,11 +180,11 @@ mod tests {
 
     #[test]
     fn the_leader_is_0_and_followers_count_from_1() {
-        let members = vec![30, 10, 20];
-        assert_eq!(broker_id(20, 20, members.clone()), 0);
-        assert_eq!(broker_id(10, 20, members.clone()), 1);
-        assert_eq!(broker_id(30, 20, members.clone()), 2);
-        assert_eq!(broker_id(30, 10, members), 2);
+        let voters = vec![30, 10, 20];
+        assert_eq!(broker_id(20, 20, voters.clone()), 0);
+        assert_eq!(broker_id(10, 20, voters.clone()), 1);
+        assert_eq!(broker_id(30, 20, voters.clone()), 2);
+        assert_eq!(broker_id(30, 10, voters), 2);
         assert_eq!(broker_id(5, 5, vec![5]), 0);
     }
 

@@ -13,19 +13,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use env::Env;
 use protocol::body::{
-    BrokerData, ClusterInfo, ConsumeStats, ConsumerConnection, GroupList, KvTable, ProducerConnection, ReplicaStatus,
-    ResetOffsetBody, SubscriptionGroupConfig, TopicConfigSerializeWrapper, TopicList, TopicRouteData, TopicStatsTable,
-    parse_config_text, to_config_text,
+    BrokerData, ClusterInfo, ConsumeStats, ConsumerConnection, GroupList, KvTable, ProducerConnection, ReplicaMember,
+    ReplicaStatus, ResetOffsetBody, SubscriptionGroupConfig, TopicConfigSerializeWrapper, TopicList, TopicRouteData,
+    TopicStatsTable, parse_config_text, to_config_text,
 };
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    AddWritePermResponse, BrokerNameRequest, ClusterRequest, CommandHeader, ConsumerGroupRequest, CreateTopicRequest,
-    DeleteGroupRequest, GetConsumeStatsRequest, GetKvConfigResponse, GetRouteInfoRequest, KvConfigRequest,
-    NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest, PullMessageRequest, PullMessageResponse,
-    PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest, SearchOffsetRequest, SendMessageRequest,
-    SendMessageRequestV2, SendMessageResponse, TopicRequest, UpdateConsumerOffsetRequest, ViewMessageRequest,
-    WipeWritePermResponse,
+    AddLearnerRequest, AddWritePermResponse, BrokerNameRequest, ChangeVotersRequest, ClusterRequest, CommandHeader,
+    ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest, GetConsumeStatsRequest, GetKvConfigResponse,
+    GetRouteInfoRequest, KvConfigRequest, NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest,
+    PullMessageRequest, PullMessageResponse, PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest,
+    SearchOffsetRequest, SendMessageRequest, SendMessageRequestV2, SendMessageResponse, TopicRequest,
+    TransferLeaderRequest, UpdateConsumerOffsetRequest, ViewMessageRequest, WipeWritePermResponse,
 };
 use protocol::record;
 use remoting::{Client, Limits, NoRequests};
@@ -406,6 +406,26 @@ impl Admin {
     /// What a replica says of itself and, if it leads, of the others. Not RocketMQ's: other brokers refuse it.
     pub async fn replica_status(&self, broker: &str) -> Result<ReplicaStatus, RequestError> {
         read_body(&self.ask(broker, RemotingCommand::request(RequestCode::GET_REPLICA_STATUS)).await?)
+    }
+
+    /// Makes the node at `peer_address`, started with `join`, a member without a vote that catches up. `broker` is any replica
+    /// of the group. Safe to repeat. Not RocketMQ's.
+    pub async fn add_learner(&self, broker: &str, peer_address: &str) -> Result<ReplicaMember, RequestError> {
+        let header = AddLearnerRequest { peer_address: peer_address.to_owned() };
+        read_body(&self.ask(broker, RemotingCommand::request_with(RequestCode::ADD_LEARNER, &header)).await?)
+    }
+
+    /// Gives a learner that has caught up a vote, or lets a member go for ever, or both in one change. Safe to repeat; code 2
+    /// says that the learner lacks too much yet. Not RocketMQ's.
+    pub async fn change_voters(&self, broker: &str, add: Option<u64>, remove: Option<u64>) -> Result<(), RequestError> {
+        let header = ChangeVotersRequest { add, remove };
+        self.ask(broker, RemotingCommand::request_with(RequestCode::CHANGE_VOTERS, &header)).await.map(drop)
+    }
+
+    /// Lets another voter lead. Safe to repeat. Not RocketMQ's.
+    pub async fn transfer_leader(&self, broker: &str, node_id: u64) -> Result<(), RequestError> {
+        let header = TransferLeaderRequest { node_id };
+        self.ask(broker, RemotingCommand::request_with(RequestCode::TRANSFER_LEADER, &header)).await.map(drop)
     }
 
     /// One request to one address; anything but success is an error.

@@ -181,6 +181,7 @@ impl Builder {
                 join: false,
                 flush: Flush::Sync,
                 segment_bytes: self.segment_bytes,
+                catch_up_bytes_per_s: 32 << 20,
                 scrub_bytes_per_s: 4 << 20,
                 messages: self.messages.clone(),
                 retention: self.retention.clone(),

@@ -292,6 +292,12 @@ codes! {
         AUTH_LIST_ACL = 3010,
         /// Our own: what one replica of a broker group says of itself.
         GET_REPLICA_STATUS = 60001,
+        /// Our own: a new node of a broker group begins to catch up.
+        ADD_LEARNER = 60002,
+        /// Our own: a node of a broker group gets a vote, or leaves, or both.
+        CHANGE_VOTERS = 60003,
+        /// Our own: another replica is to lead its broker group.
+        TRANSFER_LEADER = 60004,
         /// `POP_MESSAGE`
         POP_MESSAGE = 200050,
         /// `ACK_MESSAGE`

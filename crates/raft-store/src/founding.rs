@@ -26,7 +26,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 pub enum FoundingError {
     /// The configuration does not say who founds.
     #[error(
-        "{own} is not in the list of founders {founders:?}; add it there, or start with --join to become a member of \
+        "{own} is not in the list of founders {founders:?}; add it there, or start with `join = true` to become a member of \
          a group that exists"
     )]
     NotListed {
@@ -38,8 +38,8 @@ pub enum FoundingError {
     /// The group exists, and this node is not part of it.
     #[error(
         "the group was founded without this directory (node {id:016x}): {evidence}. If the directory was wiped or \
-         replaced, it is a new node: start it with --join, and remove the old one (replaceNode). If it should not \
-         exist, delete it"
+         replaced, it is a new node: start it with `join = true`, then `raftmq admin replaceNode` puts it in the old \
+         one's place. If it should not exist, delete it"
     )]
     FoundedWithout {
         /// The id of this directory.
@@ -83,7 +83,12 @@ pub struct Start {
 /// `initialize` with it.
 pub async fn take_part(env: &Env, directory: &Directory, start: &Start) -> Result<Option<Vec<Founder>>, FoundingError> {
     let own = directory.founder();
-    if start.has_history || start.join {
+    if start.has_history {
+        return Ok(None);
+    }
+    if start.join {
+        let (id, address) = (own.id, &own.node.peer_address);
+        tracing::info!("node {id:016x} waits to be named: raftmq admin addNode -p {address}, or replaceNode");
         return Ok(None);
     }
     if let Some(set) = directory.identity().founding_set.filter(|set| set.iter().any(|founder| founder.id == own.id)) {
@@ -198,15 +203,15 @@ async fn ask_all(
 ) -> Vec<(String, FoundingStatus)> {
     let others = start.founders.iter().filter(|address| **address != own.node.peer_address);
     let answers =
-        futures::future::join_all(others.map(async |address| (address, ask(env, start, address).await))).await;
+        futures::future::join_all(others.map(async |address| (address, ask(env, &start.hello, address).await))).await;
     let mut statuses = Vec::new();
     for (address, answer) in answers {
         match answer {
-            Ok(status) if status.founder.node.peer_address != *address => {
+            Ok((status, _)) if status.founder.node.peer_address != *address => {
                 let reason = format!("calls itself {}: let the lists agree", status.founder.node.peer_address);
                 complain(complaints, address, reason);
             }
-            Ok(status) => statuses.push((address.clone(), status)),
+            Ok((status, _)) => statuses.push((address.clone(), status)),
             Err(error) => complain(complaints, address, error.to_string()),
         }
     }
@@ -220,14 +225,15 @@ fn complain(complaints: &mut BTreeMap<String, String>, address: &str, reason: St
     }
 }
 
-async fn ask(env: &Env, start: &Start, address: &str) -> Result<FoundingStatus, ConnectError> {
-    let hello = Hello { expects: 0, channel: Channel::Founding, ..start.hello.clone() };
+/// How far the node at `address` is, whoever it is, and the newest cluster version that it can apply. `own` says who asks.
+pub async fn ask(env: &Env, own: &Hello, address: &str) -> Result<(FoundingStatus, u32), ConnectError> {
+    let hello = Hello { expects: 0, channel: Channel::Founding, ..own.clone() };
     let io = |source| ConnectError::Io { address: address.to_owned(), source };
-    let (mut reader, mut writer, _) = connection::connect(env, address, &hello, HELLO_LIMIT).await?;
+    let (mut reader, mut writer, theirs) = connection::connect(env, address, &hello, HELLO_LIMIT).await?;
     let exchange = async {
         writer.write(&Message::FoundingQuery).await?;
         match reader.next().await? {
-            Some(Message::FoundingStatus(status)) => Ok(status),
+            Some(Message::FoundingStatus(status)) => Ok((status, theirs.cluster_version)),
             Some(_) => Err(std::io::ErrorKind::InvalidData.into()),
             None => Err(std::io::ErrorKind::UnexpectedEof.into()),
         }
@@ -251,7 +257,8 @@ mod tests {
     fn status(id: NodeId) -> (String, FoundingStatus) {
         let founder = founder(id);
         let address = founder.node.peer_address.clone();
-        (address, FoundingStatus { founder, has_vote: false, has_log: false, set: None, members: Vec::new() })
+        let (set, members, members_at) = (None, Vec::new(), None);
+        (address, FoundingStatus { founder, has_vote: false, has_log: false, set, members, members_at })
     }
 
     fn start() -> Start {

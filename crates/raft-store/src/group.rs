@@ -25,6 +25,7 @@ use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
+use crate::membership::{self, CAUGHT_UP_BYTES};
 use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, Timestamp};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
@@ -57,6 +58,8 @@ pub struct GroupOptions {
     pub founders: Vec<String>,
     /// Become a member of a group that exists.
     pub join: bool,
+    /// A member that lacks much is sent the log at this rate, so that clients do not notice; 0 for as fast as it goes.
+    pub catch_up_bytes_per_s: u64,
     /// When to acknowledge.
     pub flush_mode: FlushMode,
     /// With [`FlushMode::AsyncFlush`]: what was written is synced this much later.
@@ -95,6 +98,7 @@ impl GroupOptions {
             client_address: String::new(),
             founders: vec![peer_listen.to_string()],
             join: false,
+            catch_up_bytes_per_s: 32 << 20,
             flush_mode: FlushMode::SyncFlush,
             flush_interval_ms: 500,
             async_auto_recover: false,
@@ -247,6 +251,9 @@ pub enum HandOverError {
     /// There is nobody to hand over to.
     #[error("there is no other voter")]
     Alone,
+    /// Only a voter can lead.
+    #[error("not a voter of this group")]
+    NotAVoter,
     /// Nobody took it in time. If nobody was asked to, this node goes on; else it serves nothing more in this term, and
     /// submissions wait until a majority has elected somebody, which may be this node.
     #[error("no other voter took over in time")]
@@ -265,21 +272,30 @@ pub enum MembersError {
         /// Who leads, as far as this node knows.
         leader: Option<Peer>,
     },
-    /// Another change is under way, or this one would leave nobody.
+    /// This change is wrong, or another one is under way. Nothing was changed.
     #[error("refused: {0}")]
     Refused(String),
+    /// The node that is to be added does not answer as one should. Nothing was changed.
+    #[error("the new node does not answer: {0}")]
+    Unreachable(String),
+    /// The node that is to vote lacks too much. Nothing was changed; ask again later.
+    #[error("the new node still lacks {lag_bytes} bytes of the log")]
+    NotCaughtUp {
+        /// Bytes of log that it is not known to hold.
+        lag_bytes: u64,
+    },
     /// Leadership was lost, or this node stopped, before it was decided: look at the members and ask again.
     #[error("leadership was lost before the change was decided")]
     Unknown,
 }
 
-/// A change of the members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MemberChange {
-    /// A node that was started with `join` and has said hello: it catches up first, then it votes.
-    Add(Peer),
-    /// A member that leaves, or is lost for good. Its id is never used again.
-    Remove(NodeId),
+/// A change of the voters, all of it in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VotersChange {
+    /// A learner that has caught up.
+    pub add: Option<NodeId>,
+    /// A member that leaves, or is lost for good, and not the leader. Its id is never used again.
+    pub remove: Option<NodeId>,
 }
 
 /// A member's numbers.
@@ -343,6 +359,15 @@ pub struct Status {
     pub scrubbed: Scrubbed,
     /// Groups written, syncs by duration, bytes queued.
     pub log: log::Stats,
+}
+
+/// What a member lacks of the leader's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lag {
+    /// Bytes that it is not known to hold durably.
+    pub bytes: u64,
+    /// It may become a voter.
+    pub is_caught_up: bool,
 }
 
 /// How far a follower is.
@@ -533,16 +558,59 @@ impl<T: Tables> Group<T> {
         Ok(outcomes.into_iter().next())
     }
 
-    /// Adds or removes a member; resolves when the change is committed. The leader's to call. A node that is added may
-    /// take as long to catch up as its log is long.
-    pub async fn change_members(&self, change: MemberChange) -> Result<(), MembersError> {
-        let changed = self.command(|answer| Command::ChangeMembers(change, answer)).await;
+    /// Makes the node whose peer listener is at `peer_address`, and which was started with `join`, a member without a vote,
+    /// if it is none yet. Resolves when that is committed; from then on it catches up. The leader's to call, and safe to
+    /// repeat.
+    pub async fn add_learner(&self, peer_address: &str) -> Result<Peer, MembersError> {
+        let added = self.command(|answer| Command::AddLearner(peer_address.to_owned(), answer)).await;
+        added.unwrap_or(Err(MembersError::Unknown))
+    }
+
+    /// Changes who votes; resolves when the change is committed. The leader's to call, and safe to repeat.
+    pub async fn change_voters(&self, change: VotersChange) -> Result<(), MembersError> {
+        let changed = self.command(|answer| Command::ChangeVoters(change, answer)).await;
         changed.unwrap_or(Err(MembersError::Unknown))
+    }
+
+    /// Bytes of this node's log that each other member is not known to hold durably, and whether that is little enough to
+    /// vote. Empty elsewhere than at the leader.
+    pub async fn lags(&self) -> BTreeMap<NodeId, Lag> {
+        let opened = &self.0.opened;
+        let held: Vec<(NodeId, Option<u64>)> = {
+            let metrics = opened.raft.metrics();
+            let now = metrics.borrow_watched();
+            let held = now.replication.iter().flatten().filter(|(node, _)| **node != opened.node);
+            held.map(|(node, held)| (*node, held.as_ref().map(|held| held.index))).collect()
+        };
+        let mut lags = BTreeMap::new();
+        for (node, held) in held {
+            let bytes = membership::lag_bytes(&opened.log, held).await;
+            lags.insert(node, Lag { bytes, is_caught_up: bytes <= CAUGHT_UP_BYTES });
+        }
+        lags
+    }
+
+    /// Whether this replica can show clients everything that is retained: it is a voter, and its log reaches back to where
+    /// retention has cut. A new member, or one that was away for long, gets there by and by.
+    pub fn is_caught_up(&self) -> bool {
+        let opened = &self.0.opened;
+        let is_voter = {
+            let metrics = opened.raft.server_metrics();
+            let now = metrics.borrow_watched();
+            now.membership_config.membership().voter_ids().any(|voter| voter == opened.node)
+        };
+        let begin = opened.log.purged_boundary().map(|purged| purged.end.physical_offset).unwrap_or_default();
+        is_voter && begin <= opened.reader.min_physical()
     }
 
     /// Hands leadership to the follower that holds most, and waits until it leads. Submissions wait meanwhile.
     pub async fn hand_over(&self) -> Result<(), HandOverError> {
-        self.command(Command::HandOver).await.unwrap_or(Err(HandOverError::Stopped))
+        self.command(|answer| Command::HandOver(None, answer)).await.unwrap_or(Err(HandOverError::Stopped))
+    }
+
+    /// The same, to this voter.
+    pub async fn hand_over_to(&self, voter: NodeId) -> Result<(), HandOverError> {
+        self.command(|answer| Command::HandOver(Some(voter), answer)).await.unwrap_or(Err(HandOverError::Stopped))
     }
 
     /// Stops gracefully: hands over, ends Raft, makes derived state durable, writes marks. A second call does nothing.

@@ -7,6 +7,7 @@
 //!    | segment bytes u64 | boot id string | clean stop u8 | log made u8 | on probation u8
 //!    | peer address string | client address string
 //!    | founding set: u8 0, or 1 and a count u32 of {id u64, peer address string, client address string}
+//!    | belongs u8 (0 not yet, 1 member, 2 left) | since u64, of a member; not yet if the file ends before
 //! ```
 //!
 //! Every change is written beside, synced, renamed, and the directory synced: after a crash there is the old file or
@@ -43,6 +44,21 @@ pub enum FlushMode {
     SyncFlush,
     /// After `write`; a timer syncs. A machine that goes down takes with it what was acknowledged since.
     AsyncFlush,
+}
+
+/// Whether this node belongs to the group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Belongs {
+    /// It has not applied a membership with itself in it.
+    #[default]
+    NotYet,
+    /// It has.
+    Member {
+        /// The entry with the first such membership. What is applied again after a crash may be older.
+        since: u64,
+    },
+    /// It was removed. Its id is never used again.
+    Left,
 }
 
 /// What the configuration says this directory must be.
@@ -85,6 +101,8 @@ pub struct Identity {
     pub node: Node,
     /// The founders, once all have said hello.
     pub founding_set: Option<Vec<Founder>>,
+    /// Whether it belongs to the group.
+    pub belongs: Belongs,
 }
 
 /// Why a directory is not opened. Nothing of it was changed.
@@ -128,6 +146,17 @@ pub enum IdentityError {
         dir: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// It was removed from its group.
+    #[error(
+        "{dir}: node {id:016x} was removed from its group and cannot come back; to let this machine serve again, delete the \
+         directory, start with `join = true`, and add it as a new node: `raftmq admin addNode`"
+    )]
+    Left {
+        /// The directory.
+        dir: PathBuf,
+        /// The node that it was.
+        id: NodeId,
     },
     /// Written by a newer program.
     #[error("{dir}: format version {found}, this program reads {FORMAT_VERSION}; run the newer program")]
@@ -182,6 +211,9 @@ impl Directory {
             None => (format(env, dir, expected).await?, true),
         };
         matches(dir, &identity, expected)?;
+        if identity.belongs == Belongs::Left {
+            return Err(IdentityError::Left { dir: dir.to_owned(), id: identity.node_id });
+        }
         let was_clean = identity.clean_stop;
         let boot_id = env.disk.boot_id().map_err(io)?;
         let went_down = !was_clean && identity.boot_id != boot_id;
@@ -219,6 +251,14 @@ impl Directory {
         match self.identity().log_made {
             true => Ok(()),
             false => self.change(|identity| identity.log_made = true).await,
+        }
+    }
+
+    /// Whether it belongs to the group, as it turns out.
+    pub async fn belongs(&self, belongs: Belongs) -> io::Result<()> {
+        match self.identity().belongs == belongs {
+            true => Ok(()),
+            false => self.change(|identity| identity.belongs = belongs).await,
         }
     }
 
@@ -280,6 +320,7 @@ async fn format(env: &Env, dir: &Path, expected: &Expected) -> Result<Identity, 
         on_probation: false,
         node: expected.node.clone(),
         founding_set: None,
+        belongs: Belongs::NotYet,
     })
 }
 
@@ -333,6 +374,15 @@ fn encode(identity: &Identity) -> Bytes {
             put_founders(&mut out, set);
         }
     }
+    out.put_u8(match identity.belongs {
+        Belongs::NotYet => 0,
+        Belongs::Member { .. } => 1,
+        Belongs::Left => 2,
+    });
+    out.put_u64_le(match identity.belongs {
+        Belongs::Member { since } => since,
+        Belongs::NotYet | Belongs::Left => 0,
+    });
     let crc = crc32c::crc32c(&out[HEAD_BYTES..]);
     let len = (out.len() - HEAD_BYTES) as u32;
     out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -387,7 +437,17 @@ fn decode(bytes: Bytes) -> Result<Identity, Undecodable> {
     let on_probation = from.bool("on probation")?;
     let node = Node { peer_address: from.string("peer address")?, client_address: from.string("client address")? };
     let founding_set = if from.bool("founding set")? { Some(take_founders(&mut from)?) } else { None };
-    from.end("bytes behind the founding set")?;
+    // The first files of this version end here.
+    let belongs = match from.remaining() {
+        0 => Belongs::NotYet,
+        _ => match (from.u8("belongs")?, from.u64("member since")?) {
+            (0, 0) => Belongs::NotYet,
+            (1, since) => Belongs::Member { since },
+            (2, 0) => Belongs::Left,
+            _ => return Err(Undecodable::Damaged("belongs")),
+        },
+    };
+    from.end("bytes behind the last field")?;
     Ok(Identity {
         cluster,
         group,
@@ -400,6 +460,7 @@ fn decode(bytes: Bytes) -> Result<Identity, Undecodable> {
         on_probation,
         node,
         founding_set,
+        belongs,
     })
 }
 
@@ -542,8 +603,15 @@ mod tests {
     fn identity() -> impl Strategy<Value = Identity> {
         let founders = proptest::collection::vec((any::<u64>(), 1u16..60000), 0..5)
             .prop_map(|set| set.into_iter().map(|(id, port)| Founder { id, node: node(port) }).collect());
-        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<[bool; 4]>(), proptest::option::of(founders)).prop_map(
-            |(cluster, group, node_id, segment_bytes, [clean_stop, log_made, on_probation, is_async], founding_set)| {
+        let belongs = prop_oneof![
+            Just(Belongs::NotYet),
+            any::<u64>().prop_map(|since| Belongs::Member { since }),
+            Just(Belongs::Left),
+        ];
+        let founders = (proptest::option::of(founders), belongs);
+        (".{0,20}", ".{0,20}", any::<u64>(), any::<u64>(), any::<[bool; 4]>(), founders).prop_map(
+            |(cluster, group, node_id, segment_bytes, flags, (founding_set, belongs))| {
+                let [clean_stop, log_made, on_probation, is_async] = flags;
                 Identity {
                     cluster,
                     group,
@@ -556,6 +624,7 @@ mod tests {
                     on_probation,
                     node: node(9),
                     founding_set,
+                    belongs,
                 }
             },
         )

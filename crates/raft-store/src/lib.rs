@@ -21,6 +21,7 @@ pub mod keyed;
 pub mod log;
 pub mod materializer;
 mod member;
+mod membership;
 pub mod offline;
 #[doc(hidden)]
 pub mod planted;

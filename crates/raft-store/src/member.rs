@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use env::{Env, fault};
 use openraft::async_runtime::WatchReceiver;
-use openraft::error::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::error::{InitializeError, LinearizableReadError, RaftError};
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::TypeConfigExt;
-use openraft::{ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{Instant, Raft, RaftMetrics, ReadPolicy, ServerState};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::consume_queue::aside;
@@ -23,15 +23,16 @@ use crate::fold::{Fold, Reader, Tables};
 use crate::forward_key::{ForwardKey, ForwardKeys};
 use crate::founding::{self, Start};
 use crate::group::{
-    CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MemberChange, MembersError, OpenError, Peer, ReadError, Role,
+    CLUSTER_VERSION_MAX, GroupOptions, HandOverError, MembersError, OpenError, Peer, ReadError, Role, VotersChange,
 };
 use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
+use crate::membership::{Membership, finish_changes};
 use crate::position::NodeId;
 use crate::proposer::{GroupClock, HandingOver, Proposer, Submission, Waiters, Wish, leader_told};
-use crate::raft::machine::{Machine, SharedFold, member_ids};
+use crate::raft::machine::{Machine, Roster, SharedFold};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
 use crate::raft::peer::frames::Peers;
@@ -40,6 +41,7 @@ use crate::raft::peer::vitals;
 use crate::raft::peer::wire::{Channel, FRAME_VERSION, Founder, FoundingStatus, Hello, PROTOCOL};
 use crate::raft::probation::Probation;
 use crate::raft::purge;
+use crate::raft::removal;
 use crate::raft::slow_disk;
 use crate::raft::storage::{NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
@@ -82,8 +84,9 @@ pub(crate) type Read = oneshot::Sender<Result<(), ReadError>>;
 
 /// What a [`crate::group::Group`] asks of its member.
 pub(crate) enum Command {
-    HandOver(oneshot::Sender<Result<(), HandOverError>>),
-    ChangeMembers(MemberChange, oneshot::Sender<Result<(), MembersError>>),
+    HandOver(Option<NodeId>, oneshot::Sender<Result<(), HandOverError>>),
+    AddLearner(String, oneshot::Sender<Result<Peer, MembersError>>),
+    ChangeVoters(VotersChange, oneshot::Sender<Result<(), MembersError>>),
     Stop(oneshot::Sender<io::Result<()>>),
     Kill(oneshot::Sender<()>),
 }
@@ -126,7 +129,7 @@ struct Recovered<T: Tables> {
     log: Log,
     fold: SharedFold<T>,
     reader: Reader<T>,
-    members: Vec<NodeId>,
+    roster: watch::Sender<Roster>,
     repaired: Repaired,
 }
 
@@ -140,6 +143,7 @@ struct Running<T: Tables> {
     wishes: mpsc::UnboundedReceiver<Wish>,
     clock_hand_overs: Arc<AtomicU64>,
     links: Arc<Links>,
+    membership: Arc<Membership<T>>,
     /// A follower not heard of for this long is not there.
     heard_limit: Duration,
     end: LifetimeEnd,
@@ -152,6 +156,7 @@ struct Started<T: Tables> {
     handing: watch::Sender<HandingOver>,
     failure: Failure,
     wishes: mpsc::UnboundedReceiver<Wish>,
+    membership: Arc<Membership<T>>,
     handle: Opened<T>,
 }
 
@@ -180,14 +185,20 @@ impl<T: Tables> Member<T> {
             };
             let Some(command) = command else { break };
             match command {
-                Command::HandOver(answer) => {
-                    let _ = answer.send(running.hand_over(&self.env, None).await);
+                Command::HandOver(to, answer) => {
+                    let _ = answer.send(running.hand_over(&self.env, to.as_ref().map(std::slice::from_ref)).await);
                 }
-                Command::ChangeMembers(change, answer) => {
-                    let raft = running.raft.clone();
-                    // Beside other commands: catching up takes long.
+                // Changes of members wait for a majority, other commands not for them.
+                Command::AddLearner(address, answer) => {
+                    let membership = running.membership.clone();
                     drop(Types::spawn(async move {
-                        let _ = answer.send(change_members(&raft, change).await);
+                        let _ = answer.send(membership.add_learner(&address).await);
+                    }));
+                }
+                Command::ChangeVoters(change, answer) => {
+                    let membership = running.membership.clone();
+                    drop(Types::spawn(async move {
+                        let _ = answer.send(membership.change_voters(change).await);
                     }));
                 }
                 Command::Stop(answer) => {
@@ -221,7 +232,7 @@ impl<T: Tables> Member<T> {
             started = self.run_recovered(&recovered, config, lifetime) => started,
         };
         match started {
-            Ok(Started { raft, waiters, handing, failure, wishes, handle }) => {
+            Ok(Started { raft, waiters, handing, failure, wishes, membership, handle }) => {
                 let (links, clock_hand_overs) = (handle.links.clone(), handle.clock_hand_overs.clone());
                 let heard_limit = Duration::from_millis(self.options.election_ms.1);
                 let running = Running {
@@ -233,6 +244,7 @@ impl<T: Tables> Member<T> {
                     wishes,
                     clock_hand_overs,
                     links,
+                    membership,
                     heard_limit,
                     end,
                 };
@@ -284,7 +296,7 @@ impl<T: Tables> Member<T> {
             told: told_hashes(recovered.reader.clone()),
             entry_bytes_max: options.log.max_entry_bytes,
             log: log.clone(),
-            founding: founding_status(directory.clone(), log.clone(), recovered.members.clone()),
+            founding: founding_status(directory.clone(), log.clone(), recovered.roster.subscribe()),
             raft: raft_running,
             probation: probation.clone(),
             forward_keys: forward_keys.clone(),
@@ -317,9 +329,10 @@ impl<T: Tables> Member<T> {
             tickets,
             waiters: waiters.clone(),
             beginning,
+            roster: recovered.roster.clone(),
         };
         let hello = Hello { forward_key: Some(forward_key), ..hello };
-        let links = Links::new(env.clone(), log.clone(), hello, counters.clone());
+        let links = Links::new(env.clone(), log.clone(), hello.clone(), counters.clone(), options.catch_up_bytes_per_s);
         lifetime.spawn(links.clone().run());
         let config = openraft::Config { enable_elect: probation.is_over(), ..config };
         let raft = Raft::new(own.id, Arc::new(config), Factory(links.clone()), storage, machine)
@@ -353,7 +366,25 @@ impl<T: Tables> Member<T> {
             links: links.clone(),
             wishes: wish.clone(),
         };
-        lifetime.spawn(stop_on_failure(replica, failure.clone()));
+        let removal = removal::Watch {
+            env: env.clone(),
+            directory: directory.clone(),
+            hello: hello.clone(),
+            roster: recovered.roster.subscribe(),
+            raft: raft.clone(),
+            counters: counters.clone(),
+            configured: options.founders.clone(),
+        };
+        lifetime.spawn(stop_on_failure(replica, removal, failure.clone()));
+        lifetime.spawn(finish_changes(raft.clone()));
+        let membership = Arc::new(Membership {
+            env: env.clone(),
+            raft: raft.clone(),
+            log: log.clone(),
+            reader: recovered.reader.clone(),
+            hello,
+            heard_limit: Duration::from_millis(options.election_ms.1),
+        });
         lifetime.spawn(state_hash::propose_due(state_hash::Leader {
             env: env.clone(),
             raft: raft.clone(),
@@ -411,7 +442,7 @@ impl<T: Tables> Member<T> {
             group_clock: watch_group_clock,
             clock_hand_overs: Arc::default(),
         };
-        Ok(Started { raft, waiters, handing, failure: watch_failure, wishes, handle })
+        Ok(Started { raft, waiters, handing, failure: watch_failure, wishes, membership, handle })
     }
 
     /// Who this node is, as it tells its peers.
@@ -515,8 +546,8 @@ impl<T: Tables> Member<T> {
         if let Some(applied) = fold.applied() {
             log.set_applied(applied.index);
         }
-        let (reader, members) = (fold.reader(), member_ids(&fold));
-        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, members, repaired })
+        let (reader, roster) = (fold.reader(), watch::Sender::new(Roster::of(&fold)));
+        Ok(Recovered { directory, log, fold: Arc::new(Mutex::new(Some(fold))), reader, roster, repaired })
     }
 }
 
@@ -533,14 +564,18 @@ impl<T: Tables> Recovered<T> {
 fn founding_status(
     directory: Directory,
     log: Log,
-    members: Vec<NodeId>,
+    roster: watch::Receiver<Roster>,
 ) -> Arc<dyn Fn() -> FoundingStatus + Send + Sync> {
-    Arc::new(move || FoundingStatus {
-        founder: directory.founder(),
-        has_vote: log.vote().is_some(),
-        has_log: log.last().is_some(),
-        set: directory.identity().founding_set,
-        members: members.clone(),
+    Arc::new(move || {
+        let roster = roster.borrow();
+        FoundingStatus {
+            founder: directory.founder(),
+            has_vote: log.vote().is_some(),
+            has_log: log.last().is_some(),
+            set: directory.identity().founding_set,
+            members: roster.members.keys().copied().collect(),
+            members_at: roster.at,
+        }
     })
 }
 
@@ -641,7 +676,11 @@ async fn refused_by_a_majority<T: Tables>(raft: &RaftOf<T>, mut refusals: watch:
 
 /// Ends Raft when going on could show a client something wrong, or lose it. The role says why, the process ends, and the
 /// others serve.
-async fn stop_on_failure<T: Tables>(own: state_hash::Own<T>, failure: Arc<watch::Sender<Option<String>>>) {
+async fn stop_on_failure<T: Tables>(
+    own: state_hash::Own<T>,
+    removal: removal::Watch<T>,
+    failure: Arc<watch::Sender<Option<String>>>,
+) {
     async fn first(mut found: watch::Receiver<Option<String>>) -> String {
         loop {
             if let Some(reason) = found.borrow_and_update().clone() {
@@ -662,6 +701,7 @@ async fn stop_on_failure<T: Tables>(own: state_hash::Own<T>, failure: Arc<watch:
         reason = first(reader.watch_failure()) => (reason, false),
         reason = refused_by_a_majority(&raft, refusals) => (reason, true),
         reason = state_hash::has_gone_wrong(own) => (reason, false),
+        reason = removal.removed() => (reason, false),
     };
     tracing::error!("this replica stops: {reason}");
     // A start looks at little of the log by itself.
@@ -730,31 +770,6 @@ async fn answer_reads<T: Tables>(raft: RaftOf<T>, mut asked: mpsc::UnboundedRece
     }
 }
 
-async fn change_members<T: Tables>(raft: &RaftOf<T>, change: MemberChange) -> Result<(), MembersError> {
-    let changed = match change {
-        MemberChange::Add(Peer { id, peer_address, client_address }) => {
-            raft.add_learner(id, Node { peer_address, client_address }, true).await.map_err(members_error)?;
-            raft.change_membership(ChangeMembers::AddVoterIds([id].into()), false).await
-        }
-        MemberChange::Remove(id) => {
-            raft.change_membership(ChangeMembers::RemoveVoters([id].into()), false).await.map_err(members_error)?;
-            // A voter is gone with that; a learner is removed by this.
-            raft.change_membership(ChangeMembers::RemoveNodes([id].into()), false).await
-        }
-    };
-    changed.map(|_| ()).map_err(members_error)
-}
-
-fn members_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembersError {
-    match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-            MembersError::NotLeader { leader: leader_told(forward) }
-        }
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => MembersError::Unknown,
-        RaftError::APIError(error) => MembersError::Refused(error.to_string()),
-    }
-}
-
 impl<T: Tables> Running<T> {
     /// Hands over for a reason of this node's own.
     async fn grant(&self, env: &Env, wish: Wish) {
@@ -789,8 +804,16 @@ impl<T: Tables> Running<T> {
             if now.state != ServerState::Leader {
                 return Err(HandOverError::NotLeader);
             }
-            if now.membership_config.membership().voter_ids().all(|voter| voter == own) {
+            let membership = now.membership_config.membership();
+            if membership.voter_ids().all(|voter| voter == own) {
                 return Err(HandOverError::Alone);
+            }
+            let is_voter = |node: &NodeId| membership.voter_ids().any(|voter| voter == *node);
+            if among.is_some_and(|among| !among.iter().any(is_voter)) {
+                return Err(HandOverError::NotAVoter);
+            }
+            if among.is_some_and(|among| among.iter().all(|node| *node == own)) {
+                return Ok(());
             }
         }
         // What waits goes to the successor's clients; what is in flight is waited for, so that somebody holds it all.

@@ -107,8 +107,8 @@ pub enum RepairError {
 }
 
 /// What an operator does next.
-pub(crate) const REPLACE: &str = "This replica must not go on under its id (replaceNode): move its data_dir away, start it \
-                                  on an empty one with `join = true`, let the group add it and remove the old id";
+pub(crate) const REPLACE: &str = "This replica must not go on under its id: move its data_dir away, start it on an empty one \
+                                  with `join = true`, then `raftmq admin replaceNode` puts it in the old one's place";
 
 /// Notes, durably, that the next start must survey the log.
 pub(crate) async fn note(env: &Env, dir: &Path, why: &str) -> io::Result<()> {

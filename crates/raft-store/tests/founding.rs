@@ -14,7 +14,7 @@ use std::time::Duration;
 use env::{Disk, fault};
 use futures::future::{join_all, select_all};
 use raft_store::founding::FoundingError;
-use raft_store::group::{Group, MemberChange, OpenError, Peer, Role};
+use raft_store::group::{Group, MembersError, OpenError, Role, VotersChange};
 use raft_store::log;
 use tokio::sync::{Mutex, Notify};
 use world::{Counter, Place, free_address, record, until_ready, within};
@@ -131,7 +131,7 @@ async fn a_wiped_directory_does_not_come_back_as_the_old_member() {
         panic!("{refused:?}");
     };
     assert_ne!(*id, was);
-    assert!(error.to_string().contains("--join"), "the error says what to do: {error}");
+    assert!(error.to_string().contains("join = true"), "the error says what to do: {error}");
 
     // With `join` it waits, as nobody, until an operator makes it a member.
     let mut joins = places[1].clone();
@@ -144,10 +144,15 @@ async fn a_wiped_directory_does_not_come_back_as_the_old_member() {
     let env = &places[0].env;
     let groups = [groups[0].clone(), joined, groups[2].clone()];
     let leader = within(env, 20, "a leader", leader_of(&[&groups[0], &groups[2]])).await;
-    within(env, 20, "removed", leader.change_members(MemberChange::Remove(was))).await.unwrap();
-    let peer_address = joins.options.peer_address.clone();
-    let added = Peer { id: groups[1].node(), peer_address, client_address: String::new() };
-    within(env, 20, "added", leader.change_members(MemberChange::Add(added))).await.unwrap();
+    let added = within(env, 20, "added", leader.add_learner(&joins.options.peer_address)).await.unwrap();
+    assert_eq!(added.id, groups[1].node());
+    let change = VotersChange { add: Some(added.id), remove: Some(was) };
+    let replaced = async {
+        while let Err(MembersError::NotCaughtUp { .. }) = leader.change_voters(change).await {
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(env, 20, "replaced", replaced).await;
     is_one_group(&places, &groups).await;
 
     // From now on it needs no `join`: it has a log.

@@ -150,6 +150,7 @@ struct GroupFile {
     #[serde(default = "default_segment_mib")]
     segment_mib: u64,
     scrub_mib_per_s: Option<u64>,
+    catch_up_mib_per_s: Option<u64>,
     auto_create_topics: Option<bool>,
     auto_create_groups: Option<bool>,
     default_topic_queues: Option<u32>,
@@ -260,6 +261,7 @@ fn default_name_server_listen() -> SocketAddr {
 
 /// A terabyte in three days.
 const DEFAULT_SCRUB_MIB_PER_S: u64 = 4;
+const DEFAULT_CATCH_UP_MIB_PER_S: u64 = 32;
 
 fn default_segment_mib() -> u64 {
     1024
@@ -338,9 +340,13 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
     let segment_bytes = file.segment_mib.checked_mul(1024 * 1024);
     let segment_bytes =
         segment_bytes.ok_or_else(|| Problem::at_key(text, "segment_mib", "a segment has 16 to 16384 MiB"))?;
-    let scrub_bytes_per_s = file.scrub_mib_per_s.unwrap_or(DEFAULT_SCRUB_MIB_PER_S).checked_mul(1024 * 1024);
-    let scrub_bytes_per_s =
-        scrub_bytes_per_s.ok_or_else(|| Problem::at_key(text, "scrub_mib_per_s", "no disk is that fast"))?;
+    let rate = |key: &'static str, mib_per_s: u64| match mib_per_s.checked_mul(1024 * 1024) {
+        Some(bytes_per_s) => Ok(bytes_per_s),
+        None => Err(Problem::at_key(text, key, "no disk is that fast")),
+    };
+    let scrub_bytes_per_s = rate("scrub_mib_per_s", file.scrub_mib_per_s.unwrap_or(DEFAULT_SCRUB_MIB_PER_S))?;
+    let catch_up_bytes_per_s =
+        rate("catch_up_mib_per_s", file.catch_up_mib_per_s.unwrap_or(DEFAULT_CATCH_UP_MIB_PER_S))?;
     Ok(GroupConfig {
         broker_name: file.broker_name,
         data_dir: file.data_dir,
@@ -351,6 +357,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         peer_address,
         founders: file.founders.into_iter().map(|HostPort(address)| address).collect(),
         join: file.join,
+        catch_up_bytes_per_s,
         flush,
         segment_bytes,
         scrub_bytes_per_s,

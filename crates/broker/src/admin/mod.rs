@@ -5,6 +5,7 @@
 //! - A question is answered by the replica that was asked, with what it has: that is what tools want to see of it.
 //!   Progress, connections and configuration are folds of tables and clients ([`progress`], [`statistics`],
 //!   [`connections`]); what a replica says of itself is in [`runtime`] and [`replica`].
+//! - Who belongs to the group is changed by its leader, in the log ([`members`]).
 //! - Two questions are for a client: they are relayed to it ([`relay`]).
 //!
 //! Bodies have exactly the members that Java's tools expect; what this broker does not have, such as thread pools, is left
@@ -12,6 +13,7 @@
 
 mod connections;
 mod groups;
+mod members;
 mod pages;
 mod progress;
 mod queues;
@@ -63,4 +65,7 @@ pub const ROUTES: &[Route] = &[
     route!(CLEAN_UNUSED_TOPIC, Cluster, Update, AnyReplica, settings::clean),
     route!(DELETE_EXPIRED_COMMITLOG, Cluster, Update, AnyReplica, settings::clean),
     route!(GET_REPLICA_STATUS, Cluster, Get, AnyReplica, replica::status),
+    route!(ADD_LEARNER, Cluster, Update, Leader, members::add_learner),
+    route!(CHANGE_VOTERS, Cluster, Update, Leader, members::change_voters),
+    route!(TRANSFER_LEADER, Cluster, Update, Leader, members::transfer_leader),
 ];

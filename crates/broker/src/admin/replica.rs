@@ -22,6 +22,13 @@ pub async fn status(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let group = broker.status();
     let index = chain_index(request.index, &group.raft)?;
     let mut body = replica_status(&group.broker_name, group.is_ready, &group.raft);
+    let lags = broker.raft.lags().await;
+    for member in &mut body.members {
+        let lag = lags.get(&member.node_id).copied();
+        let own = member.lag_entries.filter(|_| member.node_id == body.node_id);
+        member.lag_bytes = lag.map(|lag| lag.bytes).or(own);
+        member.caught_up = lag.map(|lag| lag.is_caught_up).or(own.map(|_| true));
+    }
     if let Some(index) = index {
         let gone = |error| RequestError::NotFound(format!("entry {index}: {error}"));
         let end = broker.raft.log().chain_before(index + 1).await.map_err(gone)?;
@@ -58,7 +65,9 @@ fn replica_status(broker_name: &str, is_ready: bool, raft: &Status) -> ReplicaSt
     };
     let leads = leader == Some(raft.node);
     let members = raft.members.iter().map(|member| ReplicaMember {
+        caught_up: None,
         client_address: member.client_address.clone(),
+        lag_bytes: None,
         lag_entries: match raft.replication.get(&member.id) {
             Some(replication) => Some(replication.lag_entries),
             None => (leads && member.id == raft.node).then_some(0),

@@ -98,6 +98,7 @@ mod tests {
             join: false,
             flush: Flush::Sync,
             segment_bytes: 64 << 20,
+            catch_up_bytes_per_s: 0,
             scrub_bytes_per_s: 0,
             messages: MessagePolicy::default(),
             retention: Retention::default(),

@@ -52,6 +52,7 @@ pub fn group_config(dir: &Path) -> GroupConfig {
         join: false,
         flush: Flush::Sync,
         segment_bytes: 16 << 20,
+        catch_up_bytes_per_s: 0,
         scrub_bytes_per_s: 0,
         messages: MessagePolicy { delay_levels: vec![Duration::from_millis(300); 18], ..MessagePolicy::default() },
         retention: Retention { warning_level_percent: 100, ..Retention::default() },

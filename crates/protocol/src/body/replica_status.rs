@@ -44,8 +44,12 @@ pub struct ReplicaStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ReplicaMember {
+    /// Whether it lacks little enough of the log to vote; only the leader knows.
+    pub caught_up: Option<bool>,
     /// Where clients reach it.
     pub client_address: String,
+    /// Bytes of log that it is not known to hold; only the leader knows.
+    pub lag_bytes: Option<u64>,
     /// Entries it is not known to hold; only the leader knows.
     pub lag_entries: Option<u64>,
     /// Its id.
@@ -63,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_status_survives_with_all_bits_of_its_ids() {
-        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"lastIndex":9,"leader":18446744073709551615,"members":[{"clientAddress":"127.0.0.1:10911","lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
+        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"lastIndex":9,"leader":18446744073709551615,"members":[{"caughtUp":true,"clientAddress":"127.0.0.1:10911","lagBytes":0,"lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
         let status: ReplicaStatus = json::from_slice(golden.as_bytes()).unwrap();
         assert_eq!(status.node_id, u64::MAX);
         assert_eq!(String::from_utf8(json::to_vec(&status)).unwrap(), golden);

@@ -1,5 +1,5 @@
 //! Running a broker: GET_BROKER_CONFIG 26, VIEW_BROKER_STATS_DATA 315, users and access control 3001-3010, and our own
-//! GET_REPLICA_STATUS 60001.
+//! GET_REPLICA_STATUS 60001, ADD_LEARNER 60002, CHANGE_VOTERS 60003 and TRANSFER_LEADER 60004.
 
 use super::command_header;
 
@@ -22,6 +22,26 @@ command_header! {
     ReplicaStatusRequest {
         /// Entry at which to give the log's chain; absent: the last one that is applied and durable.
         "index" index: Option<i64>,
+    }
+
+    /// ADD_LEARNER 60002. The answer's body is the member as the group knows it.
+    AddLearnerRequest {
+        /// Its peer listener, `host:port`.
+        "peerAddress" peer_address: String,
+    }
+
+    /// CHANGE_VOTERS 60003.
+    ChangeVotersRequest {
+        /// A learner that gets a vote.
+        "add" add: Option<u64>,
+        /// A member that leaves for ever.
+        "remove" remove: Option<u64>,
+    }
+
+    /// TRANSFER_LEADER 60004.
+    TransferLeaderRequest {
+        /// Who is to lead.
+        "nodeId" node_id: u64,
     }
 
     /// A user by name: 3001-3004.

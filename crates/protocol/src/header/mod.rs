@@ -105,6 +105,17 @@ impl FieldValue for i64 {
     }
 }
 
+/// Only our own codes have such fields: Java has no unsigned numbers.
+impl FieldValue for u64 {
+    fn parse(field: &'static str, text: &str) -> Result<Self, FieldError> {
+        text.trim().parse().map_err(|_| FieldError::invalid(field, "a u64", text))
+    }
+
+    fn write(&self, field: &'static str, ext: &mut ExtFields) {
+        ext.set(field, self);
+    }
+}
+
 /// Java's `Boolean.parseBoolean`, never wrong and false when absent; and "1", which C++ clients write for true.
 impl FieldValue for bool {
     fn parse(_: &'static str, text: &str) -> Result<Self, FieldError> {

@@ -4,6 +4,7 @@
 //! The snapshot is never newer than what retention has cut: a follower that needs one gets every retained message
 //! behind it by ordinary replication.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -13,12 +14,12 @@ use env::disk::Open;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::consume_queue::aside;
 use crate::fold::{Fold, Tables};
 use crate::image::{self, Image};
-use crate::log::{Frame, Log};
+use crate::log::{Frame, Kind, Log};
 use crate::position::{LogId, NodeId, PhysicalOffset};
 use crate::proposer::Waiters;
 use crate::raft::storage::NextBeginning;
@@ -57,6 +58,30 @@ impl SnapshotImage {
     }
 }
 
+/// The members as this replica has applied them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster {
+    /// The entry that says so; `None` before the first.
+    pub at: Option<u64>,
+    /// Voters and learners.
+    pub members: BTreeMap<NodeId, Node>,
+}
+
+impl Roster {
+    /// As `fold` holds it.
+    pub fn of<T: Tables>(fold: &Fold<T>) -> Roster {
+        let (at, bytes) = fold.membership();
+        let membership = decode_membership(bytes).unwrap_or_default();
+        let members = membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
+        Roster { at: at.map(|at| at.index), members }
+    }
+
+    /// Whether `node` is a member.
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.members.contains_key(&node)
+    }
+}
+
 /// The fold, shared between openraft's apply task, which owns it while the group runs, and the group, which closes it.
 pub type SharedFold<T> = Arc<Mutex<Option<Fold<T>>>>;
 
@@ -74,6 +99,8 @@ pub struct Machine<T: Tables> {
     pub waiters: Arc<Waiters<T::Reply>>,
     /// Told when an image was installed.
     pub beginning: NextBeginning,
+    /// Told who the members are.
+    pub roster: watch::Sender<Roster>,
 }
 
 fn closed() -> io::Error {
@@ -84,7 +111,12 @@ impl<T: Tables> Machine<T> {
     async fn apply_one(&mut self, fold: &mut Fold<T>, entry: Entry) -> io::Result<()> {
         let id = entry.id();
         let mut outcomes = Vec::new();
-        fold.apply(&frame_of(entry), &mut outcomes).await?;
+        let frame = frame_of(entry);
+        let is_membership = frame.kind == Kind::Membership;
+        fold.apply(&frame, &mut outcomes).await?;
+        if is_membership {
+            self.roster.send_replace(Roster::of(fold));
+        }
         self.log.set_applied(id.index);
         let mut outcomes = Some(outcomes);
         for (ticket, ended) in self.tickets.applied(id) {
@@ -196,6 +228,7 @@ impl<T: Tables> RaftStateMachine<Types> for Machine<T> {
             self.waiters.ended(ticket, ended, Vec::new);
         }
         *self.beginning.lock() = Some(image.boundary);
+        self.roster.send_replace(Roster::of(fold));
         Ok(())
     }
 
@@ -213,10 +246,4 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         self.0.clone().map_err(io::Error::other)
     }
-}
-
-/// Ids of everybody in the membership that `fold` holds.
-pub fn member_ids<T: Tables>(fold: &Fold<T>) -> Vec<NodeId> {
-    let (_, bytes) = fold.membership();
-    decode_membership(bytes).map(|membership| membership.nodes().map(|(id, _)| *id).collect()).unwrap_or_default()
 }

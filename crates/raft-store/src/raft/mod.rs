@@ -13,6 +13,7 @@ pub mod machine;
 pub mod peer;
 pub mod probation;
 pub mod purge;
+pub mod removal;
 pub mod slow_disk;
 pub mod storage;
 pub mod tickets;

@@ -6,6 +6,7 @@ mod async_flush;
 mod clock;
 mod faults;
 mod link;
+mod members;
 mod offline;
 #[cfg(feature = "planted-bugs")]
 mod planted;

@@ -9,7 +9,7 @@ use raft_store::group::{Group, Role};
 use raft_store::position::LogId;
 use raft_store::proposer::ProposeError;
 
-use crate::world::{Counter, Ledger, Place, free_address, record, until_ready, within};
+use crate::world::{Counter, Ledger, Place, free_address, record, within};
 
 pub struct Three {
     pub places: Vec<Place>,
@@ -42,8 +42,12 @@ impl Three {
     pub async fn leader(&self) -> usize {
         let ready = self.running().map(|(at, group)| {
             Box::pin(async move {
-                until_ready(group).await;
-                at
+                let mut role = group.role();
+                match role.wait_for(|role| matches!(role, Role::Leader { ready: true, .. })).await {
+                    Ok(_) => at,
+                    // It has stopped: another one will lead.
+                    Err(_) => std::future::pending().await,
+                }
             })
         });
         let (at, _, _) = within(&self.places[0].env, 20, "a leader", futures::future::select_all(ready)).await;

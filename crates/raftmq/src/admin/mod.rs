@@ -6,6 +6,7 @@
 
 mod cluster;
 mod groups;
+mod members;
 mod messages;
 pub(crate) mod report;
 mod topics;
@@ -99,6 +100,16 @@ enum Command {
     ClusterList(With<ShortOutput, cluster::ClusterList>),
     /// Replicas of all broker groups: role, term, log positions, lag. Not in mqadmin.
     ClusterStatus(With<ShortOutput, cluster::ClusterStatus>),
+    /// Members of a broker group: who votes, who leads, what each lacks. Not in mqadmin.
+    NodeList(With<ShortOutput, members::NodeList>),
+    /// Add a new node to a broker group, and wait until it has caught up and votes. Not in mqadmin.
+    AddNode(With<ShortOutput, members::AddNode>),
+    /// Let a node leave its broker group for ever. Not in mqadmin.
+    RemoveNode(With<ShortOutput, members::RemoveNode>),
+    /// Put a new node in the place of one that is lost, or to be. Not in mqadmin.
+    ReplaceNode(With<ShortOutput, members::ReplaceNode>),
+    /// Let another replica lead its broker group. Not in mqadmin.
+    TransferLeader(With<ShortOutput, members::TransferLeader>),
     /// A broker's run-time information.
     BrokerStatus(With<ShortOutput, cluster::BrokerStatus>),
     /// Take a broker group out of what producers write to.
@@ -155,6 +166,11 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
     match &flags.command {
         Command::ClusterList(command) => command.run(&desk).await,
         Command::ClusterStatus(command) => command.run(&desk).await,
+        Command::NodeList(command) => command.run(&desk).await,
+        Command::AddNode(command) => command.run(&desk).await,
+        Command::RemoveNode(command) => command.run(&desk).await,
+        Command::ReplaceNode(command) => command.run(&desk).await,
+        Command::TransferLeader(command) => command.run(&desk).await,
         Command::BrokerStatus(command) => command.run(&desk).await,
         Command::WipeWritePerm(command) => command.run(&desk).await,
         Command::AddWritePerm(command) => command.run(&desk).await,

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use clap::Args;
 use client::{Message, ReceivedMessage, StartFrom};
 use env::Env;
-use futures::stream::{FuturesUnordered, StreamExt};
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
 
+use super::open_loop::at_rate;
 use super::{AnyError, Common, Measured, histogram};
 
 /// How to send.
@@ -27,7 +27,7 @@ pub struct Flags {
     rate: u64,
 }
 
-/// Messages that fall due together leave together, this often.
+/// Between two looks whether all have arrived.
 const TICK: Duration = Duration::from_millis(1);
 
 /// While the consumer has not come to the end of the topic, another message is sent this often.
@@ -84,27 +84,16 @@ pub async fn measure(env: &Env, flags: &Flags) -> Result<Measured, AnyError> {
     let until = from + Duration::from_secs(common.seconds);
     arrivals.window.set(from..until).expect("set once");
 
-    let mut on_their_way = FuturesUnordered::new();
-    let (mut sent, mut counted, mut errors) = (0_u64, 0_u64, 0_u64);
-    let start = clock.monotonic();
-    loop {
-        let now = clock.monotonic();
-        let due = ((now.min(until) - start).as_secs_f64() * flags.rate as f64) as u64;
-        while sent < due {
-            let moment = start + Duration::from_secs_f64(sent as f64 / flags.rate as f64);
-            counted += u64::from(moment >= from && moment < until);
-            on_their_way.push(producer.send(message(moment)));
-            sent += 1;
-        }
-        if now >= until && on_their_way.is_empty() {
-            break;
-        }
-        tokio::select! {
-            biased;
-            Some(outcome) = on_their_way.next() => errors += u64::from(outcome.is_err()),
-            () = clock.sleep(TICK), if now < until => {}
-        }
-    }
+    let (mut counted, mut errors) = (0_u64, 0_u64);
+    let send = |moment: Duration| {
+        let sending = producer.send(message(moment));
+        async move { (moment, sending.await.is_ok()) }
+    };
+    at_rate(&clock, flags.rate, until, send, |(moment, is_ok)| {
+        counted += u64::from(moment >= from && moment < until);
+        errors += u64::from(!is_ok);
+    })
+    .await;
     let arrived = || arrivals.latency().len();
     let all = async {
         while arrived() + errors < counted {

@@ -6,6 +6,7 @@
 mod baseline;
 mod consume;
 mod e2e;
+mod open_loop;
 mod send;
 
 use std::collections::BTreeSet;
@@ -27,8 +28,8 @@ pub struct Flags {
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Send as fast as the brokers acknowledge.
-    Send(Common),
+    /// Send as fast as the brokers acknowledge, or at a fixed rate.
+    Send(send::Flags),
     /// Read what a topic holds, from its first offset, as fast as it comes.
     Consume(consume::Flags),
     /// Send at a fixed rate and consume at once: from the moment a message should have been sent to its arrival.
@@ -75,7 +76,7 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// Runs it.
 pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
     let (common, name) = match &flags.what {
-        What::Send(common) => (common, "send"),
+        What::Send(flags) => (&flags.common, "send"),
         What::Consume(flags) => (&flags.common, "consume"),
         What::E2e(flags) => (&flags.common, "e2e"),
     };
@@ -87,7 +88,7 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
                 eprintln!("bench {name}: run {run} of {}, {} s", common.runs.max(1), common.seconds);
             }
             runs.push(match &flags.what {
-                What::Send(common) => send::measure(env, common).await?,
+                What::Send(flags) => send::measure(env, flags).await?,
                 What::Consume(flags) => consume::measure(env, flags).await?,
                 What::E2e(flags) => e2e::measure(env, flags).await?,
             });

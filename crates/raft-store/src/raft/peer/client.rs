@@ -42,7 +42,7 @@ use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Vitals,
     Voted,
 };
-use crate::raft::types::{Node, Types, Vote};
+use crate::raft::types::{Entry, Node, Payload, Types, Vote};
 
 /// A peer that owes an answer says at least `Working` every [`WORKING_INTERVAL`]; after this long without a byte it, or
 /// the link, is gone.
@@ -121,18 +121,32 @@ pub struct Links {
     cluster_versions: Mutex<BTreeMap<NodeId, u32>>,
     heard: Heard,
     news: CommitNews,
+    catch_up_bytes_per_s: u64,
 }
 
 type Asked = (Request, oneshot::Sender<Result<Reply, RpcError>>);
 type RpcError = RPCError<Types>;
 
 impl Links {
-    /// `hello` says who this node is; peer and channel are filled in.
-    pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>) -> Arc<Links> {
+    /// `hello` says who this node is; peer and channel are filled in. Who lacks much is sent so many bytes a second, or as
+    /// many as go if that is 0.
+    pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>, catch_up_bytes_per_s: u64) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
         let (refusals, failed_transfers) = (watch::Sender::default(), watch::Sender::default());
         let (heard, news) = (Heard::default(), CommitNews::default());
-        Arc::new(Links { env, log, hello, unary, counters, refusals, failed_transfers, cluster_versions, heard, news })
+        Arc::new(Links {
+            env,
+            log,
+            hello,
+            unary,
+            counters,
+            refusals,
+            failed_transfers,
+            cluster_versions,
+            heard,
+            news,
+            catch_up_bytes_per_s,
+        })
     }
 
     /// Serves what is waited for. To be run as long as there are clients.
@@ -467,6 +481,41 @@ async fn serve_unary(
     Ok(())
 }
 
+/// A peer that lacks more than this is sent the log at a bounded rate: what it lacks is read from the disk, and clients
+/// wait for the same disks and cores.
+const CATCHING_UP_BYTES: u64 = 8 << 20;
+
+fn body_bytes(append: &Append) -> usize {
+    let bytes = |entry: &Entry| match &entry.payload {
+        Payload::Normal(body) => body.bytes.len(),
+        Payload::Blank | Payload::Membership(_) => 0,
+    };
+    append.entries.iter().map(bytes).sum()
+}
+
+/// Spreads bytes over time.
+#[derive(Debug)]
+struct Pace {
+    /// When what was let through is paid for.
+    free_at: Duration,
+}
+
+impl Pace {
+    fn new(now: Duration) -> Pace {
+        Pace { free_at: now }
+    }
+
+    /// How long to wait at `now` before `bytes` more go out. What was not used before is not made up for.
+    fn wait(&mut self, now: Duration, bytes: usize, bytes_per_s: u64) -> Duration {
+        if bytes_per_s == 0 {
+            return Duration::ZERO;
+        }
+        let begins = self.free_at.max(now);
+        self.free_at = begins + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
+        begins - now
+    }
+}
+
 /// The next request to send. One without entries only says how far is committed, which the next one says as well: it
 /// waits for that one a moment, and goes alone if none comes. openraft takes an answer for all requests up to its log id.
 ///
@@ -499,9 +548,15 @@ async fn write_session(
 ) -> io::Result<MessageWriter> {
     let mut input = input.fuse();
     let mut is_first = true;
+    let mut pace = Pace::new(links.env.clock.monotonic());
     while let Some(request) = next_request(&links.news, &mut input, is_first).await {
         is_first = false;
         let append = append_of(&links.log, request).await?;
+        let lacks = links.log.tip().end.physical_offset.0.saturating_sub(append.start.physical_offset.0);
+        if !append.entries.is_empty() && lacks > CATCHING_UP_BYTES {
+            let wait = pace.wait(links.env.clock.monotonic(), body_bytes(&append), links.catch_up_bytes_per_s);
+            links.env.clock.sleep(wait).await;
+        }
         sent.fetch_add(1, Ordering::Release);
         writer.write(&Message::Append(append)).await?;
     }
@@ -719,6 +774,17 @@ mod tests {
 
     fn news_of_a_commit() -> AppendEntriesRequest<Types> {
         AppendEntriesRequest { vote: Vote::new(1, 1), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+    }
+
+    #[test]
+    fn a_pace_is_kept_and_pauses_are_not_made_up_for() {
+        let at = Duration::from_millis;
+        let mut pace = Pace::new(at(1000));
+        let waits: Vec<Duration> = (0..4).map(|_| pace.wait(at(1000), 1 << 20, 4 << 20)).collect();
+        assert_eq!(waits, [at(0), at(250), at(500), at(750)]);
+        assert_eq!(pace.wait(at(9000), 1 << 20, 4 << 20), at(0));
+        assert_eq!(pace.wait(at(9000), 1 << 20, 4 << 20), at(250));
+        assert_eq!(pace.wait(at(9000), 1 << 30, 0), at(0), "unbounded");
     }
 
     /// openraft's stream of requests panics when it is asked again after its end; so does this one.

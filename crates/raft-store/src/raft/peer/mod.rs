@@ -18,7 +18,7 @@ pub mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What went wrong between members, counted.
+/// What happens between members, counted; most of it went wrong.
 #[derive(Debug, Default)]
 pub struct PeerCounters {
     /// Heartbeats whose answer did not come in time. Under disk stalls this is normal and harms nothing.
@@ -29,6 +29,8 @@ pub struct PeerCounters {
     pub refused_hellos: AtomicU64,
     /// Append streams that broke.
     pub broken_streams: AtomicU64,
+    /// Appends and heartbeats of leaders that this node follows.
+    pub heard_of_leader: AtomicU64,
     /// Times that an image was not sent because it is damaged here.
     pub damaged_images: AtomicU64,
 }

@@ -295,6 +295,9 @@ impl<T: Tables> Server<T> {
                 answer = answers.next() => match answer {
                     Some(Ok(answer)) => {
                         answered += 1;
+                        if !matches!(answer, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
+                            PeerCounters::count(&self.counters.heard_of_leader);
+                        }
                         writer.write(&Message::Appended(answer.into())).await?;
                     }
                     Some(Err(fatal)) => return Err(io::Error::other(fatal)),
@@ -338,8 +341,9 @@ impl<T: Tables> Server<T> {
                     }
                     waiting += 1;
                     let (raft, ready, probation) = (raft.clone(), ready.clone(), self.probation.clone());
+                    let counters = self.counters.clone();
                     self.lifetime.spawn(async move {
-                        let reply = answer(&raft, &probation, request).await.unwrap_or(Reply::Unavailable);
+                        let reply = answer(&raft, &probation, &counters, request).await.unwrap_or(Reply::Unavailable);
                         // The connection may have ended meanwhile.
                         let _ = ready.send((number, reply));
                     });
@@ -396,7 +400,12 @@ fn vote_request_of(ask: AskVote) -> VoteRequest<Types> {
 }
 
 /// `None` if this node's Raft has stopped.
-async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, probation: &Probation, request: Request) -> Option<Reply> {
+async fn answer<T: Tables>(
+    raft: &Raft<Types, Machine<T>>,
+    probation: &Probation,
+    counters: &PeerCounters,
+    request: Request,
+) -> Option<Reply> {
     match request {
         // As if it were not there: its word does not count.
         Request::PreVote(_) | Request::Vote(_) | Request::Transfer(_) if !probation.is_over() => {
@@ -411,6 +420,7 @@ async fn answer<T: Tables>(raft: &Raft<Types, Machine<T>>, probation: &Probation
             let answer = raft.append_entries(request_of(append)).await.ok()?;
             if !matches!(answer, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
                 probation.heard(term, committed);
+                PeerCounters::count(&counters.heard_of_leader);
             }
             // A heartbeat has no last entry: what it confirms is the one before.
             let appended: Appended = match answer {

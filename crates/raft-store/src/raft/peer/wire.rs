@@ -257,8 +257,10 @@ pub struct FoundingStatus {
     pub has_log: bool,
     /// The founding set it has written durably.
     pub set: Option<Vec<Founder>>,
-    /// Ids in the committed membership it knows.
+    /// Ids in the membership it has applied.
     pub members: Vec<NodeId>,
+    /// The entry that made that; `None` before the first.
+    pub members_at: Option<u64>,
 }
 
 /// A question for committed frames.
@@ -523,6 +525,8 @@ pub fn encode(message: &Message) -> Vec<Bytes> {
             for member in &status.members {
                 out.put_u64_le(*member);
             }
+            out.put_u8(status.members_at.is_some().into());
+            out.put_u64_le(status.members_at.unwrap_or(0));
             tag::FOUNDING_STATUS
         }
         Message::FramesQuery(FramesQuery { behind, start }) => {
@@ -627,7 +631,9 @@ pub fn decode(tag: u8, fields: Bytes) -> Result<Message, Malformed> {
             let set = if from.bool("has founding set")? { Some(take_founders(&mut from)?) } else { None };
             let count = from.count(8, "members")?;
             let members = (0..count).map(|_| from.u64("member")).collect::<Result<_, _>>()?;
-            Message::FoundingStatus(FoundingStatus { founder, has_vote, has_log, set, members })
+            let (is_there, at) = (from.bool("has a membership")?, from.u64("membership entry")?);
+            let members_at = is_there.then_some(at);
+            Message::FoundingStatus(FoundingStatus { founder, has_vote, has_log, set, members, members_at })
         }
         tag::FRAMES_QUERY => Message::FramesQuery(FramesQuery {
             behind: take_log_id(&mut from)?,
@@ -984,8 +990,15 @@ mod tests {
         let founder = || (any::<u64>(), node()).prop_map(|(id, node)| Founder { id, node });
         let set = proptest::option::of(proptest::collection::vec(founder(), 0..4));
         let members = proptest::collection::vec(any::<u64>(), 0..4);
-        (founder(), any::<bool>(), any::<bool>(), set, members).prop_map(
-            |(founder, has_vote, has_log, set, members)| FoundingStatus { founder, has_vote, has_log, set, members },
+        (founder(), any::<[bool; 2]>(), set, members, any::<Option<u64>>()).prop_map(
+            |(founder, [has_vote, has_log], set, members, members_at)| FoundingStatus {
+                founder,
+                has_vote,
+                has_log,
+                set,
+                members,
+                members_at,
+            },
         )
     }
 
