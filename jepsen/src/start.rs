@@ -145,6 +145,7 @@ impl Place {
             peer_address: self.peer.to_string(),
             founders: vec![self.peer.to_string()],
             join: false,
+            catch_up_bytes_per_s: 0,
             flush: Flush::Sync,
             segment_bytes: SEGMENT_MIB << 20,
             scrub_bytes_per_s: 0,

@@ -410,7 +410,7 @@ impl BrokerGroup {
                 "this leader's disk is too full for messages: somebody else leads now"
             ),
             Err(HandOverError::NotLeader | HandOverError::Alone | HandOverError::Stopped) => {}
-            Err(error @ HandOverError::NotTaken) => {
+            Err(error @ (HandOverError::NotTaken | HandOverError::NotAVoter)) => {
                 tracing::error!(
                     group,
                     used_percent = used,
