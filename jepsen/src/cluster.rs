@@ -64,7 +64,8 @@ pub struct BrokerAddresses {
     pub client: SocketAddr,
     /// Metrics and health.
     pub http: SocketAddr,
-    peer: SocketAddr,
+    /// The other brokers.
+    pub peer: SocketAddr,
 }
 
 /// A NameServer and three brokers of one group.
@@ -75,6 +76,7 @@ pub struct Cluster {
     name_server_process: Option<Child>,
     settings: Settings,
     async_auto_recover: bool,
+    join: bool,
     founders: String,
     brokers: Vec<Broker>,
 }
@@ -122,6 +124,7 @@ impl Cluster {
             name_server_process: None,
             settings,
             async_auto_recover: false,
+            join: false,
             founders: founders.join(", "),
             brokers,
         };
@@ -165,8 +168,14 @@ impl Cluster {
         self.write_configuration()
     }
 
+    /// Whether a broker on an empty directory waits to be made a member, from the next starts on.
+    pub fn set_join(&mut self, join: bool) -> io::Result<()> {
+        self.join = join;
+        self.write_configuration()
+    }
+
     fn write_configuration(&self) -> io::Result<()> {
-        let Cluster { name_server, founders, async_auto_recover, settings, .. } = self;
+        let Cluster { name_server, founders, async_auto_recover, join, settings, .. } = self;
         let flush = match settings.flush {
             Flush::Sync => "SYNC_FLUSH",
             Flush::Async => "ASYNC_FLUSH",
@@ -180,7 +189,7 @@ impl Cluster {
                      broker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
                      advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
                      founders = [{founders}]\nsegment_mib = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
-                     async_auto_recover = {async_auto_recover}\n\
+                     async_auto_recover = {async_auto_recover}\njoin = {join}\n\
                      disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n",
                     settings.segment_mib,
                     FLUSH_INTERVAL.as_millis(),

@@ -25,6 +25,7 @@ use crate::disk_fault::{DiskFault, Speed};
 use crate::forgetful;
 use crate::judge::{Judge, Lost};
 use crate::one_disk;
+use crate::replace;
 
 /// Size of a broker's file system.
 const DISK_MIB: u64 = 4096;
@@ -52,6 +53,8 @@ pub enum Fault {
     DiskFrozen,
     /// One disk is a hundred times slower.
     DiskSlow,
+    /// One disk is lost, and a new node put in its place; in turn nobody, it or the leader is killed in the middle.
+    Replace,
 }
 
 impl Fault {
@@ -61,7 +64,7 @@ impl Fault {
 
     fn of_a_disk(self) -> Option<DiskFault> {
         match self {
-            Fault::KillOne | Fault::KillAll | Fault::PowerOne | Fault::PowerAll => None,
+            Fault::KillOne | Fault::KillAll | Fault::PowerOne | Fault::PowerAll | Fault::Replace => None,
             Fault::DiskFull => Some(DiskFault::Full),
             Fault::DiskErrorWrite => Some(DiskFault::ErrorWrite),
             Fault::DiskErrorSync => Some(DiskFault::ErrorSync),
@@ -180,6 +183,7 @@ async fn strike_again_and_again(plan: &Plan) -> io::Result<Report> {
                 let (answers, outage) = forgetful::cycle(&mut run).await?;
                 (answers, Some(outage))
             }
+            _ if plan.fault == Fault::Replace => (replace::cycle(&mut run, cycle).await?, None),
             _ => (run.strike_processes().await?, None),
         };
         longest_gap = longest_gap.max(answers.longest_gap);

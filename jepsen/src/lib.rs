@@ -4,7 +4,8 @@
 //! - [`store`]: one store under kills and power losses.
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
 //!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost. The longer
-//!   stories are [`one_disk`], one bad disk among three, and [`forgetful`], all machines of a group that flushes by a timer.
+//!   stories are [`one_disk`], one bad disk among three, [`forgetful`], all machines of a group that flushes by a timer, and
+//!   `replace`, a new node in the place of one whose disk is gone.
 //! - [`start`]: how long a start takes on a directory with a very long log, most of which is holes ([`sparse`]).
 //!
 //! A fault that the machine cannot produce is an error of its own, [`io::ErrorKind::Unsupported`], and never a pass.
@@ -23,6 +24,7 @@ pub mod faults;
 pub mod forgetful;
 pub mod judge;
 pub mod one_disk;
+pub(crate) mod replace;
 pub mod sparse;
 pub mod start;
 pub mod store;
