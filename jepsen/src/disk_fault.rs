@@ -21,6 +21,9 @@ use crate::disk::{Disk, Medium, path, run};
 /// How much slower a slow disk is.
 pub const SLOWER: u32 = 100;
 
+/// A disk whose fdatasync takes less is not slow, however fast it was.
+const SLOW: Duration = Duration::from_millis(50);
+
 /// A probe that has not returned after this long is blocked.
 const BLOCKED: Duration = Duration::from_millis(500);
 
@@ -291,6 +294,12 @@ impl Struck {
 
     fn throttle(&mut self, healthy: Speed, broker: u32, probe: &Path) -> io::Result<String> {
         const SYNCS: u32 = 3;
+        let expected = Duration::from_secs_f64(f64::from(SLOWER) / healthy.syncs_per_s);
+        if expected < SLOW {
+            let what =
+                format!("a hundredth of this medium's speed, {expected:.1?} for fdatasync, is an ordinary disk's");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
         self.cause = Cause::Throttle(Throttle::set(&self.disk.device_number()?, healthy)?);
         let Cause::Throttle(throttle) = &mut self.cause else { unreachable!("just set") };
         let began = Instant::now();

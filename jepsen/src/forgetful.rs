@@ -96,8 +96,8 @@ pub(crate) async fn cycle(run: &mut Run) -> io::Result<(Answers, Outage)> {
         return Err(io::Error::other("not all say that they are on probation"));
     }
     for k in EVERYBODY {
-        if run.cluster.metric(k, "raftmq_on_probation", "")? != 1.0 {
-            return Err(io::Error::other(format!("broker {} votes, and may have forgotten something", k + 1)));
+        if run.cluster.metric(k, "raftmq_on_probation", "")? != 1.0 || run.cluster.is_ready(k) {
+            return Err(io::Error::other(format!("broker {} serves, and may have forgotten something", k + 1)));
         }
     }
     if load.acknowledged() > acknowledged {

@@ -371,7 +371,9 @@ impl BrokerGroup {
         let raft = self.raft.status();
         let is_ready = match &raft.role {
             Role::Leader { ready, .. } => *ready,
-            Role::Follower { leader, .. } => leader.is_some(),
+            // One that was started again believes in the leader that it voted for, heard of or not; if it may not vote, for
+            // as long as it likes.
+            Role::Follower { leader, .. } => leader.is_some() && !raft.on_probation,
             Role::Candidate { .. } | Role::Stopped { .. } => false,
         };
         GroupStatus {

@@ -15,8 +15,8 @@ use crate::proposer::Wish;
 use crate::raft::machine::Machine;
 use crate::raft::types::Types;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks: less than a sync takes on a disk that is too slow, so that it is late at each.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Behind the others, and nothing written or flushed for this long beside the flush interval: the disk has stalled.
 const STALL_LIMIT: Duration = Duration::from_secs(2);
