@@ -5,6 +5,8 @@
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
 //!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
 //!
+//! - [`history`]: what was asked and answered, in Jepsen's form.
+//!
 //! A fault that the machine cannot produce is an error, never a pass.
 
 // The world outside is this package's business: processes, mounts and files that are not a broker's.
@@ -14,6 +16,7 @@ pub mod append;
 pub mod chain;
 pub mod cluster;
 pub mod faults;
+pub mod history;
 pub mod judge;
 pub mod power;
 pub mod store;
