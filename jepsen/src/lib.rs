@@ -5,7 +5,7 @@
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
 //!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
 //!
-//! - [`history`]: what was asked and answered, in Jepsen's form.
+//! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause.
 //!
 //! A fault that the machine cannot produce is an error, never a pass.
 
@@ -14,6 +14,7 @@
 
 pub mod append;
 pub mod chain;
+pub mod checker;
 pub mod cluster;
 pub mod faults;
 pub mod history;
