@@ -5,7 +5,8 @@
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
 //!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
 //!
-//! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause.
+//! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause, and [`results`]
+//!   puts the verdicts together, for machines and for readers.
 //!
 //! A fault that the machine cannot produce is an error, never a pass.
 
@@ -20,4 +21,5 @@ pub mod faults;
 pub mod history;
 pub mod judge;
 pub mod power;
+pub mod results;
 pub mod store;

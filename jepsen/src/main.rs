@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen::{faults, store};
+use jepsen::{faults, results, store};
 
 #[derive(Parser)]
 #[command(version, about = "Real processes, real faults", after_long_help = include_str!("../README.md"))]
@@ -57,6 +57,11 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Judges a stored history again, clause by clause, and writes results.edn and report.html beside it.
+    Check {
+        /// Where history.edn is, and test.edn if there is one.
+        dir: PathBuf,
+    },
     /// The process that `store` strikes. Prints what is acknowledged.
     #[command(hide = true)]
     StoreWriter {
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         Command::Cluster { fault, cycles, seed, appends, senders, raftmq, dir } => {
             cluster(fault, cycles, seed, appends, senders, raftmq, dir)
         }
+        Command::Check { dir } => results::run(&dir),
         Command::StoreWriter { dir, seed } => store::writer(&dir, seed),
     };
     match result {
