@@ -5,7 +5,9 @@
 //! operations that nothing else precedes takes effect; what was seen before, the same operations done and the same state,
 //! is not tried again.
 //!
-//! An operation without a known outcome may take effect at any time after its invocation, or never; those are tried last.
+//! An operation without a known outcome may take effect at any time after its invocation, or never. Hundreds of them may be
+//! open at once, and trying all of them everywhere takes forever; so one is tried only where it explains something, which
+//! the model knows: a write, for instance, just before a read of its value.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -25,6 +27,10 @@ pub trait Model {
 
     /// What it holds after the operation; `None` if it would not have answered that.
     fn step(&self, state: &Self::State, operation: &Self::Operation) -> Option<Self::State>;
+
+    /// Whether an operation of unknown outcome is worth trying when `next` is about to answer. Saying no too often makes
+    /// the search miss an order.
+    fn explains(&self, unknown: &Self::Operation, next: &Self::Operation) -> bool;
 }
 
 /// An operation of one object and when it can have taken effect.
@@ -60,7 +66,7 @@ pub fn search<M: Model>(model: &M, mut operations: Vec<Interval<M::Operation>>, 
     let owed = operations.iter().filter(|operation| operation.end != NEVER).count();
     let mut done = Done(vec![0; operations.len().div_ceil(64)]);
     let mut seen: HashSet<(Done, M::State), BuildHasherDefault<DefaultHasher>> = HashSet::default();
-    let mut path: Vec<Frame<M::State>> = vec![Frame::new(&operations, &done, model.initial(), None)];
+    let mut path: Vec<Frame<M::State>> = vec![Frame::new(model, &operations, &done, model.initial(), None)];
     let (mut depth, mut deepest) = (0, 0);
     let mut stuck = (path[0].state.clone(), path[0].starts(&operations));
     while let Some(frame) = path.last_mut() {
@@ -85,7 +91,7 @@ pub fn search<M: Model>(model: &M, mut operations: Vec<Interval<M::Operation>>, 
             continue;
         }
         depth += usize::from(operations[chosen].end != NEVER);
-        path.push(Frame::new(&operations, &done, state, Some(chosen)));
+        path.push(Frame::new(model, &operations, &done, state, Some(chosen)));
         if depth > deepest {
             deepest = depth;
             let frame = &path[path.len() - 1];
@@ -105,8 +111,14 @@ struct Frame<S> {
 }
 
 impl<S> Frame<S> {
-    fn new<O>(operations: &[Interval<O>], done: &Done, state: S, chosen: Option<usize>) -> Frame<S> {
-        let mut untried = Vec::new();
+    fn new<M: Model<State = S>>(
+        model: &M,
+        operations: &[Interval<M::Operation>],
+        done: &Done,
+        state: S,
+        chosen: Option<usize>,
+    ) -> Frame<S> {
+        let (mut owed, mut unknown) = (Vec::new(), Vec::new());
         let mut first_end = NEVER;
         for (k, operation) in operations.iter().enumerate().skip(done.full_words() * 64) {
             if operation.start > first_end {
@@ -114,10 +126,15 @@ impl<S> Frame<S> {
             }
             if !done.has(k) {
                 first_end = first_end.min(operation.end);
-                untried.push(k);
+                if operation.end == NEVER { unknown.push(k) } else { owed.push(k) }
             }
         }
-        untried.sort_by_key(|k| std::cmp::Reverse((operations[*k].end, operations[*k].start)));
+        owed.sort_by_key(|k| std::cmp::Reverse(operations[*k].end));
+        unknown.retain(|k| {
+            owed.iter().any(|next| model.explains(&operations[*k].operation, &operations[*next].operation))
+        });
+        // What surely happened is tried first, and of that what ended first.
+        let untried = [unknown, owed].concat();
         Frame { state, chosen, untried }
     }
 
@@ -180,6 +197,10 @@ mod tests {
                 Op::Write(value) => Some(value),
                 Op::Cas(old, new) => (old == *state).then_some(new),
             }
+        }
+
+        fn explains(&self, _: &Op, _: &Op) -> bool {
+            true
         }
     }
 

@@ -7,7 +7,7 @@
 //! - `no-convergence`: after the last fault the replicas never told one index, or too late.
 //! - `unproven-fault`: a fault without evidence. A run that only meant to break something shows nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::equality::tellings;
 use super::{Bounds, Checked, Evidence, Verdict};
@@ -103,14 +103,14 @@ fn outages(attempts: &Attempts<'_>, faults: &[Fault], bounds: &Bounds, verdict: 
             });
         }
     };
-    let mut waiting: BTreeMap<Process, ()> = BTreeMap::new();
+    let mut waiting: BTreeSet<Process> = BTreeSet::new();
     let mut since: Option<u64> = None;
     let mut last = 0;
     for operation in &attempts.operations {
         last = operation.time;
         match operation.kind {
             Kind::Invoke => {
-                waiting.insert(operation.process, ());
+                waiting.insert(operation.process);
                 since = since.or(Some(operation.time));
             }
             Kind::Ok => {

@@ -1,6 +1,6 @@
 //! What a history says about queues: every send and every value read, resolved once for the checkers that share it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use crate::history::edn::Edn;
@@ -69,6 +69,8 @@ pub struct Log {
     pub reads: Vec<Read>,
     /// The replicas with a final read, and the queues that they were asked for.
     pub nodes: Vec<(String, Vec<Queue>)>,
+    /// Those of them, by index, with a final read that did not succeed: what they do not show proves nothing.
+    pub cut_short: BTreeSet<u32>,
     by_value: Index<i64, u32>,
 }
 
@@ -91,6 +93,9 @@ impl Log {
                 }
                 "final-read" => {
                     let node = log.node_of(call.invocation)?;
+                    if call.outcome() != Outcome::Ok {
+                        log.cut_short.insert(node);
+                    }
                     log.add_reads(&call, Source::Replica(node))?;
                 }
                 _ => {}
@@ -137,15 +142,11 @@ impl Log {
                 _ => (None, 0),
             };
             let queue = queue.ok_or_else(|| malformed(call.invocation, "[[:send queue value]]"))?;
-            let offset = match answered.map(|answered| answered[k].as_vector()) {
+            let offset = match answered {
                 None => None,
-                Some(Some([_, _, Edn::Int(same)])) if *same == value => None,
-                Some(Some([_, _, Edn::Vector(place)])) => match place[..] {
-                    [Edn::Int(offset), Edn::Int(same)] if same == value && offset >= 0 => Some(offset as u64),
-                    [Edn::Nil, Edn::Int(same)] if same == value => None,
-                    _ => return Err(malformed(call.invocation, "an answer [offset value]")),
-                },
-                Some(_) => return Err(malformed(call.invocation, "an answer [[:send queue [offset value]]]")),
+                Some(answered) => offset_of(&answered[k], queue, value).ok_or_else(|| {
+                    malformed(call.completion.unwrap_or(call.invocation), "[[:send queue [offset value]]]")
+                })?,
             };
             let (start, end, outcome) = (call.start, call.end(), call.outcome());
             if self.by_value.insert(value, self.sends.len() as u32).is_some() {
@@ -247,6 +248,49 @@ pub fn number(operation: &Operation, key: &str) -> Result<Option<u64>, Malformed
     operation.extra(key).map(|edn| natural(edn).ok_or_else(wanted)).transpose()
 }
 
+/// The offset in `[:send queue [offset value]]`, if the answer has one; `None` if it is no answer to that send.
+fn offset_of(answer: &Edn, queue: Queue, value: i64) -> Option<Option<u64>> {
+    let [_, to, told] = answer.as_vector()? else { return None };
+    let (offset, same) = match told {
+        Edn::Vector(place) => match &place[..] {
+            [Edn::Int(offset), same] => (Some(u64::try_from(*offset).ok()?), same),
+            [Edn::Nil, same] => (None, same),
+            _ => return None,
+        },
+        same => (None, same),
+    };
+    (queue_of(to) == Some(queue) && same.as_int() == Some(value)).then_some(offset)
+}
+
 fn items<'a>(operation: &Operation, value: &'a Edn) -> Result<&'a [Edn], Malformed> {
     value.as_vector().ok_or_else(|| malformed(operation, "a vector"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::testing::history;
+
+    fn refused(text: &str, why: &str) {
+        let error = Log::of(&history(text)).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn sends_of_several_values_and_answers_without_an_offset_are_resolved() {
+        let text = "[0 :invoke :send [[:send 1 10] [:send 2 11]]] [0 :ok :send [[:send 1 [4 10]] [:send 2 [nil 11]]]]";
+        let log = Log::of(&history(text)).unwrap();
+        let sends: Vec<_> = log.sends.iter().map(|send| (send.queue, send.value, send.offset)).collect();
+        assert_eq!(sends, [(1, 10, Some(4)), (2, 11, None)]);
+    }
+
+    #[test]
+    fn a_harness_that_records_wrongly_is_told() {
+        refused("[0 :invoke :send [[:send 1 10]]] [1 :invoke :send [[:send 1 10]]]", "values that are sent once");
+        refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send [[:send 2 [0 10]]]]", "[[:send queue [offset value]]]");
+        refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send [[:send 1 [0 11]]]]", "[[:send queue [offset value]]]");
+        refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send []]", "as many answers as sends");
+        refused("[0 :invoke :final-read [[:poll]]]", ":node");
+        refused("[0 :invoke :poll [[:poll]]] [0 :ok :poll [[:poll {1 [[-1 5]]}]]]", "[[:poll {queue");
+    }
 }

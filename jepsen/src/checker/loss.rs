@@ -4,7 +4,7 @@
 //! acknowledged, and nobody ever read what should be there. At the end: every replica shows every acknowledged value. Both
 //! O(n log n). Delayed messages have a clause of their own.
 //!
-//! - `lost-write`: nobody shows it, though a later offset was read, or every replica was read to its end.
+//! - `lost-write`: nobody ever showed it, though a later offset was read; or no replica shows it at the end.
 //! - `lost-on-replica`: others show it, one replica does not.
 //! - `hole`: a replica shows an offset and a later one, and nothing between.
 //!
@@ -29,15 +29,16 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     let spans = spans(log);
     let mut unread = 0_u64;
     for (k, send) in log.sends.iter().enumerate().filter(|(_, send)| owed(send)) {
-        let nodes: Vec<usize> = (0..log.nodes.len()).filter(|node| log.nodes[*node].1.contains(&send.queue)).collect();
-        let missing: Vec<&str> =
-            nodes.iter().filter(|node| !shown.on[**node][k]).map(|node| log.nodes[*node].0.as_str()).collect();
+        let asked = || read_through(log).filter(|node| log.nodes[*node].1.contains(&send.queue));
+        let missing = || asked().filter(|node| !shown.on[*node][k]);
         let passed = || send.offset.is_some_and(|offset| within(spans.get(&send.queue), offset));
+        let gone = missing().next().is_some() && missing().count() == asked().count();
         unread += u64::from(!shown.anywhere[k]);
-        if !shown.anywhere[k] && (!nodes.is_empty() || passed()) {
+        if gone || !shown.anywhere[k] && passed() {
             verdict.anomaly("lost-write", || send.show(history));
-        } else if !missing.is_empty() {
+        } else if missing().next().is_some() {
             verdict.anomaly("lost-on-replica", || {
+                let missing = missing().map(|node| log.nodes[node].0.as_str());
                 Edn::map([("missing", Edn::vector(missing)), ("send", send.show(history))])
             });
         }
@@ -54,6 +55,9 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     for node in bounds.nodes.iter().filter(|node| log.nodes.iter().all(|(read, _)| read != *node)) {
         verdict.unknown(format!("no final read on {node}"));
     }
+    for node in &log.cut_short {
+        verdict.unknown(format!("the final read of {} did not succeed", log.nodes[*node as usize].0));
+    }
     if log.nodes.is_empty() {
         verdict.unknown("no final read");
     }
@@ -64,6 +68,11 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     verdict.figure("recovered-count", recovered.count());
     verdict.figure("replica-count", log.nodes.len());
     Ok(Some(verdict))
+}
+
+/// The replicas that were read to their end, by index.
+fn read_through(log: &Log) -> impl Iterator<Item = usize> {
+    (0..log.nodes.len()).filter(|node| !log.cut_short.contains(&(*node as u32)))
 }
 
 /// Of each send, whether anybody showed its value, and which replicas did at the end.
@@ -177,6 +186,9 @@ mod tests {
         assert_eq!(anomalies(check, &finally("[[0 10] [1 11]]", "[[0 10] [1 11]]")), [("lost-write", 1)], "at the end");
         assert_eq!(anomalies(check, &polled("[[0 10] [2 13]]")), [("lost-write", 1)], "read past");
         assert_eq!(anomalies(check, &finally("[]", "[]")), [("lost-write", 3)], "everything");
+        let read_before = "[6 :invoke :poll [[:poll]]] [6 :ok :poll [[:poll {1 [[0 10] [1 11] [2 13]]}]]]";
+        let bad = finally("[[0 10] [1 11]]", "[[0 10] [1 11]]") + read_before;
+        assert_eq!(anomalies(check, &bad), [("lost-write", 1)], "though it had been read");
     }
 
     #[test]
@@ -197,6 +209,9 @@ mod tests {
     fn what_nobody_read_is_no_pass() {
         assert_eq!(validity(check, SENT), Validity::Unknown);
         assert_eq!(validity(check, &polled("[[0 10] [1 11]]")), Validity::Unknown);
+        let cut_short = finally("[[0 10] [1 11] [2 13]]", "[]")
+            .replace(":ok     :final-read [[:poll {1 []}]]", ":info :final-read nil");
+        assert_eq!(validity(check, &cut_short), Validity::Unknown, "a read that did not succeed");
         let history = history(&finally("[[0 10] [1 11] [2 13]]", "[[0 10] [1 11] [2 13]]"));
         let bounds = Bounds { nodes: ["n1", "n2", "n3"].map(str::to_owned).into(), ..Bounds::default() };
         let verdict = verdict(check, &history, &bounds).unwrap();

@@ -3,7 +3,7 @@
 //! - `nonlinearizable`: no order of the changes explains what was read.
 //! - `resurrected`: read, or known to a replica at the end, though its deletion had been acknowledged after every creation.
 //! - `lost-metadata`: not known to a replica at the end, though acknowledged and never deleted since.
-//! - `unexpected`: a value that nobody had written.
+//! - `unexpected`: a value that nobody had written, or in a scan a thing that is not the run's own.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     }
     for (operation, start, entries) in &scans {
         for (key, thing) in &things {
-            thing.judge_scan(operation, *start, entries.get(key), &mut verdict);
+            thing.judge_scan(key, operation, *start, entries.get(key), &mut verdict);
         }
         let nobody_s = entries.iter().filter(|(key, _)| !things.contains_key(*key));
         for (key, _) in nobody_s {
@@ -72,18 +72,14 @@ impl Thing<'_> {
     fn judge(&self, key: &str, evidence: &Evidence<'_>, verdict: &mut Verdict) {
         for read in &self.reads {
             let Some(completion) = read.call.completion else { continue };
-            self.judge_value(completion, read.call.start, read.call.completed, &read.value, verdict);
+            self.judge_value(key, completion, read.call.start, read.call.completed, &read.value, verdict);
         }
         let interval = |access: &Access<'_>, write: bool| Interval {
             start: access.call.start,
             end: access.call.end(),
             operation: (write, access.value.clone()),
         };
-        // A write that may never have happened, of what nobody read, explains nothing.
-        let writes = self.writes.iter().filter(|write| {
-            write.call.outcome() == Outcome::Ok || self.reads.iter().any(|read| read.value == write.value)
-        });
-        let operations = writes.map(|write| interval(write, true));
+        let operations = self.writes.iter().map(|write| interval(write, true));
         let operations = operations.chain(self.reads.iter().map(|read| interval(read, false))).collect();
         match search(&Register, operations, evidence.bounds.search_steps) {
             Search::Linearizable => {}
@@ -97,9 +93,9 @@ impl Thing<'_> {
     }
 
     /// What one replica knew at the end: all that was acknowledged before, whatever replica was asked.
-    fn judge_scan(&self, scan: &Operation, start: Position, value: Option<&Value>, verdict: &mut Verdict) {
+    fn judge_scan(&self, key: &str, scan: &Operation, start: Position, value: Option<&Value>, verdict: &mut Verdict) {
         let value = value.cloned().flatten();
-        self.judge_value(scan, start, start, &value, verdict);
+        self.judge_value(key, scan, start, start, &value, verdict);
         let created = self.writes.iter().filter(|write| write.value.is_some() && write.call.end() < start);
         let last = created.map(|write| write.call.start).max();
         let deleted =
@@ -107,32 +103,31 @@ impl Thing<'_> {
         if let (None, Some(last)) = (&value, last)
             && !deleted(last)
         {
-            verdict.anomaly("lost-metadata", || shown(self.key().as_str(), scan));
+            verdict.anomaly("lost-metadata", || shown(key, scan));
         }
     }
 
-    fn judge_value(&self, shown_by: &Operation, start: Position, end: Position, value: &Value, verdict: &mut Verdict) {
+    fn judge_value(
+        &self,
+        key: &str,
+        shown_by: &Operation,
+        start: Position,
+        end: Position,
+        value: &Value,
+        verdict: &mut Verdict,
+    ) {
         if value.is_none() {
             return;
         }
-        let key = self.key();
-        let mut writers =
-            self.writes.iter().filter(|write| write.value.is_some() && write.call.start <= end).peekable();
-        if !self.writes.iter().any(|write| write.value == *value && write.call.start <= end) {
-            verdict.anomaly("unexpected", || shown(&key, shown_by));
-        } else if writers.peek().is_some() {
-            let gone = self.writes.iter().filter(|write| write.value.is_none() && write.call.end() < start);
-            let gone = gone.map(|write| write.call.start).max();
-            if gone.is_some_and(|gone| writers.all(|write| write.call.end() < gone)) {
-                verdict.anomaly("resurrected", || shown(&key, shown_by));
-            }
+        let mut writers = self.writes.iter().filter(|write| write.value.is_some() && write.call.start <= end);
+        if !writers.clone().any(|write| write.value == *value) {
+            return verdict.anomaly("unexpected", || shown(key, shown_by));
         }
-    }
-
-    fn key(&self) -> String {
-        let any = self.writes.iter().chain(&self.reads).next();
-        let key = any.and_then(|access| entry(access.call.invocation).ok()).map(|(key, _)| key.to_string());
-        key.unwrap_or_default()
+        let gone = self.writes.iter().filter(|write| write.value.is_none() && write.call.end() < start);
+        let gone = gone.map(|write| write.call.start).max();
+        if gone.is_some_and(|gone| writers.all(|write| write.call.end() < gone)) {
+            verdict.anomaly("resurrected", || shown(key, shown_by));
+        }
     }
 }
 
@@ -148,6 +143,11 @@ impl Model for Register {
 
     fn step(&self, state: &Value, (write, value): &(bool, Value)) -> Option<Value> {
         (*write || value == state).then(|| value.clone())
+    }
+
+    /// Just before somebody reads it, a write happens early enough.
+    fn explains(&self, (_, written): &(bool, Value), (write, read): &(bool, Value)) -> bool {
+        !*write && written == read
     }
 }
 

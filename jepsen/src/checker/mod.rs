@@ -12,7 +12,7 @@
 //! | `:poll` | `[[:poll]]` → `[[:poll {q [[o v] …]}]]` | |
 //! | `:assign`, `:subscribe` | `[q …]` | `:seek-to-beginning? true` |
 //! | `:max-offset` | `[q nil]` → `[q end]` | |
-//! | `:final-read` | `[[:poll]]` → `[[:poll {q [[o v] …]}]]`, in as many as it takes | `:node` |
+//! | `:final-read` | `[[:poll]]` → `[[:poll {q [[o v] …]}]]`, in as many as it takes, an empty queue as `q []` | `:node` |
 //! | `:consume`, `:consume-orderly` | `[g v]`: invoked when the listener gets it, `:ok` or `:fail` as it answers | `:queue`, `:offset` |
 //! | `:drain` | `g`: nothing is left for it | |
 //! | `:dead-letters` | `[g nil]` → `[g [v …]]`, all of them | |
@@ -42,6 +42,8 @@ pub mod stats;
 pub mod verdict;
 pub mod visibility;
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod testing;
 

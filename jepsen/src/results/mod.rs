@@ -93,7 +93,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
         let notes: Vec<String> = anomalies.chain(verdict.unknown.iter().cloned()).collect();
         println!("{:<12} {:<8} {}", clause.name, word(verdict.validity()), notes.join("; "));
     }
-    for fault in results.faults.iter() {
+    for fault in &results.faults {
         if let Some(why) = &fault.skipped {
             println!("SKIPPED fault {}: {why}", fault.name);
         }
