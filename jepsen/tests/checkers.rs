@@ -22,7 +22,7 @@ const BATCH: u64 = 1024;
 /// stands at offset `value / QUEUES` of queue `value % QUEUES`. One append of 1,000 ends `:info`.
 fn history() -> String {
     let mut text = String::with_capacity(400 << 20);
-    let (mut index, mut processes) = (0, (0..CLIENTS).collect::<Vec<u64>>());
+    let (mut index, mut processes) = (0_u64, (0..CLIENTS).collect::<Vec<u64>>());
     let mut next_process = CLIENTS + 2;
     let mut line = |kind: &str, process: u64, f: &str, value: &str, extra: &str| {
         let time = index * 4000;

@@ -145,9 +145,19 @@ impl Model for Register {
         (*write || value == state).then(|| value.clone())
     }
 
+    fn is_read(&self, (write, _): &(bool, Value)) -> bool {
+        !*write
+    }
+
     /// Just before somebody reads it, a write happens early enough.
-    fn explains(&self, (_, written): &(bool, Value), (write, read): &(bool, Value)) -> bool {
-        !*write && written == read
+    fn explains(
+        &self,
+        state: &Value,
+        (_, written): &(bool, Value),
+        next: &[&(bool, Value)],
+        _: &[&(bool, Value)],
+    ) -> bool {
+        state != written && next.iter().any(|(write, read)| !*write && read == written)
     }
 }
 

@@ -85,8 +85,6 @@ fn access(call: Call<'_>) -> Result<Option<(String, Access<'_>)>, Malformed> {
     Ok(Some((key.to_string(), Access { call, what })))
 }
 
-/// An update of unknown outcome matters where somebody is told its offset. Among one-way updates it may also matter unseen,
-/// because of who wrote last; that is so rare, and so much to try, that it is tried only where nothing simpler will do.
 fn linearized(accesses: &[Access<'_>], steps: u64) -> Search<Option<(u64, String)>> {
     let interval = |access: &Access<'_>| Interval {
         start: access.call.start,
@@ -95,16 +93,30 @@ fn linearized(accesses: &[Access<'_>], steps: u64) -> Search<Option<(u64, String
     };
     let intervals = || accesses.iter().map(interval).collect();
     let one_way = accesses.iter().any(|access| matches!(access.what, What::Update { one_way: true, .. }));
-    match search(&ConsumerOffset { unseen: false }, intervals(), steps) {
-        Search::Stuck { .. } if one_way => search(&ConsumerOffset { unseen: true }, intervals(), steps),
-        decided => decided,
+    let mut decided = search(&ConsumerOffset { unseen: Unseen::None }, intervals(), steps);
+    for unseen in [Unseen::Enabling, Unseen::All] {
+        if one_way && matches!(decided, Search::Stuck { .. }) {
+            decided = search(&ConsumerOffset { unseen }, intervals(), steps);
+        }
     }
+    decided
 }
 
 /// The register as the broker keeps it: the offset, and who wrote it.
 struct ConsumerOffset {
-    /// Whether updates that nobody is told of are tried too.
-    unseen: bool,
+    unseen: Unseen,
+}
+
+/// Which updates of unknown outcome are tried besides those that a query tells of.
+///
+/// Alone among one-way updates, one that nobody sees may matter: it lowers the offset, or makes its client the last writer,
+/// and so lets a one-way update in that would have been late. Trying all of them takes long, so that is tried last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    None,
+    /// One before each one-way update that a query tells of.
+    Enabling,
+    All,
 }
 
 impl Model for ConsumerOffset {
@@ -119,20 +131,37 @@ impl Model for ConsumerOffset {
         match operation {
             What::Query(told) => (state.as_ref().map(|(offset, _)| *offset) == *told).then(|| state.clone()),
             What::Update { offset, client, one_way } => {
-                let late = state.as_ref().is_some_and(|(known, writer)| {
-                    *one_way && offset < known && (client.is_empty() || client != writer)
-                });
+                let late = *one_way && is_late(state, *offset, client);
                 Some(if late { state.clone() } else { Some((*offset, client.clone())) })
             }
         }
     }
 
-    fn explains(&self, unknown: &What, next: &What) -> bool {
-        match (unknown, next) {
-            (What::Update { offset, .. }, What::Query(told)) => self.unseen || Some(*offset) == *told,
-            _ => self.unseen,
-        }
+    fn is_read(&self, operation: &What) -> bool {
+        matches!(operation, What::Query(_))
     }
+
+    fn explains(&self, state: &Self::State, unknown: &What, next: &[&What], others: &[&What]) -> bool {
+        let What::Update { offset, client, .. } = unknown else { return false };
+        let told = |offset: u64| {
+            state.as_ref().is_none_or(|(known, _)| *known != offset)
+                && next.iter().any(|next| matches!(next, What::Query(Some(told)) if *told == offset))
+        };
+        let enables = |other: &What| match other {
+            What::Update { offset: later, client: by, one_way: true } => {
+                (offset <= later || client == by) && told(*later) && is_late(state, *later, by)
+            }
+            _ => false,
+        };
+        told(*offset)
+            || self.unseen == Unseen::All
+            || self.unseen == Unseen::Enabling && others.iter().any(|other| enables(other))
+    }
+}
+
+/// Whether a one-way update would undo a newer one.
+fn is_late(state: &Option<(u64, String)>, offset: u64, client: &str) -> bool {
+    state.as_ref().is_some_and(|(known, writer)| offset < *known && (client.is_empty() || client != writer))
 }
 
 fn unexpected(accesses: &[Access<'_>], verdict: &mut Verdict) {
