@@ -57,7 +57,11 @@ pub fn svg(title: &str, unit: &str, lines: &[Line<'_>], faults: &[Fault], end: u
     for k in 0..=(seconds / step) as u32 {
         let at = f64::from(k) * step;
         let x = LEFT + at / seconds * (WIDTH - LEFT);
-        let anchor = if k == 0 { "start" } else { "middle" };
+        let anchor = match x {
+            x if x < LEFT + 20.0 => "start",
+            x if x > WIDTH - 20.0 => "end",
+            _ => "middle",
+        };
         let _ = write!(
             svg,
             r#"<text class="tick" x="{x:.1}" y="{:.1}" text-anchor="{anchor}">{at} s</text>"#,
@@ -135,5 +139,9 @@ fn shade(svg: &mut String, faults: &[Fault], end: u64) {
             fault.start as f64 / 1e9,
             fault.end.unwrap_or(end) as f64 / 1e9
         );
+        // Where there is room; the others have their titles.
+        if to - from > 7.0 * name.len() as f64 {
+            let _ = write!(svg, r#"<text class="tick" x="{:.1}" y="{:.1}">{name}</text>"#, from + 3.0, TOP + 11.0);
+        }
     }
 }
