@@ -7,6 +7,8 @@
 //!   stories are [`one_disk`], one bad disk among three, [`forgetful`], all machines of a group that flushes by a timer, and
 //!   `replace`, a new node in the place of one whose disk is gone.
 //! - [`start`]: how long a start takes on a directory with a very long log, most of which is holes ([`sparse`]).
+//! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause, and [`results`]
+//!   puts the verdicts together, for machines and for readers.
 //!
 //! A fault that the machine cannot produce is an error of its own, [`io::ErrorKind::Unsupported`], and never a pass.
 //!
@@ -17,14 +19,17 @@
 
 pub mod append;
 pub mod chain;
+pub mod checker;
 pub mod cluster;
 pub mod disk;
 pub mod disk_fault;
 pub mod faults;
 pub mod forgetful;
+pub mod history;
 pub mod judge;
 pub mod one_disk;
 pub(crate) mod replace;
+pub mod results;
 pub mod sparse;
 pub mod start;
 pub mod store;

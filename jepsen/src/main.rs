@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
-use jepsen::{faults, start, store};
+use jepsen::{faults, results, start, store};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
 const SKIPPED: u8 = 77;
@@ -84,6 +84,11 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Judges a stored history again, clause by clause, and writes results.edn and report.html beside it.
+    Check {
+        /// Where history.edn is, and test.edn if there is one.
+        dir: PathBuf,
+    },
     /// The process that `store` strikes. Prints what is acknowledged.
     #[command(hide = true)]
     StoreWriter {
@@ -109,6 +114,7 @@ fn main() -> ExitCode {
         Command::Start { log_gib, queues, starts, raftmq, dir } => within(raftmq, dir, "start-", |program, dir| {
             start::run(&start::Plan { log_gib, queues, starts, program, dir })
         }),
+        Command::Check { dir } => results::run(&dir),
         Command::StoreWriter { dir, seed } => store::writer(&dir, seed),
     };
     match result {

@@ -1,0 +1,155 @@
+//! Clause "delay": a delayed message is never early, and becomes visible.
+//!
+//! A message cannot be stored before its send was invoked, so it may not be seen before that and its delay have passed, less
+//! the declared bound of the clocks. How late it is counts from its acknowledgement. O(n log n).
+//!
+//! - `early`: seen before its time.
+//! - `late`: seen later than the declared limit after its time, with no fault at work since.
+//! - `lost`: acknowledged, its time and the limit are over, the readers are done, and nobody has seen it.
+
+use super::bounds::MS;
+use super::delivery::delivery;
+use super::liveness::last_disturbance;
+use super::log::Send;
+use super::verdict::percentiles;
+use super::{Checked, Evidence, Verdict};
+use crate::history::edn::Edn;
+use crate::history::faults::faults;
+use crate::history::{Malformed, Outcome, Position};
+
+/// See the top.
+pub fn check(evidence: &Evidence<'_>) -> Checked {
+    let Evidence { history, log, bounds } = *evidence;
+    if log.sends.iter().all(|send| send.delay_ms.is_none()) {
+        return Ok(None);
+    }
+    let mut verdict = Verdict::default();
+    let seen = first_seen(evidence)?;
+    let faults = faults(history);
+    let readers_done = readers_done(evidence);
+    let mut lateness = Vec::new();
+    let mut pending = 0_u64;
+    for (send, seen) in log.sends.iter().zip(&seen) {
+        let Some(delay) = send.delay_ms.map(|delay_ms| delay_ms * MS) else { continue };
+        let acknowledged = history.operations().get(send.end as usize).filter(|_| send.outcome == Outcome::Ok);
+        let from = acknowledged.unwrap_or(history.at(send.start)).time;
+        let Some(seen) = seen.map(|seen| history.at(seen)) else {
+            match readers_done {
+                Some(done) if acknowledged.is_some() && from + delay + bounds.late_limit <= done => {
+                    verdict.anomaly("lost", || shown(send, evidence, &[]));
+                }
+                _ => pending += u64::from(acknowledged.is_some()),
+            }
+            continue;
+        };
+        let earliest = (history.at(send.start).time + delay).saturating_sub(bounds.clock_bound);
+        if seen.time < earliest {
+            verdict.anomaly("early", || shown(send, evidence, &[("seen", seen.time), ("by-ns", earliest - seen.time)]));
+        }
+        let late = seen.time.saturating_sub(from + delay);
+        lateness.push(late);
+        let undisturbed = last_disturbance(&faults, from + delay, seen.time).max(from + delay);
+        if seen.time > undisturbed + bounds.late_limit {
+            verdict.anomaly("late", || shown(send, evidence, &[("seen", seen.time), ("late-ns", late)]));
+        }
+    }
+    if pending > 0 {
+        verdict.unknown(format!("{pending} acknowledged messages were not seen, and their time was not surely over"));
+    }
+    lateness.sort_unstable();
+    verdict.figure("seen-count", lateness.len());
+    verdict.figure("lateness-ns", percentiles(&lateness));
+    Ok(Some(verdict))
+}
+
+/// Of each send the first operation that shows its value: a poll or final read that completed, a delivery that began.
+fn first_seen(evidence: &Evidence<'_>) -> Result<Vec<Option<Position>>, Malformed> {
+    let mut seen: Vec<Option<Position>> = vec![None; evidence.log.sends.len()];
+    let mut see = |send: u32, at: Position| {
+        let first = &mut seen[send as usize];
+        *first = Some(first.map_or(at, |first| first.min(at)));
+    };
+    for read in &evidence.log.reads {
+        if let Some(send) = read.send {
+            see(send, read.at);
+        }
+    }
+    for call in evidence.history.calls() {
+        if let Some((_, value)) = delivery(&call)?
+            && let Some(send) = evidence.log.send_of(value)
+        {
+            see(send, call.start);
+        }
+    }
+    Ok(seen)
+}
+
+/// When reading ended: what was due by then must have been seen.
+fn readers_done(evidence: &Evidence<'_>) -> Option<u64> {
+    let done = evidence
+        .history
+        .calls()
+        .filter(|call| matches!(&*call.invocation.f, "drain" | "final-read") && call.outcome() == Outcome::Ok);
+    done.map(|call| call.invocation.time).max()
+}
+
+fn shown(send: &Send, evidence: &Evidence<'_>, times: &[(&'static str, u64)]) -> Edn {
+    let entries = [("send", send.show(evidence.history)), ("delay-ms", send.delay_ms.into())];
+    Edn::map(entries.into_iter().chain(times.iter().map(|(name, time)| (*name, Edn::from(*time)))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+    use crate::checker::Validity;
+    use crate::checker::testing::{anomalies, validity};
+
+    /// Sent at 1 s, acknowledged at 2 s, with a delay of 5 s: due between 6 s and 7 s.
+    const SENT: &str = r#"
+        [0 :invoke :send [[:send 1 10]] :time 1000 :delay-ms 5000]
+        [0 :ok     :send [[:send 1 10]] :time 2000]
+    "#;
+
+    fn seen(at_ms: u32) -> String {
+        format!("{SENT} [5 :invoke :poll [[:poll]] :time {at_ms}] [5 :ok :poll [[:poll {{1 [[0 10]]}}]] :time {at_ms}]")
+    }
+
+    fn consumed(at_ms: u32) -> String {
+        format!("{SENT} [5 :invoke :consume [\"g\" 10] :time {at_ms}] [5 :ok :consume [\"g\" 10] :time {at_ms}]")
+    }
+
+    fn drained(at_ms: u32) -> String {
+        format!("{SENT} [9 :invoke :drain \"g\" :time {at_ms}] [9 :ok :drain \"g\" :time {at_ms}]")
+    }
+
+    #[test]
+    fn in_time() {
+        assert_eq!(validity(check, &seen(5990)), Validity::Valid, "the bound of the clocks");
+        assert_eq!(validity(check, &consumed(17000)), Validity::Valid);
+        let unknown = seen(40000).replace(":ok     :send [[:send 1 10]]", ":info :send [[:send 1 10]]");
+        assert_eq!(anomalies(check, &unknown), [("late", 1)], "of unknown outcome: from its invocation");
+        let never = drained(60000).replace(":ok     :send", ":info :send");
+        assert_eq!(validity(check, &never), Validity::Valid, "of unknown outcome: maybe never");
+    }
+
+    #[test]
+    fn early() {
+        assert_eq!(anomalies(check, &seen(5989)), [("early", 1)]);
+        assert_eq!(anomalies(check, &consumed(3000)), [("early", 1)]);
+    }
+
+    #[test]
+    fn late() {
+        assert_eq!(anomalies(check, &seen(17001)), [("late", 1)]);
+        let fault = "[:nemesis :info :start-kill {} :time 6500] [:nemesis :info :stop-kill {} :time 12000]";
+        let disturbed = seen(21000).replace("[5 :invoke", &format!("{fault} [5 :invoke"));
+        assert_eq!(validity(check, &disturbed), Validity::Valid, "a fault was at work");
+    }
+
+    #[test]
+    fn lost() {
+        assert_eq!(anomalies(check, &drained(17000)), [("lost", 1)]);
+        assert_eq!(validity(check, &drained(16999)), Validity::Unknown, "its time is not surely over");
+        assert_eq!(validity(check, SENT), Validity::Unknown, "nobody looked");
+    }
+}

@@ -1,0 +1,150 @@
+//! Clause "orderly": one message of a queue at a time, in the queue's order.
+//!
+//! An automaton for each group and queue over what `:consume-orderly` tells: invoked when a listener gets a message, `:ok`
+//! when it is done with it, `:fail` when it wants it again. O(n log n).
+//!
+//! - `concurrent-consume`: a message was begun while another one of the queue was in a listener. A lock is a lease: what
+//!   lasts longer than the declared time in which a client is surely alone is no anomaly.
+//! - `consume-skip`: begun though one before it was never done.
+//! - `nonmonotonic-consume`: one process went back, though it had lost nothing.
+
+use std::collections::BTreeMap;
+
+use super::delivery::delivery;
+use super::log::{Queue, malformed, number};
+use super::{Checked, Evidence, Verdict};
+use crate::history::edn::Edn;
+use crate::history::operation::Process;
+use crate::history::{Call, Outcome};
+
+/// See the top.
+pub fn check(evidence: &Evidence<'_>) -> Checked {
+    let mut queues: BTreeMap<(&str, Queue), Vec<(u64, Call<'_>)>> = BTreeMap::new();
+    for call in evidence.history.calls() {
+        if &*call.invocation.f != "consume-orderly" {
+            continue;
+        }
+        let place = number(call.invocation, "queue")?.zip(number(call.invocation, "offset")?);
+        let (queue, offset) = place.ok_or_else(|| malformed(call.invocation, ":queue and :offset"))?;
+        let queue = Queue::try_from(queue).map_err(|_| malformed(call.invocation, "a queue"))?;
+        if let Some((group, _)) = delivery(&call)? {
+            queues.entry((group, queue)).or_default().push((offset, call));
+        }
+    }
+    if queues.is_empty() {
+        return Ok(None);
+    }
+    let mut verdict = Verdict::default();
+    for messages in queues.values() {
+        one_at_a_time(messages, evidence.bounds.exclusive, &mut verdict);
+        in_order(messages, &mut verdict);
+    }
+    verdict.figure("queue-count", queues.len());
+    verdict.figure("delivered-count", queues.values().map(Vec::len).sum::<usize>());
+    Ok(Some(verdict))
+}
+
+/// Messages are in order of their beginning: each is compared with the one before that keeps the queue longest.
+fn one_at_a_time(messages: &[(u64, Call<'_>)], exclusive: u64, verdict: &mut Verdict) {
+    let until = |call: &Call<'_>| {
+        let lease = call.invocation.time.saturating_add(exclusive);
+        call.completion.map_or(lease, |completion| completion.time.min(lease))
+    };
+    let mut holder: Option<&Call<'_>> = None;
+    for (_, call) in messages {
+        if let Some(holder) = holder
+            && holder.completed > call.start
+            && until(holder) > call.invocation.time
+        {
+            verdict.anomaly("concurrent-consume", || {
+                Edn::vector([holder.invocation.summary(), call.invocation.summary()])
+            });
+        }
+        if holder.is_none_or(|holder| until(holder) <= until(call)) {
+            holder = Some(call);
+        }
+    }
+}
+
+fn in_order(messages: &[(u64, Call<'_>)], verdict: &mut Verdict) {
+    let mut events: Vec<_> = messages.iter().map(|(offset, call)| (call.start, false, *offset, call)).collect();
+    // Whoever crashed within a message may have been done with it.
+    let done = messages.iter().filter(|(_, call)| call.completion.is_some() && call.outcome() != Outcome::Fail);
+    events.extend(done.map(|(offset, call)| (call.completed, true, *offset, call)));
+    events.sort_unstable_by_key(|(at, ..)| *at);
+    // The offset from which on nothing is surely done, and who began what last.
+    let mut next: Option<u64> = None;
+    let mut newest: Option<(Process, u64)> = None;
+    for (_, is_done, offset, call) in events {
+        let from = *next.get_or_insert(offset);
+        if is_done {
+            next = Some(from.max(offset + 1));
+            continue;
+        }
+        if offset > from {
+            verdict.anomaly("consume-skip", || {
+                Edn::map([("not-done", from.into()), ("begun", call.invocation.summary())])
+            });
+        }
+        let process = call.invocation.process;
+        if let Some((before, reached)) = newest
+            && before == process
+            && offset < reached
+        {
+            verdict.anomaly("nonmonotonic-consume", || {
+                Edn::map([("reached", reached.into()), ("begun", call.invocation.summary())])
+            });
+        }
+        newest = Some((process, offset));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+    use crate::checker::Validity;
+    use crate::checker::testing::{anomalies, validity};
+
+    fn step(process: u32, kind: &str, offset: u32) -> String {
+        format!("[{process} :{kind} :consume-orderly [\"g\" {offset}] :queue 1 :offset {offset}]")
+    }
+
+    fn steps(steps: &[(u32, &str, u32)]) -> String {
+        steps.iter().map(|(process, kind, offset)| step(*process, kind, *offset)).collect()
+    }
+
+    fn whole(process: u32, offset: u32) -> [(u32, &'static str, u32); 2] {
+        [(process, "invoke", offset), (process, "ok", offset)]
+    }
+
+    #[test]
+    fn one_after_the_other() {
+        let suspended = [(1, "invoke", 5), (1, "fail", 5)];
+        let crashed = [(1, "invoke", 6), (1, "info", 6)];
+        let good = [whole(1, 4), suspended, whole(1, 5), crashed, whole(2, 7), whole(3, 6), whole(3, 7), whole(3, 8)];
+        assert_eq!(validity(check, &steps(&good.concat())), Validity::Valid, "who takes over may begin earlier");
+    }
+
+    #[test]
+    fn concurrent_consume() {
+        let bad = steps(&[(1, "invoke", 4), (2, "invoke", 4), (1, "ok", 4), (2, "ok", 4)]);
+        assert_eq!(anomalies(check, &bad), [("concurrent-consume", 1)]);
+        let lease_over =
+            bad.replace("[2 :invoke :consume-orderly [\"g\" 4]", "[2 :invoke :consume-orderly [\"g\" 4] :time 40000");
+        assert_eq!(validity(check, &lease_over), Validity::Valid, "a lock is a lease");
+    }
+
+    #[test]
+    fn consume_skip() {
+        let bad = [whole(1, 4), whole(1, 6)];
+        assert_eq!(anomalies(check, &steps(&bad.concat())), [("consume-skip", 1)]);
+        let bad = [whole(1, 4), [(1, "invoke", 5), (1, "fail", 5)], whole(1, 6)];
+        assert_eq!(anomalies(check, &steps(&bad.concat())), [("consume-skip", 1)], "wanted again, passed over");
+    }
+
+    #[test]
+    fn nonmonotonic_consume() {
+        let bad = [whole(1, 4), whole(1, 5), whole(1, 4)];
+        assert_eq!(anomalies(check, &steps(&bad.concat())), [("nonmonotonic-consume", 1)]);
+    }
+}
