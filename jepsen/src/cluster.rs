@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -346,9 +347,20 @@ impl Drop for Cluster {
     }
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address that nobody listens on now. Not one of those that the kernel gives to outgoing connections: a broker
+/// that is struck must find its own free again.
 pub fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+    static PICKED: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u32 = 22_000;
+    for _ in 0..COUNT {
+        let number = std::process::id().wrapping_mul(97).wrapping_add(PICKED.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + (number % COUNT) as u16));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err(io::Error::other("no port of this machine is free"))
 }
 
 fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
