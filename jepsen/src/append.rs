@@ -3,6 +3,7 @@
 //! Values are unique numbers. An append that was answered is *acknowledged* with its place; anything else that was sent
 //! is unknown and may or may not be found. Nothing here sends a value a second time. [`crate::judge`] compares.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub const QUEUES: u32 = 4;
 const BODY_BYTES: usize = 1024;
 
 /// Messages asked for in one pull.
-const AT_ONCE: i32 = 256;
+pub const AT_ONCE: i32 = 256;
 const GROUP: &str = "jepsen-append-check";
 
 /// How long one request may take before its outcome is unknown.
@@ -155,9 +156,7 @@ impl Sender {
         while !self.stop.load(Ordering::Relaxed) {
             let value = self.next_value.fetch_add(1, Ordering::Relaxed);
             let queue = (value % u64::from(QUEUES)) as u32;
-            let mut body = vec![0; BODY_BYTES];
-            body[..8].copy_from_slice(&value.to_be_bytes());
-            match send(&client, *broker, TOPIC, queue, body, self.env.clock.wall_ms()).await {
+            match send(&client, *broker, TOPIC, queue, body(value), self.env.clock.wall_ms(), CALL).await {
                 Ok(offset) => {
                     let mut answers = self.answers.lock();
                     let at = self.env.clock.monotonic();
@@ -201,6 +200,42 @@ pub async fn create_topic(env: &Env, brokers: &[SocketAddr], topic: &str, queues
         .ok_or_else(|| io::Error::other("the topic could not be created within a minute"))
 }
 
+/// A message that carries a value.
+pub fn body(value: u64) -> Vec<u8> {
+    let mut body = vec![0; BODY_BYTES];
+    body[..8].copy_from_slice(&value.to_be_bytes());
+    body
+}
+
+/// Why an append was not acknowledged.
+#[derive(Debug)]
+pub enum SendError {
+    /// Certainly not carried out: it never left this machine, or the broker says so.
+    NotDone(String),
+    /// It may or may not have been carried out.
+    Unknown(String),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SendError::NotDone(why) => write!(f, "not done: {why}"),
+            SendError::Unknown(why) => write!(f, "unknown: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for SendError {}
+
+impl From<CallError> for SendError {
+    fn from(error: CallError) -> SendError {
+        match error {
+            CallError::NotSent(why) => SendError::NotDone(why),
+            CallError::Unknown(why) => SendError::Unknown(why),
+        }
+    }
+}
+
 /// Sends one message to a queue. Gives its place.
 pub async fn send(
     client: &Client<NoRequests>,
@@ -209,7 +244,8 @@ pub async fn send(
     queue: u32,
     body: Vec<u8>,
     born_ms: i64,
-) -> Result<u64, CallError> {
+    limit: Duration,
+) -> Result<u64, SendError> {
     let header = SendMessageRequestV2(SendMessageRequest {
         producer_group: "jepsen-append".to_owned(),
         topic: topic.to_owned(),
@@ -220,14 +256,23 @@ pub async fn send(
         ..SendMessageRequest::default()
     });
     let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &header).with_body(body);
-    let answer = client.call(&broker.to_string(), request, CALL).await?;
+    let answer = client.call(&broker.to_string(), request, limit).await?;
+    let code = answer.response_code();
     if !answer.is_success() {
-        return Err(CallError::Unknown(format!("{}: {}", answer.response_code(), answer.remark_text())));
+        return Err(refusal(code)(format!("{code}: {}", answer.remark_text())));
     }
-    let placed: SendMessageResponse = answer.header().map_err(|error| CallError::Unknown(error.to_string()))?;
+    let placed: SendMessageResponse = answer.header().map_err(|error| SendError::Unknown(error.to_string()))?;
     match (placed.queue_id, placed.queue_offset) {
         (Some(stored), Some(offset)) if stored == queue as i32 && offset >= 0 => Ok(offset as u64),
-        place => Err(CallError::Unknown(format!("acknowledged without a place: {place:?}"))),
+        place => Err(SendError::Unknown(format!("acknowledged without a place: {place:?}"))),
+    }
+}
+
+/// These two say "not now", and promise that nothing was carried out. Of any other code nobody says as much.
+fn refusal(code: ResponseCode) -> fn(String) -> SendError {
+    match code {
+        ResponseCode::SYSTEM_BUSY | ResponseCode::SERVICE_NOT_AVAILABLE => SendError::NotDone,
+        _ => SendError::Unknown,
     }
 }
 
@@ -259,19 +304,13 @@ pub async fn read_queue(
         let next = from + values.len() as u64;
         let outcome = pull(client, replica, TOPIC, queue, next, AT_ONCE, env.clock.wall_ms()).await;
         if let Ok(Pulled { records, end }) = &outcome {
-            for record in record::split(records) {
-                let record = record.map_err(io::Error::other)?;
-                let record = RecordView::parse(&record).map_err(io::Error::other)?;
+            for (offset, value) in places(records)? {
                 let expected = from + values.len() as u64;
-                if record.queue_offset() as u64 != expected || !record.is_body_intact() {
-                    return Err(io::Error::other(format!(
-                        "{replica} queue {queue}: wanted offset {expected}, got {} (body intact: {})",
-                        record.queue_offset(),
-                        record.is_body_intact()
-                    )));
+                if offset != expected {
+                    let wrong = format!("{replica} queue {queue}: wanted offset {expected}, got {offset}");
+                    return Err(io::Error::other(wrong));
                 }
-                let value = record.body().first_chunk().ok_or_else(|| io::Error::other("a body is cut"))?;
-                values.push(u64::from_be_bytes(*value));
+                values.push(value);
             }
             if *end < next {
                 return Err(io::Error::other(format!(
@@ -292,6 +331,20 @@ pub async fn read_queue(
         }
         env.clock.sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Offset and value of each record. An error if one is damaged.
+pub fn places(records: &Bytes) -> io::Result<Vec<(u64, u64)>> {
+    let place = |record: Result<Bytes, _>| {
+        let record = record.map_err(io::Error::other)?;
+        let record = RecordView::parse(&record).map_err(io::Error::other)?;
+        let offset = record.queue_offset() as u64;
+        match record.body().first_chunk() {
+            Some(value) if record.is_body_intact() => Ok((offset, u64::from_be_bytes(*value))),
+            _ => Err(io::Error::other(format!("the body at offset {offset} is damaged"))),
+        }
+    };
+    record::split(records).map(place).collect()
 }
 
 /// What a pull has given.

@@ -57,7 +57,7 @@ pub async fn agree(env: &Env, replicas: &[SocketAddr]) -> io::Result<Agreed> {
 }
 
 /// What all agree on; `None` if they are not at one entry yet.
-fn compare(statuses: &[&ReplicaStatus]) -> Result<Option<Agreed>, String> {
+pub(crate) fn compare(statuses: &[&ReplicaStatus]) -> Result<Option<Agreed>, String> {
     for (k, a) in statuses.iter().enumerate() {
         for b in &statuses[..k] {
             if a.chain_index == b.chain_index && a.chain != b.chain {
@@ -77,7 +77,8 @@ fn compare(statuses: &[&ReplicaStatus]) -> Result<Option<Agreed>, String> {
     Ok(all_there.then_some(Agreed { index, chain }))
 }
 
-async fn status(client: &Client<NoRequests>, replica: SocketAddr) -> Result<ReplicaStatus, String> {
+/// What a replica says of itself.
+pub async fn status(client: &Client<NoRequests>, replica: SocketAddr) -> Result<ReplicaStatus, String> {
     let request = RemotingCommand::request(RequestCode::GET_REPLICA_STATUS);
     let answer = client.call(&replica.to_string(), request, CALL).await.map_err(|error| error.to_string())?;
     if !answer.is_success() {

@@ -283,18 +283,20 @@ impl Cluster {
         (0..3).filter(leads).max_by(|a, b| term(a).total_cmp(&term(b)))
     }
 
-    /// SIGKILL of all `victims` at once.
-    pub fn kill_brokers(&mut self, victims: &[usize]) -> io::Result<()> {
+    /// SIGKILL of all `victims` at once. Tells how each ended.
+    pub fn kill_brokers(&mut self, victims: &[usize]) -> io::Result<Vec<ExitStatus>> {
         self.signal(victims, "KILL")?;
-        for victim in victims {
-            self.brokers[*victim].process.take().expect("it runs").wait()?;
-        }
-        Ok(())
+        victims.iter().map(|victim| self.brokers[*victim].process.take().expect("it runs").wait()).collect()
     }
 
     /// SIGSTOP of all `victims` at once: they no longer run, and nobody is told.
     pub fn pause_brokers(&self, victims: &[usize]) -> io::Result<()> {
         self.signal(victims, "STOP")
+    }
+
+    /// SIGCONT of all `victims` at once: they go on where they were stopped.
+    pub fn resume_brokers(&self, victims: &[usize]) -> io::Result<()> {
+        self.signal(victims, "CONT")
     }
 
     /// One program for all, so that no victim has time to notice what happened to another.

@@ -8,7 +8,8 @@
 //!   `replace`, a new node in the place of one whose disk is gone.
 //! - [`start`]: how long a start takes on a directory with a very long log, most of which is holes ([`sparse`]).
 //! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause, and [`results`]
-//!   puts the verdicts together, for machines and for readers.
+//!   puts the verdicts together, for machines and for readers. [`run`] makes such a history: a workload under faults
+//!   that are drawn from a seed.
 //!
 //! A fault that the machine cannot produce is an error of its own, [`io::ErrorKind::Unsupported`], and never a pass.
 //!
@@ -30,6 +31,7 @@ pub mod judge;
 pub mod one_disk;
 pub(crate) mod replace;
 pub mod results;
+pub mod run;
 pub mod sparse;
 pub mod start;
 pub mod store;

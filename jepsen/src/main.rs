@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
-use jepsen::{faults, results, start, store};
+use jepsen::run::nemesis::Nemesis;
+use jepsen::{faults, results, run, start, store};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
 const SKIPPED: u8 = 77;
@@ -84,6 +85,34 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// A workload on a cluster of three under faults drawn from a seed: every operation is recorded, and the history judged
+    /// clause by clause.
+    Run {
+        /// What clients do.
+        #[arg(long, value_enum, default_value = "append")]
+        workload: run::Workload,
+        /// What strikes, in turn; without it, nothing does.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        nemesis: Vec<Nemesis>,
+        /// For how long, at least: each nemesis strikes once in any case.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Draws faults, victims, queues and brokers.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Senders, one message in flight each.
+        #[arg(long, default_value_t = 16)]
+        senders: u32,
+        /// Where history, verdict and logs go.
+        #[arg(long)]
+        out: PathBuf,
+        /// The raftmq program; by default the one beside this one.
+        #[arg(long)]
+        raftmq: Option<PathBuf>,
+        /// Where to work; a temporary directory by default.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Judges a stored history again, clause by clause, and writes results.edn and report.html beside it.
     Check {
         /// Where history.edn is, and test.edn if there is one.
@@ -114,6 +143,11 @@ fn main() -> ExitCode {
         Command::Start { log_gib, queues, starts, raftmq, dir } => within(raftmq, dir, "start-", |program, dir| {
             start::run(&start::Plan { log_gib, queues, starts, program, dir })
         }),
+        Command::Run { workload, nemesis: nemeses, seconds, seed, senders, out, raftmq, dir } => {
+            within(raftmq, dir, "run-", |program, dir| {
+                run::run(&run::Plan { workload, nemeses, seconds, seed, senders, program, dir, out })
+            })
+        }
         Command::Check { dir } => results::run(&dir),
         Command::StoreWriter { dir, seed } => store::writer(&dir, seed),
     };

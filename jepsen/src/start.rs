@@ -193,7 +193,7 @@ async fn fill(plan: &Plan, place: &Place) -> io::Result<()> {
                 let Some((topic, queue, bytes)) = messages.get(value as usize) else { return io::Result::Ok(()) };
                 let mut body = vec![0; *bytes];
                 body[..8].copy_from_slice(&value.to_be_bytes());
-                let sent = append::send(&client, broker, topic, *queue, body, env.clock.wall_ms()).await;
+                let sent = append::send(&client, broker, topic, *queue, body, env.clock.wall_ms(), PATIENCE).await;
                 sent.map_err(|error| io::Error::other(format!("message {value}: {error}")))?;
                 if value % 4096 == 0 {
                     eprintln!("{value} of {} messages after {:.0?}", messages.len(), began.elapsed());

@@ -6,6 +6,7 @@ mod plot;
 mod report;
 mod series;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::Path;
@@ -61,6 +62,19 @@ impl Results {
         Edn::map(entries)
     }
 
+    /// How the operations ended, and how often each fault struck, in one line.
+    fn told(&self) -> String {
+        let stats = self.verdicts.iter().find(|(clause, _)| clause.name == "stats");
+        let figures = stats.and_then(|(_, verdict)| verdict.as_ref()).map_or(&[][..], |verdict| &verdict.figures);
+        let mut told: Vec<String> = figures.iter().map(|(_, figure)| figure.to_string()).collect();
+        let mut struck: BTreeMap<&str, u32> = BTreeMap::new();
+        for fault in self.faults.iter().filter(|fault| fault.skipped.is_none()) {
+            *struck.entry(&fault.name).or_default() += 1;
+        }
+        told.extend(struck.iter().map(|(name, count)| format!("{name} x {count}")));
+        told.join(", ")
+    }
+
     fn untouched(&self) -> impl Iterator<Item = &Clause> {
         self.verdicts.iter().filter(|(_, verdict)| verdict.is_none()).map(|(clause, _)| clause)
     }
@@ -93,6 +107,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
         let notes: Vec<String> = anomalies.chain(verdict.unknown.iter().cloned()).collect();
         println!("{:<12} {:<8} {}", clause.name, word(verdict.validity()), notes.join("; "));
     }
+    println!("{}", results.told());
     for fault in &results.faults {
         if let Some(why) = &fault.skipped {
             println!("SKIPPED fault {}: {why}", fault.name);
@@ -132,7 +147,7 @@ fn fault_to_edn(fault: &Fault) -> Edn {
 }
 
 /// One entry of the outermost map, and of each map within, a line.
-fn pretty(edn: &Edn) -> String {
+pub(crate) fn pretty(edn: &Edn) -> String {
     let lines = |edn: &Edn, indent: &str| -> Option<String> {
         let entries = edn.as_map().filter(|entries| !entries.is_empty())?;
         let entries: Vec<String> = entries.iter().map(|(key, value)| format!("{key} {value}")).collect();

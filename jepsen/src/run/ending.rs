@@ -1,0 +1,103 @@
+//! After the last fault: the chains of all replicas, told until they are equal, and everything that each replica shows.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use env::Env;
+use futures::future::try_join_all;
+use remoting::{Client, Limits, NoRequests};
+
+use super::{NODES, Run, operations};
+use crate::append::{self, AT_ONCE, QUEUES, TOPIC};
+use crate::chain;
+use crate::cluster::PATIENCE;
+use crate::history::edn::Edn;
+use crate::history::recorder;
+
+/// Between two questions to a replica that is not there yet.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Asks all replicas for their chains until they agree, or patience ends. What that means, the checkers say.
+pub async fn compare_chains(run: &Run) -> io::Result<()> {
+    let client = Client::new(&run.env, Limits::default(), Arc::new(NoRequests));
+    let mut recorded = run.recorder.client();
+    let deadline = run.env.clock.monotonic() + PATIENCE;
+    loop {
+        recorded.invoke("chain", Edn::Nil, Vec::new())?;
+        let mut answered = Vec::new();
+        let mut told = Vec::new();
+        for (node, replica) in NODES.into_iter().zip(&run.replicas) {
+            let Ok(status) = chain::status(&client, *replica).await else { continue };
+            if let (Some(index), Some(chain)) = (status.chain_index, &status.chain) {
+                told.push((Edn::from(node), Edn::vector([Edn::from(index), chain.as_str().into()])));
+            }
+            answered.push(status);
+        }
+        recorded.ok(Edn::Map(told), Vec::new())?;
+        let compared = chain::compare(&answered.iter().collect::<Vec<_>>());
+        let in_doubt = matches!(compared, Ok(None)) || answered.len() < run.replicas.len();
+        if !in_doubt || run.env.clock.monotonic() > deadline {
+            return Ok(());
+        }
+        run.env.clock.sleep(AGAIN).await;
+    }
+}
+
+/// Reads every queue from its start to its end, from each replica.
+pub async fn read_all(run: &Run) -> io::Result<()> {
+    let replicas = NODES.into_iter().zip(&run.replicas);
+    let reads = replicas.map(|(node, replica)| read_replica(&run.env, run.recorder.client(), node, *replica));
+    try_join_all(reads).await.map(drop)
+}
+
+async fn read_replica(
+    env: &Env,
+    mut recorded: recorder::Client,
+    node: &'static str,
+    replica: SocketAddr,
+) -> io::Result<()> {
+    let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
+    for queue in 0..QUEUES {
+        let (mut next, mut end) = (0, None);
+        while end.is_none_or(|end| next < end) {
+            recorded.invoke("final-read", operations::poll(), vec![("node", node.into())])?;
+            match read_on(env, &client, replica, queue, next).await {
+                Ok((places, queue_end)) => {
+                    recorded.ok(operations::polled(queue, &places), Vec::new())?;
+                    next = places.last().map_or(next, |(offset, _)| offset + 1);
+                    end = Some(queue_end);
+                }
+                Err(why) => {
+                    recorded.fail(&why.to_string())?;
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Offsets and values from `from` on, and where the queue ends. Nothing is shown only at the end.
+async fn read_on(
+    env: &Env,
+    client: &Client<NoRequests>,
+    replica: SocketAddr,
+    queue: u32,
+    from: u64,
+) -> io::Result<(Vec<(u64, u64)>, u64)> {
+    let deadline = env.clock.monotonic() + PATIENCE;
+    loop {
+        let outcome = append::pull(client, replica, TOPIC, queue, from, AT_ONCE, env.clock.wall_ms()).await;
+        if let Ok(pulled) = &outcome
+            && (!pulled.records.is_empty() || from >= pulled.end)
+        {
+            return Ok((append::places(&pulled.records)?, pulled.end));
+        }
+        if env.clock.monotonic() > deadline {
+            return Err(io::Error::other(format!("queue {queue} shows nothing at offset {from}: {outcome:?}")));
+        }
+        env.clock.sleep(AGAIN).await;
+    }
+}

@@ -1,0 +1,217 @@
+//! `jepsen run`: a workload under faults drawn from a seed, recorded as a history and judged clause by clause.
+//!
+//! - [`operations`]: what the workload's operations look like in the history; `clients` does them.
+//! - [`nemesis`]: which fault strikes whom, and how long; each is recorded with evidence of its effect.
+//! - `ending`: after the last fault, what each replica says and shows.
+//!
+//! The run itself judges nothing: it leaves `history.edn`, `test.edn` and the nodes' logs behind, and
+//! [`crate::results`] judges those.
+
+mod clients;
+mod ending;
+pub mod nemesis;
+pub mod operations;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use env::{Env, Rng};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::append;
+use crate::cluster::{Cluster, Settings};
+use crate::disk::Disk;
+use crate::history::edn::Edn;
+use crate::history::recorder::Recorder;
+use crate::results;
+
+use clients::Clients;
+use nemesis::{Nemesis, Schedule};
+
+/// Names of the replicas in the history.
+pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+/// Size of a broker's file system, if it has one of its own.
+const DISK_MIB: u64 = 4096;
+
+/// Acknowledged after the last fault before the load stops: the cluster is whole again.
+const AFTERWARDS: u64 = 100;
+
+/// What clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// Sends of unique values to queues at any broker, and polls.
+    Append,
+}
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What clients do.
+    pub workload: Workload,
+    /// What strikes, in turn; nothing if empty.
+    pub nemeses: Vec<Nemesis>,
+    /// How long, at least: each nemesis strikes once in any case.
+    pub seconds: u64,
+    /// Draws faults, victims, queues and brokers.
+    pub seed: u64,
+    /// Senders, one message in flight each.
+    pub senders: u32,
+    /// The `raftmq` program.
+    pub program: PathBuf,
+    /// Where the brokers' data is.
+    pub dir: PathBuf,
+    /// Where history, verdict and logs go.
+    pub out: PathBuf,
+}
+
+impl fmt::Display for Plan {
+    /// The command that does it again.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+            value().map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        let nemeses: Vec<_> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
+        write!(f, "jepsen run --workload {}", name(&|| self.workload.to_possible_value()))?;
+        if !nemeses.is_empty() {
+            write!(f, " --nemesis {}", nemeses.join(","))?;
+        }
+        write!(f, " --seconds {} --seed {} --senders {}", self.seconds, self.seed, self.senders)
+    }
+}
+
+/// A run under way. What it holds ends in this order: processes first, then what they stand on.
+#[derive(Debug)]
+struct Run {
+    env: Env,
+    rng: Rng,
+    recorder: Recorder,
+    cluster: Cluster,
+    disks: Vec<Disk>,
+    replicas: Vec<SocketAddr>,
+}
+
+/// Runs the plan and judges it. An error unless every clause that it requires is valid; `Unsupported` if they are, but a
+/// nemesis could not be made here. A signal ends the run as an error does: no process, mount or fault is left behind.
+pub fn run(plan: &Plan) -> io::Result<String> {
+    let env = Env::real();
+    fs::create_dir_all(&plan.out)?;
+    let (clock, began) = (env.clock.clone(), env.clock.monotonic());
+    let now = Box::new(move || clock.monotonic() - began);
+    let recorder = Recorder::create(&plan.out.join("history.edn"), now)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let skipped = runtime.block_on(async {
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! { biased;
+            _ = interrupt.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            _ = terminate.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            skipped = tell(plan, &env, recorder) => skipped,
+        }
+    });
+    // Clients that were within an operation record that they do not know how it ended.
+    drop(runtime);
+    keep_logs(&processes(plan), &plan.out.join("nodes"))?;
+    let again = |error: io::Error| io::Error::new(error.kind(), format!("{error}\nagain: {plan} --out DIR"));
+    if let Err(error) = &skipped
+        && error.kind() == io::ErrorKind::Interrupted
+    {
+        return Err(io::Error::from(io::ErrorKind::Interrupted));
+    }
+    // Also a run that came to no good end has a history.
+    let verdict = results::run(&plan.out);
+    match (skipped, verdict) {
+        (Err(error), _) | (Ok(_), Err(error)) => Err(again(error)),
+        (Ok(skipped), Ok(())) if skipped.is_empty() => Ok(format!("{plan}: valid")),
+        (Ok(skipped), Ok(())) => Err(io::Error::new(io::ErrorKind::Unsupported, skipped.join("; "))),
+    }
+}
+
+/// The whole story. Gives the nemeses that could not be made, and why.
+async fn tell(plan: &Plan, env: &Env, recorder: Recorder) -> io::Result<Vec<String>> {
+    let mut nemeses = plan.nemeses.clone();
+    let mut skipped = Vec::new();
+    let mut disks = Vec::new();
+    if nemeses.contains(&Nemesis::Power) {
+        match make_disks(&plan.dir) {
+            Ok(made) => disks = made,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                let why = error.to_string();
+                recorder.nemesis("start-power", Edn::Nil, vec![("skipped", why.as_str().into())])?;
+                skipped.push(format!("power: {why}"));
+                nemeses.retain(|nemesis| *nemesis != Nemesis::Power);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let root = |k: usize| disks.get(k).map_or(plan.dir.as_path(), Disk::mount_point);
+    let data_dirs: [PathBuf; 3] = std::array::from_fn(|k| root(k).join(format!("broker-{}", k + 1)));
+    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, Settings::default())?;
+    let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
+    fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan)?))?;
+    append::create_topic(env, &replicas, append::TOPIC, append::QUEUES).await?;
+    let rng = Rng::seeded(plan.seed);
+    let schedule = Schedule::new(rng.fork(), &nemeses);
+    let mut run = Run { env: env.clone(), rng, recorder, cluster, disks, replicas };
+
+    let clients = Clients::start(&run, plan.senders);
+    clients.acknowledge_more(env, 1).await?;
+    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds)).await?;
+    clients.acknowledge_more(env, AFTERWARDS).await?;
+    clients.stop().await?;
+    ending::compare_chains(&run).await?;
+    ending::read_all(&run).await?;
+    Ok(skipped)
+}
+
+fn make_disks(dir: &Path) -> io::Result<Vec<Disk>> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "file systems of its own need root"));
+    }
+    (1..=3).map(|k| Disk::create(dir, &format!("disk-{k}"), DISK_MIB)).collect()
+}
+
+/// Where configurations and logs of the processes are while they run.
+fn processes(plan: &Plan) -> PathBuf {
+    plan.dir.join("processes")
+}
+
+/// What a run says about itself: `test.edn`.
+fn declaration(plan: &Plan) -> io::Result<Edn> {
+    let program = fs::read(&plan.program)?;
+    let config = fs::read_to_string(processes(plan).join("broker-1.toml"))?;
+    // Of the harness; the program may be from elsewhere.
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output().ok().filter(|git| git.status.success());
+    let commit = commit.map(|git| String::from_utf8_lossy(&git.stdout).trim().to_owned());
+    let required = ["append", "one-value", "loss", "visibility", "equality", "liveness", "stats"];
+    Ok(Edn::map([
+        ("name", "append".into()),
+        ("command", plan.to_string().into()),
+        ("seed", plan.seed.into()),
+        ("commit", commit.into()),
+        ("program-bytes", program.len().into()),
+        ("program-crc32c", format!("{:08x}", crc32c::crc32c(&program)).into()),
+        ("nodes", Edn::vector(NODES)),
+        ("nemeses", Edn::vector(plan.nemeses.iter().map(|nemesis| Edn::keyword(nemesis.name())))),
+        ("require", Edn::vector(required.map(Edn::keyword))),
+        ("outage-limit-ms", 5_000_u64.into()),
+        ("recovery-limit-ms", 15_000_u64.into()),
+        ("convergence-limit-ms", 60_000_u64.into()),
+        ("config", config.into()),
+    ]))
+}
+
+fn keep_logs(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(files) = fs::read_dir(from) else { return Ok(()) };
+    fs::create_dir_all(to)?;
+    for file in files {
+        let file = file?;
+        fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
