@@ -77,13 +77,13 @@ fn one(arguments: &Arguments, seed: u64) -> ExitCode {
         default_hook(panic);
         eprintln!("seed {seed} failed; again: {command}");
     }));
+    let plan = Plan::draw(seed, &arguments.without);
     if !arguments.json {
-        let plan = Plan::draw(seed, &arguments.without);
         let strikes: Vec<String> =
             plan.strikes.iter().map(|strike| format!("{} ms {}", strike.at_ms, strike.fault)).collect();
         println!("{} brokers, faults: {}", plan.brokers, strikes.join(", "));
     }
-    let outcome = sim::run(seed, &arguments.without);
+    let outcome = sim::run(&plan);
     if arguments.json {
         println!("{}", serde_json::to_string(&outcome).expect("an outcome is JSON"));
     } else {

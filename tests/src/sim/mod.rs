@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use self::judge::judge;
 use self::nemesis::Nemesis;
-use self::plan::{Fault, Plan};
+use self::plan::Plan;
 use self::world::World;
 
 /// Between two looks at the invariants, in ticks.
@@ -76,13 +76,11 @@ impl Outcome {
     }
 }
 
-/// Runs one seed.
-pub fn run(seed: u64, without: &[Fault]) -> Outcome {
-    let plan = Plan::draw(seed, without);
-    let mut run = Run { world: World::new(&plan), ticks: 0 };
+/// Runs a seed's plan.
+pub fn run(plan: &Plan) -> Outcome {
+    let mut run = Run { world: World::new(plan), ticks: 0 };
     let mut nemesis = None;
-    let faults_ms = plan.faults_ms;
-    if let Err(what) = run.all(&plan, &mut nemesis) {
+    if let Err(what) = run.all(plan, &mut nemesis) {
         run.world.invariants.violated("service comes back", what);
     }
     let Run { world, .. } = run;
@@ -91,13 +89,13 @@ pub fn run(seed: u64, without: &[Fault]) -> Outcome {
     let (hash, seen) = world.witness();
     let faults = nemesis.map(|nemesis| nemesis.struck).unwrap_or_default();
     Outcome {
-        seed,
+        seed: plan.seed,
         violations: found.map(|violation| format!("{}: {}", violation.clause, violation.what)).collect(),
         operations: history.operations(),
         acknowledged: history.acknowledged(),
         entries: world.invariants.entries(),
         faults: faults.into_iter().map(|(fault, times)| (fault.name().to_owned(), times)).collect(),
-        faults_ms,
+        faults_ms: plan.faults_ms,
         simulated_ms: world.now_ms(),
         hash: format!("{hash:016x}"),
         seen,

@@ -344,8 +344,7 @@ impl Nemesis {
     /// The host that stands by joins, and somebody who does not lead leaves and stands by.
     fn swap(&mut self, world: &mut World, rng: &Rng) {
         let leader = world.leader();
-        let spare =
-            (0..world.hosts.len()).find(|at| world.hosts[*at].process() == Process::Down && !world.restarts(*at));
+        let spare = world.standing_by();
         let followers: Vec<usize> = world.running().into_iter().filter(|at| Some(*at) != leader).collect();
         let (Some(spare), false, None) = (spare, followers.is_empty() || leader.is_none(), &self.change) else {
             return;
@@ -354,10 +353,7 @@ impl Nemesis {
         let Some(group) = world.hosts[leaves].group() else { return };
         let old = group.raft().node();
         drop(group);
-        world.hosts[spare].disk.wipe();
-        world.hosts[spare].joins.set(true);
-        let now = world.now_ms();
-        world.restart_at(spare, now + 1);
+        world.call(spare);
         let to = world.hosts[spare].peer_address();
         let operator = world.client("operator", move |caller| caller.replace(to, old));
         self.change = Some(Change { operator, leaves, fault: Fault::Membership });
@@ -371,7 +367,7 @@ impl Nemesis {
             && change.fault == Fault::Membership
         {
             // It is no member any more, whatever it knows of that.
-            world.kill(change.leaves);
+            world.dismiss(change.leaves);
             self.troubled[change.leaves] = false;
             self.awaited[change.leaves] = None;
         }

@@ -41,6 +41,8 @@ pub struct World {
     restarts: Vec<Option<u64>>,
     /// Hosts without power answer nothing, and connections to them are noticed late.
     dark: Vec<bool>,
+    /// Hosts that carry no member of the group, and no process.
+    stand_by: Vec<bool>,
     seed: u64,
 }
 
@@ -73,6 +75,7 @@ impl World {
             sim,
             restarts: vec![None; hosts.len()],
             dark: vec![false; hosts.len()],
+            stand_by: vec![false; hosts.len()],
             hosts,
             work,
             invariants,
@@ -90,8 +93,7 @@ impl World {
                 host.clone().run(config, invariants.clone())
             });
         }
-        // The one that stands by has no process until it is called.
-        world.end_process(plan.brokers);
+        world.dismiss(plan.brokers);
         world
     }
 
@@ -165,6 +167,26 @@ impl World {
         self.end_process(at);
         self.hosts[at].disk.process_kill();
         self.restarts[at] = None;
+    }
+
+    /// The process ends, and the host stands by.
+    pub fn dismiss(&mut self, at: usize) {
+        self.kill(at);
+        self.stand_by[at] = true;
+    }
+
+    /// A host that stands by, if there is one.
+    pub fn standing_by(&self) -> Option<usize> {
+        self.stand_by.iter().position(|stands_by| *stands_by)
+    }
+
+    /// Starts a new member, on an empty disk, on a host that stands by.
+    pub fn call(&mut self, at: usize) {
+        assert!(self.stand_by[at], "{} has a member", self.hosts[at].name);
+        self.stand_by[at] = false;
+        self.hosts[at].disk.wipe();
+        self.hosts[at].joins.set(true);
+        self.restart_at(at, self.now_ms() + 1);
     }
 
     /// Power fails: what was not synced survives by chance, and nobody is told. Whether some units survived and some did
@@ -265,8 +287,8 @@ impl World {
                 self.heal(a, b);
                 self.set_latency(a, b, latency);
             }
-            let awaited = self.hosts[a].process() == Process::Down && self.hosts[a].processes() > 0;
-            if awaited && self.restarts[a].is_none() {
+            let is_down = self.hosts[a].process() == Process::Down;
+            if is_down && !self.stand_by[a] && self.restarts[a].is_none() {
                 self.restart_at(a, now + 1);
             }
         }
