@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::broker::BrokerGroup;
 use client::admin::Admin;
 use client::{Client, Message, SendError};
 use env::disk::simulated::SimDisk;
@@ -22,6 +23,7 @@ use protocol::header::{
 };
 use protocol::properties::{self, Properties};
 use protocol::record::RecordView;
+use raft_store::position::QueueId;
 use remoting::{CallError, Limits, NoRequests};
 
 use super::history::{Access, Append, Delayed, End, History, Pull};
@@ -56,6 +58,8 @@ pub struct Workload {
     /// Set to let the clients end.
     pub stops: Cell<bool>,
     next_value: Cell<u64>,
+    /// Of each queue, behind the last append that was acknowledged.
+    acknowledged_ends: RefCell<Vec<u64>>,
 }
 
 impl Workload {
@@ -68,6 +72,7 @@ impl Workload {
             pause_ms,
             stops: Cell::new(false),
             next_value: Cell::new(1),
+            acknowledged_ends: RefCell::new(vec![0; QUEUES as usize]),
         }
     }
 
@@ -81,6 +86,34 @@ impl Workload {
         let mut history = self.history.borrow_mut();
         let moment = history.moment();
         add(&mut history, moment)
+    }
+
+    /// An append that was asked for.
+    fn append(&self, queue: u32, value: u64, repeats: bool) -> usize {
+        self.invoke(|history, invoked| {
+            history.appends.push(Append { queue, value, repeats, invoked, end: End::Info });
+            history.appends.len() - 1
+        })
+    }
+
+    /// It was acknowledged.
+    fn appended(&self, at: usize, offset: u64) {
+        let ended = self.ends(offset);
+        let append = &mut self.history.borrow_mut().appends[at];
+        append.end = End::Ok(offset, ended);
+        let end = &mut self.acknowledged_ends.borrow_mut()[append.queue as usize];
+        *end = (*end).max(offset + 1);
+    }
+
+    /// A queue that holds less than was acknowledged on this replica, which leads and serves.
+    pub fn lacks_acknowledged(&self, group: &BrokerGroup) -> Option<String> {
+        let reader = group.raft().reader();
+        let topic = reader.tables().topics().get(TOPIC).map(|topic| topic.id());
+        (0..).zip(&*self.acknowledged_ends.borrow()).find_map(|(queue, end)| {
+            let held = topic.and_then(|topic| reader.queue(QueueId { topic, queue }));
+            let held = held.map_or(0, |held| held.bounds().end.0);
+            (held < *end).then(|| format!("queue {queue} ends at {held}, offset {} was acknowledged", end - 1))
+        })
     }
 
     /// The moment at which an operation ends, which the witness sees.
@@ -167,13 +200,9 @@ impl Caller {
         while !self.work.stops.get() {
             let value = self.work.value();
             let queue = self.rng.below(u64::from(QUEUES)) as u32;
-            let at = self.work.invoke(|history, invoked| {
-                history.appends.push(Append { queue, value, repeats: false, invoked, end: End::Info });
-                history.appends.len() - 1
-            });
+            let at = self.work.append(queue, value, false);
             if let Ok(offset) = self.send(TOPIC, queue, value, None).await {
-                let ended = self.work.ends(offset);
-                self.work.history.borrow_mut().appends[at].end = End::Ok(offset, ended);
+                self.work.appended(at, offset);
             }
             self.pause().await;
         }
@@ -221,16 +250,9 @@ impl Caller {
                 self.pause().await;
                 continue;
             };
-            let at = self.work.invoke(|history, invoked| {
-                history.appends.push(Append { queue, value, repeats: true, invoked, end: End::Info });
-                history.appends.len() - 1
-            });
+            let at = self.work.append(queue, value, true);
             match producer.send_to(Message::new(TOPIC, body(value)), chosen).await {
-                Ok(receipt) => {
-                    let offset = receipt.queue_offset as u64;
-                    let ended = self.work.ends(offset);
-                    self.work.history.borrow_mut().appends[at].end = End::Ok(offset, ended);
-                }
+                Ok(receipt) => self.work.appended(at, receipt.queue_offset as u64),
                 // It says that nothing was stored: it is held to it.
                 Err(SendError::NotStored { .. }) => self.work.history.borrow_mut().appends[at].end = End::Fail,
                 Err(_) => {}
@@ -341,13 +363,9 @@ impl Caller {
     pub async fn append_one(mut self) {
         loop {
             let value = self.work.value();
-            let at = self.work.invoke(|history, invoked| {
-                history.appends.push(Append { queue: 0, value, repeats: false, invoked, end: End::Info });
-                history.appends.len() - 1
-            });
+            let at = self.work.append(0, value, false);
             if let Ok(offset) = self.send(TOPIC, 0, value, None).await {
-                let ended = self.work.ends(offset);
-                self.work.history.borrow_mut().appends[at].end = End::Ok(offset, ended);
+                self.work.appended(at, offset);
                 return;
             }
             self.pause().await;

@@ -2,6 +2,7 @@
 //!
 //! - One leader per term. A replica's term and vote never go back, not over a crash either.
 //! - What is applied is committed; neither goes back while a process runs.
+//! - Who leads in the newest term has all that was acknowledged to clients.
 //! - What is applied at an index is the same everywhere and for ever, with all that was before it: the chain says so.
 
 use std::cell::RefCell;
@@ -92,6 +93,11 @@ impl Invariants {
                 format!("{host} applied {id} with chain {chain:016x}, {} {} with {:016x}", first.2, first.0, first.1);
             seen.violated("committed entries stay", what);
         }
+    }
+
+    /// The newest term that any replica was ever seen in.
+    pub fn newest_term(&self) -> u64 {
+        self.seen.borrow().terms.values().copied().max().unwrap_or_default()
     }
 
     /// How many entries were compared.

@@ -124,7 +124,7 @@ fn nothing_is_lost(history: &History) -> Verdict {
 
 /// Whatever is there was sent, to that queue, and not certainly refused.
 fn nothing_is_made_up(history: &History) -> Verdict {
-    let sent: BTreeMap<u64, (u32, bool)> =
+    let sent: BTreeMap<u64, (usize, bool)> =
         history.appends.iter().map(|append| (append.value, (append.queue, append.end == End::Fail))).collect();
     for (replica, queues) in &history.replicas {
         for (queue, values) in plain_queues(queues).iter().enumerate() {
@@ -132,12 +132,15 @@ fn nothing_is_made_up(history: &History) -> Verdict {
                 match sent.get(value) {
                     None => return Err(format!("{replica} queue {queue}: {value} was never sent")),
                     Some((_, true)) => return Err(format!("{replica} queue {queue}: {value} was refused")),
-                    Some((to, _)) if *to as usize != queue => {
+                    Some((to, _)) if *to != queue => {
                         return Err(format!("{replica} queue {queue}: {value} was sent to queue {to}"));
                     }
                     Some(_) => {}
                 }
             }
+        }
+        if let Some(value) = queues.last().and_then(|values| values.iter().find(|value| !scheduled.contains(value))) {
+            return Err(format!("{replica}: {value} was never scheduled"));
         }
     }
     Ok(())
@@ -149,7 +152,7 @@ fn nothing_is_twice(history: &History) -> Verdict {
         history.appends.iter().filter(|append| append.repeats).map(|append| append.value).collect();
     for (replica, queues) in &history.replicas {
         let mut seen = BTreeSet::new();
-        for value in plain_queues(queues).iter().flatten().filter(|value| !may_repeat.contains(value)) {
+        for value in queues.iter().flatten().filter(|value| !may_repeat.contains(value)) {
             if !seen.insert(value) {
                 return Err(format!("{replica}: value {value}, sent once, stands at two places"));
             }
@@ -355,6 +358,12 @@ mod tests {
         assert_eq!(told(&delayed), ["nothing delayed is early or lost"]);
         delayed.clocks_agree = false;
         assert_eq!(judge(&delayed), []);
+        let mut show = |values: &[u64]| {
+            delayed.replicas.values_mut().for_each(|queues| queues[1] = values.to_vec());
+            told(&delayed)
+        };
+        assert_eq!(show(&[7, 7]), ["nothing is stored twice"]);
+        assert_eq!(show(&[7, 8]), ["nothing is made up"]);
     }
 
     fn stored(value: u64, invoked: Moment, end: End<u64>) -> Access {

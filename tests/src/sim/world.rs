@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use broker::broker::BrokerGroup;
 use broker::config::RaftTiming;
 use env::disk::simulated::Latency;
 use env::net::simulated::break_connections;
 use env::{Rng, witness};
 use nameserver::{NameServer, NameServerConfig};
+use raft_store::group::Role;
 
 use super::clients::{Caller, Workload};
 use super::host::{self, Host, NAME_SERVER_PORT, Process};
@@ -120,6 +123,19 @@ impl World {
                 self.invariants.look(&host.name, host.processes(), &group);
             }
         }
+        if let Some(group) = self.newest_leader()
+            && let Some(what) = self.work.lacks_acknowledged(&group)
+        {
+            self.invariants.violated("who leads has all that was acknowledged", what);
+        }
+    }
+
+    /// Who leads and serves in the newest term. Others may not know yet that they do not lead any more.
+    fn newest_leader(&self) -> Option<Arc<BrokerGroup>> {
+        let newest = self.invariants.newest_term();
+        self.hosts.iter().filter_map(|host| host.group()).find(|group| {
+            matches!(*group.raft().role().borrow(), Role::Leader { term, ready: true } if term >= newest)
+        })
     }
 
     /// Starts a client that does `what`; resolved by turmoil's host of that name.
