@@ -30,6 +30,9 @@ pub const TOPIC: &str = "jepsen-append";
 pub const QUEUES: u32 = 4;
 
 const BODY_BYTES: usize = 1024;
+
+/// Messages asked for in one pull.
+const AT_ONCE: i32 = 256;
 const GROUP: &str = "jepsen-append-check";
 
 /// How long one request may take before its outcome is unknown.
@@ -44,6 +47,8 @@ pub struct Append {
     pub offset: u64,
     /// What was appended.
     pub value: u64,
+    /// When the acknowledgement came, on the monotonic clock.
+    pub at: Duration,
 }
 
 /// What senders were answered.
@@ -57,10 +62,16 @@ pub struct Answers {
 }
 
 impl Answers {
-    fn add(&mut self, append: Append, now: Duration) {
-        let since = self.newest.map_or(Duration::ZERO, |newest| now.saturating_sub(newest));
+    /// Adds those of another load, which was begun when this one had ended.
+    pub fn extend(&mut self, later: Answers) {
+        self.acknowledged.extend(later.acknowledged);
+        self.longest_gap = self.longest_gap.max(later.longest_gap);
+    }
+
+    fn add(&mut self, append: Append) {
+        let since = self.newest.map_or(Duration::ZERO, |newest| append.at.saturating_sub(newest));
         self.longest_gap = self.longest_gap.max(since);
-        self.newest = Some(now);
+        self.newest = Some(append.at);
         self.acknowledged.push(append);
     }
 }
@@ -92,7 +103,7 @@ impl Load {
 
     /// Resolves when `count` more are acknowledged than were at the call; an error if that takes too long.
     pub async fn acknowledge_more(&self, env: &Env, count: usize) -> io::Result<()> {
-        let acknowledged = || self.answers.lock().acknowledged.len();
+        let acknowledged = || self.acknowledged();
         let target = acknowledged() + count;
         let reached = async {
             while acknowledged() < target {
@@ -103,6 +114,16 @@ impl Load {
             let reached = acknowledged();
             io::Error::other(format!("no service: {reached} of {target} appends acknowledged after {PATIENCE:?}"))
         })
+    }
+
+    /// A load of nothing.
+    pub fn idle() -> Load {
+        Load { answers: Arc::default(), stop: Arc::default(), senders: Vec::new() }
+    }
+
+    /// How many are acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        self.answers.lock().acknowledged.len()
     }
 
     /// Stops the senders, waits for their last answers, and gives all of them.
@@ -134,8 +155,14 @@ impl Sender {
         while !self.stop.load(Ordering::Relaxed) {
             let value = self.next_value.fetch_add(1, Ordering::Relaxed);
             let queue = (value % u64::from(QUEUES)) as u32;
-            match send(&client, *broker, queue, value, self.env.clock.wall_ms()).await {
-                Ok(offset) => self.answers.lock().add(Append { queue, offset, value }, self.env.clock.monotonic()),
+            let mut body = vec![0; BODY_BYTES];
+            body[..8].copy_from_slice(&value.to_be_bytes());
+            match send(&client, *broker, TOPIC, queue, body, self.env.clock.wall_ms()).await {
+                Ok(offset) => {
+                    let mut answers = self.answers.lock();
+                    let at = self.env.clock.monotonic();
+                    answers.add(Append { queue, offset, value, at });
+                }
                 Err(_) => {
                     broker = brokers.next().expect("an endless cycle");
                     self.env.clock.sleep(Duration::from_millis(20)).await;
@@ -145,15 +172,15 @@ impl Sender {
     }
 }
 
-/// Creates the workload's topic; tried until it is done or patience ends.
-pub async fn create_topic(env: &Env, brokers: &[SocketAddr]) -> io::Result<()> {
+/// Creates a topic; tried until it is done or patience ends.
+pub async fn create_topic(env: &Env, brokers: &[SocketAddr], topic: &str, queues: u32) -> io::Result<()> {
     let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
     let request = || {
         RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_TOPIC)
-            .with_field("topic", TOPIC)
+            .with_field("topic", topic)
             .with_field("defaultTopic", "TBW102")
-            .with_field("readQueueNums", QUEUES)
-            .with_field("writeQueueNums", QUEUES)
+            .with_field("readQueueNums", queues)
+            .with_field("writeQueueNums", queues)
             .with_field("perm", 6)
             .with_field("topicFilterType", "SINGLE_TAG")
             .with_field("order", "false")
@@ -174,24 +201,24 @@ pub async fn create_topic(env: &Env, brokers: &[SocketAddr]) -> io::Result<()> {
         .ok_or_else(|| io::Error::other("the topic could not be created within a minute"))
 }
 
-async fn send(
+/// Sends one message to a queue. Gives its place.
+pub async fn send(
     client: &Client<NoRequests>,
     broker: SocketAddr,
+    topic: &str,
     queue: u32,
-    value: u64,
+    body: Vec<u8>,
     born_ms: i64,
 ) -> Result<u64, CallError> {
     let header = SendMessageRequestV2(SendMessageRequest {
         producer_group: "jepsen-append".to_owned(),
-        topic: TOPIC.to_owned(),
+        topic: topic.to_owned(),
         default_topic: "TBW102".to_owned(),
         default_topic_queue_nums: QUEUES as i32,
         queue_id: queue as i32,
         born_timestamp: born_ms,
         ..SendMessageRequest::default()
     });
-    let mut body = vec![0; BODY_BYTES];
-    body[..8].copy_from_slice(&value.to_be_bytes());
     let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &header).with_body(body);
     let answer = client.call(&broker.to_string(), request, CALL).await?;
     if !answer.is_success() {
@@ -201,6 +228,20 @@ async fn send(
     match (placed.queue_id, placed.queue_offset) {
         (Some(stored), Some(offset)) if stored == queue as i32 && offset >= 0 => Ok(offset as u64),
         place => Err(CallError::Unknown(format!("acknowledged without a place: {place:?}"))),
+    }
+}
+
+/// Reads a queue at one replica until nothing more comes, or an error; what is read is not looked at.
+pub async fn read_for_nothing(env: &Env, replica: SocketAddr, queue: u32) {
+    let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
+    let mut offset = 0;
+    while let Ok(Pulled { records, .. }) =
+        pull(&client, replica, TOPIC, queue, offset, AT_ONCE, env.clock.wall_ms()).await
+    {
+        match record::split(&records).count() {
+            0 => return,
+            read => offset += read as u64,
+        }
     }
 }
 
@@ -216,7 +257,7 @@ pub async fn read_queue(
     let mut values = Vec::new();
     loop {
         let next = from + values.len() as u64;
-        let outcome = pull(client, replica, queue, next, env.clock.wall_ms()).await;
+        let outcome = pull(client, replica, TOPIC, queue, next, AT_ONCE, env.clock.wall_ms()).await;
         if let Ok(Pulled { records, end }) = &outcome {
             for record in record::split(records) {
                 let record = record.map_err(io::Error::other)?;
@@ -253,27 +294,31 @@ pub async fn read_queue(
     }
 }
 
+/// What a pull has given.
 #[derive(Debug)]
-struct Pulled {
-    records: Bytes,
+pub struct Pulled {
+    /// Records, one behind the other.
+    pub records: Bytes,
     /// Where the queue ends.
-    end: u64,
+    pub end: u64,
 }
 
 /// One pull without long polling.
-async fn pull(
+pub async fn pull(
     client: &Client<NoRequests>,
     replica: SocketAddr,
+    topic: &str,
     queue: u32,
     offset: u64,
+    at_most: i32,
     now_ms: i64,
 ) -> Result<Pulled, CallError> {
     let header = PullMessageRequest {
         consumer_group: GROUP.to_owned(),
-        topic: TOPIC.to_owned(),
+        topic: topic.to_owned(),
         queue_id: queue as i32,
         queue_offset: offset as i64,
-        max_msg_nums: 256,
+        max_msg_nums: at_most,
         sys_flag: 4,
         subscription: Some("*".to_owned()),
         sub_version: now_ms,

@@ -4,11 +4,58 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
 
 /// A program is given this long to do what it should do within a second or two.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between the end of a supervised broker and its next start, as in `config/systemd/`.
+const RESTART: Duration = Duration::from_secs(2);
+
+/// Names the present run of the machine, for whoever asks the kernel.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// When a replica acknowledges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Flush {
+    /// SYNC_FLUSH.
+    #[default]
+    Sync,
+    /// ASYNC_FLUSH.
+    Async,
+}
+
+/// How brokers are set up, beside what is the same in every run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// When a replica acknowledges.
+    pub flush: Flush,
+    /// Each broker has a machine of its own, which can go down and come back: another boot.
+    pub boots: bool,
+    /// Size of a CommitLog file.
+    pub segment_mib: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { flush: Flush::Sync, boots: false, segment_mib: 64 }
+    }
+}
+
+/// Between two flushes in a group that flushes by a timer.
+pub const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A broker that has ended by itself.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// The reason that it gave, its last word on standard error.
+    pub said: Option<String>,
+}
 
 /// Where one broker can be reached.
 #[derive(Clone, Debug)]
@@ -17,65 +64,76 @@ pub struct BrokerAddresses {
     pub client: SocketAddr,
     /// Metrics and health.
     pub http: SocketAddr,
-    peer: SocketAddr,
+    /// The other brokers.
+    pub peer: SocketAddr,
 }
 
 /// A NameServer and three brokers of one group.
 #[derive(Debug)]
 pub struct Cluster {
     program: PathBuf,
-    dir: PathBuf,
     name_server: SocketAddr,
     name_server_process: Option<Child>,
+    settings: Settings,
+    async_auto_recover: bool,
+    join: bool,
+    founders: String,
     brokers: Vec<Broker>,
 }
 
 #[derive(Debug)]
 struct Broker {
     addresses: BrokerAddresses,
+    data_dir: PathBuf,
     config: PathBuf,
+    log: PathBuf,
+    /// Where in it the present process, or the last one, began.
+    log_from: u64,
+    /// Shown to it as the kernel's, if it has a machine of its own.
+    boot_id: PathBuf,
     process: Option<Child>,
+    ended_at: Option<Instant>,
 }
 
 impl Cluster {
     /// Writes the configuration and starts everything. `data_dirs` are the three brokers' data directories; logs and
     /// configuration go to `dir`.
-    pub fn start(program: &Path, dir: &Path, data_dirs: &[PathBuf; 3]) -> io::Result<Cluster> {
+    pub fn start(program: &Path, dir: &Path, data_dirs: &[PathBuf; 3], settings: Settings) -> io::Result<Cluster> {
         fs::create_dir_all(dir)?;
         let name_server = free_address()?;
         let addresses: Vec<_> = (0..3)
             .map(|_| Ok(BrokerAddresses { client: free_address()?, http: free_address()?, peer: free_address()? }))
             .collect::<io::Result<_>>()?;
         let founders: Vec<_> = addresses.iter().map(|broker| format!("\"{}\"", broker.peer)).collect();
-        let founders = founders.join(", ");
-        let mut brokers = Vec::new();
-        for (k, (addresses, data_dir)) in addresses.into_iter().zip(data_dirs).enumerate() {
-            let config = dir.join(format!("broker-{}.toml", k + 1));
-            let BrokerAddresses { client, http, peer } = &addresses;
-            // What was acknowledged is read back to the end: a small disk must not make retention drop any of it.
-            fs::write(
-                &config,
-                format!(
-                    "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\n[[group]]\n\
-                     broker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
-                     advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
-                     founders = [{founders}]\nsegment_mib = 64\n\
-                     disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n"
-                ),
-            )?;
-            brokers.push(Broker { addresses, config, process: None });
-        }
+        let broker = |(k, (addresses, data_dir)): (usize, (BrokerAddresses, &PathBuf))| Broker {
+            addresses,
+            data_dir: data_dir.clone(),
+            config: dir.join(format!("broker-{k}.toml")),
+            log: dir.join(format!("broker-{k}.log")),
+            log_from: 0,
+            boot_id: dir.join(format!("broker-{k}.boot")),
+            process: None,
+            ended_at: None,
+        };
+        let brokers = (1..).zip(addresses.into_iter().zip(data_dirs)).map(broker).collect();
         let config = dir.join("nameserver.toml");
         fs::write(&config, format!("listen = \"{name_server}\"\n"))?;
         let mut cluster = Cluster {
             program: program.to_owned(),
-            dir: dir.to_owned(),
             name_server,
             name_server_process: None,
+            settings,
+            async_auto_recover: false,
+            join: false,
+            founders: founders.join(", "),
             brokers,
         };
-        cluster.name_server_process = Some(cluster.spawn("nameserver", &config, "nameserver.log")?);
+        let mut command = Command::new(program);
+        command.arg("nameserver").arg("-c").arg(&config);
+        cluster.name_server_process = Some(spawn(command, &dir.join("nameserver.log"))?);
+        cluster.write_configuration()?;
         for k in 0..3 {
+            cluster.boot(k)?;
             cluster.start_broker(k)?;
         }
         for k in 0..3 {
@@ -99,12 +157,129 @@ impl Cluster {
         self.brokers[k].process.as_ref().expect("it runs").id()
     }
 
+    /// A broker's data directory.
+    pub fn data_dir(&self, k: usize) -> &Path {
+        &self.brokers[k].data_dir
+    }
+
+    /// Whether a group of which a majority may have forgotten something goes on by itself, from the next starts on.
+    pub fn set_async_auto_recover(&mut self, async_auto_recover: bool) -> io::Result<()> {
+        self.async_auto_recover = async_auto_recover;
+        self.write_configuration()
+    }
+
+    /// Whether a broker on an empty directory waits to be made a member, from the next starts on.
+    pub fn set_join(&mut self, join: bool) -> io::Result<()> {
+        self.join = join;
+        self.write_configuration()
+    }
+
+    fn write_configuration(&self) -> io::Result<()> {
+        let Cluster { name_server, founders, async_auto_recover, join, settings, .. } = self;
+        let flush = match settings.flush {
+            Flush::Sync => "SYNC_FLUSH",
+            Flush::Async => "ASYNC_FLUSH",
+        };
+        for Broker { addresses: BrokerAddresses { client, http, peer }, data_dir, config, .. } in &self.brokers {
+            // What was acknowledged is read back to the end: a small disk must not make retention drop any of it.
+            fs::write(
+                config,
+                format!(
+                    "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\n[[group]]\n\
+                     broker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
+                     advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
+                     founders = [{founders}]\nsegment_mib = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
+                     async_auto_recover = {async_auto_recover}\njoin = {join}\n\
+                     disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n",
+                    settings.segment_mib,
+                    FLUSH_INTERVAL.as_millis(),
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The machine of a broker comes up: from its next start on it sees another boot.
+    pub fn boot(&self, k: usize) -> io::Result<()> {
+        fs::write(&self.brokers[k].boot_id, fs::read("/proc/sys/kernel/random/uuid")?)
+    }
+
     /// Starts a broker that does not run.
     pub fn start_broker(&mut self, k: usize) -> io::Result<()> {
         assert!(self.brokers[k].process.is_none(), "broker {k} runs already");
-        let process = self.spawn("broker", &self.brokers[k].config, &format!("broker-{}.log", k + 1))?;
-        self.brokers[k].process = Some(process);
+        let Broker { config, log, boot_id, .. } = &self.brokers[k];
+        let mut command = if self.settings.boots {
+            // A mount namespace of its own, in which the kernel shows that boot. The other machines' disks are not seen in
+            // it: they would stay mounted as long as this broker runs.
+            let others = (0..3).filter(|other| *other != k).map(|other| &self.brokers[other].data_dir);
+            let others = others.filter_map(|data_dir| data_dir.parent());
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-e", "-c"]).arg(format!(
+                "mount --bind \"$0\" {BOOT_ID}; for _ in 1 2; do if mountpoint -q \"$1\"; then umount \"$1\"; fi; shift; \
+                 done; exec \"$@\""
+            ));
+            command.arg(boot_id).args(others).arg(&self.program);
+            command
+        } else {
+            Command::new(&self.program)
+        };
+        command.arg("broker").arg("-c").arg(config);
+        let log_from = fs::metadata(log).map_or(0, |log| log.len());
+        let process = spawn(command, log)?;
+        let broker = &mut self.brokers[k];
+        broker.log_from = log_from;
+        (broker.process, broker.ended_at) = (Some(process), None);
         Ok(())
+    }
+
+    /// What a supervisor does now and then: starts a broker again that ended by itself some time ago. Tells if it has
+    /// ended since the last look.
+    pub fn supervise(&mut self, k: usize) -> io::Result<Option<Ended>> {
+        let broker = &mut self.brokers[k];
+        match &mut broker.process {
+            Some(process) => {
+                let Some(status) = process.try_wait()? else { return Ok(None) };
+                (broker.process, broker.ended_at) = (None, Some(Instant::now()));
+                let log = fs::read_to_string(&broker.log)?;
+                let of_it = &log[broker.log_from as usize..];
+                let said = of_it.lines().rev().find_map(|line| line.strip_prefix("raftmq: ")).map(str::to_owned);
+                Ok(Some(Ended { status, said }))
+            }
+            None => {
+                if broker.ended_at.is_none_or(|ended_at| ended_at.elapsed() >= RESTART) {
+                    self.start_broker(k)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a broker's process runs.
+    pub fn runs(&self, k: usize) -> bool {
+        self.brokers[k].process.is_some()
+    }
+
+    /// How often a broker's log has said something, since its first start.
+    pub fn said(&self, k: usize, what: &str) -> io::Result<usize> {
+        Ok(fs::read_to_string(&self.brokers[k].log)?.matches(what).count())
+    }
+
+    /// A broker's metric, with a label if it has several.
+    pub fn metric(&self, k: usize, name: &str, label: &str) -> io::Result<f64> {
+        let (_, page) = get(self.brokers[k].addresses.http, "/metrics")?;
+        let of_that_name = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])) && line.contains(label)
+        };
+        let line = page.lines().find(of_that_name);
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("broker {} has no metric {name} {label}", k + 1)))
+    }
+
+    /// Which broker leads, by what each says of itself; of several the one with the newest term.
+    pub fn leader(&self) -> Option<usize> {
+        let leads = |k: &usize| self.metric(*k, "raftmq_role", "\"leader\"").is_ok_and(|leads| leads > 0.0);
+        let term = |k: &usize| self.metric(*k, "raftmq_term", "").unwrap_or_default();
+        (0..3).filter(leads).max_by(|a, b| term(a).total_cmp(&term(b)))
     }
 
     /// SIGKILL of all `victims` at once.
@@ -135,7 +310,7 @@ impl Cluster {
             if let Some(status) = self.brokers[k].process.as_mut().expect("it runs").try_wait()? {
                 return Err(io::Error::other(format!("broker {} ended: {status}; {}", k + 1, self.log_tail(k))));
             }
-            if health(self.brokers[k].addresses.http).is_ok_and(|status| status == 200) {
+            if self.is_ready(k) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -145,25 +320,18 @@ impl Cluster {
         }
     }
 
-    fn log_tail(&self, k: usize) -> String {
-        let path = self.dir.join(format!("broker-{}.log", k + 1));
-        let text = fs::read_to_string(&path).unwrap_or_default();
+    /// Whether the broker says that it is ready.
+    pub fn is_ready(&self, k: usize) -> bool {
+        get(self.brokers[k].addresses.http, "/health/ready").is_ok_and(|(status, _)| status == 200)
+    }
+
+    /// The end of a broker's log, for people.
+    pub fn log_tail(&self, k: usize) -> String {
+        let path = &self.brokers[k].log;
+        let text = fs::read_to_string(path).unwrap_or_default();
         let mut lines: Vec<_> = text.lines().rev().take(20).collect();
         lines.reverse();
         format!("{} ends with:\n{}", path.display(), lines.join("\n"))
-    }
-
-    fn spawn(&self, role: &str, config: &Path, log: &str) -> io::Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join(log))?;
-        Command::new(&self.program)
-            .arg(role)
-            .arg("-c")
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.program.display())))
     }
 }
 
@@ -179,16 +347,28 @@ impl Drop for Cluster {
 }
 
 /// A loopback address that nobody listens on now.
-fn free_address() -> io::Result<SocketAddr> {
+pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
-/// Status of `GET /health/ready`.
-fn health(address: SocketAddr) -> io::Result<u16> {
+fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
+    let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+    let program = command.get_program().to_owned();
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.display())))
+}
+
+/// Status and body of a page.
+fn get(address: SocketAddr, page: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    stream.write_all(b"GET /health/ready HTTP/1.1\r\nhost: broker\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET {page} HTTP/1.1\r\nhost: broker\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| io::Error::other("no HTTP answer"))
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    status.map(|status| (status, answer)).ok_or_else(|| io::Error::other("no HTTP answer"))
 }

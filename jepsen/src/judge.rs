@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use env::Env;
 use remoting::{Client, Limits, NoRequests};
@@ -16,6 +17,26 @@ use crate::append::{self, Append, QUEUES};
 
 /// What a replica has shown: the values of each queue, by offset.
 type Shown = Vec<Vec<u64>>;
+
+/// What a power failure of all replicas took, where they flush by a timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Acknowledged appends.
+    pub count: usize,
+    /// How long before the cut the oldest of them was acknowledged.
+    pub oldest: Duration,
+}
+
+/// When all machines went down, and how much that may have taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Outage {
+    /// From here on nothing was written any more.
+    pub cut: Duration,
+    /// The first of them was started again.
+    pub back: Duration,
+    /// What was acknowledged so long before the cut must be there.
+    pub bound: Duration,
+}
 
 /// See the top.
 #[derive(Debug, Default)]
@@ -44,6 +65,26 @@ impl Judge {
         verdict(&self.acknowledged, &self.shown).map_err(io::Error::other)
     }
 
+    /// The same after a power failure of all replicas, which may have taken what it is allowed to. That is forgotten here,
+    /// too: its places are given out again.
+    pub async fn check_after(
+        &mut self,
+        env: &Env,
+        replicas: &[SocketAddr],
+        acknowledged: Vec<Append>,
+        outage: Outage,
+    ) -> io::Result<Lost> {
+        self.acknowledged.extend(acknowledged);
+        let mut anew = Judge::default();
+        anew.check(env, replicas, Vec::new()).await?;
+        let shown = anew.shown.values().next().ok_or_else(|| io::Error::other("there are no replicas"))?;
+        let (lost, kept) = self.acknowledged.drain(..).partition::<Vec<_>, _>(|append| !is_there(append, shown));
+        let taken = may_be_lost(&lost, outage).map_err(io::Error::other)?;
+        *self = anew;
+        self.check(env, replicas, kept).await?;
+        Ok(taken)
+    }
+
     /// Reads everything again from the start, from each replica, and judges that.
     pub async fn check_all(self, env: &Env, replicas: &[SocketAddr]) -> io::Result<()> {
         Judge::default().check(env, replicas, self.acknowledged).await
@@ -61,10 +102,31 @@ fn verdict(acknowledged: &[Append], shown: &BTreeMap<SocketAddr, Shown>) -> Resu
     Ok(())
 }
 
+fn is_there(append: &Append, queues: &Shown) -> bool {
+    queues[append.queue as usize].get(append.offset as usize) == Some(&append.value)
+}
+
+/// Whether all that is lost was acknowledged shortly before the cut.
+fn may_be_lost(lost: &[Append], outage: Outage) -> Result<Lost, String> {
+    if let Some(append) = lost.iter().find(|append| append.at >= outage.back) {
+        return Err(format!("LOST: {append:?} was acknowledged after the power failure"));
+    }
+    // What arrived after the cut was on its way.
+    let oldest = lost.iter().map(|append| outage.cut.saturating_sub(append.at)).max().unwrap_or_default();
+    if oldest > outage.bound {
+        return Err(format!(
+            "LOST {} acknowledged appends, the oldest {oldest:?} before the cut; {:?} are allowed",
+            lost.len(),
+            outage.bound
+        ));
+    }
+    Ok(Lost { count: lost.len(), oldest })
+}
+
 /// Every acknowledged append is at its place.
 fn nothing_lost(acknowledged: &[Append], queues: &Shown) -> Result<(), String> {
     let there = |append: &Append| queues[append.queue as usize].get(append.offset as usize);
-    let mut lost = acknowledged.iter().filter(|append| there(append) != Some(&append.value));
+    let mut lost = acknowledged.iter().filter(|append| !is_there(append, queues));
     let Some(first) = lost.next() else { return Ok(()) };
     Err(format!(
         "LOST {} of {} acknowledged appends; the first: value {} at queue {} offset {}, where there is {:?} now",
@@ -103,7 +165,7 @@ mod tests {
 
     /// Two acknowledged appends, 10 and 11, on queue 0; the two replicas show its values as given.
     fn judged(one: &[u64], other: &[u64]) -> Result<(), String> {
-        let append = |offset, value| Append { queue: 0, offset, value };
+        let append = |offset, value| Append { queue: 0, offset, value, at: Duration::ZERO };
         let replica =
             |port, values: &[u64]| (SocketAddr::from(([127, 0, 0, 1], port)), vec![values.to_vec(), Vec::new()]);
         verdict(&[append(0, 10), append(1, 11)], &[replica(1, one), replica(2, other)].into())
@@ -113,6 +175,23 @@ mod tests {
     fn what_was_not_acknowledged_may_be_there_or_not() {
         assert_eq!(judged(&[10, 11], &[10, 11]), Ok(()));
         assert_eq!(judged(&[10, 11, 12], &[10, 11]), Ok(()));
+    }
+
+    #[test]
+    fn what_a_power_failure_of_all_may_take_is_young() {
+        let ms = Duration::from_millis;
+        let lost = |at: &[u64]| {
+            let outage = Outage { cut: ms(9_000), back: ms(9_500), bound: ms(520) };
+            let append = |at: &u64| Append { queue: 0, offset: 0, value: *at, at: ms(*at) };
+            may_be_lost(&at.iter().map(append).collect::<Vec<_>>(), outage)
+        };
+        assert_eq!(lost(&[]), Ok(Lost::default()));
+        assert_eq!(lost(&[8_480, 8_990]), Ok(Lost { count: 2, oldest: ms(520) }));
+        assert_eq!(lost(&[9_010]), Ok(Lost { count: 1, oldest: ms(0) }), "its answer was on its way");
+        assert!(
+            lost(&[8_990, 8_479]).is_err_and(|told| told.starts_with("LOST 2 acknowledged appends, the oldest 521ms"))
+        );
+        assert!(lost(&[9_600]).is_err_and(|told| told.contains("after the power failure")));
     }
 
     #[test]

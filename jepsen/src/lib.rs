@@ -1,11 +1,16 @@
 //! Real processes, real faults: what a simulation cannot show.
 //!
-//! - [`power`]: file systems of our own on loop devices, and how their power is cut.
+//! - [`disk`]: file systems of our own, and how their power is cut; [`disk_fault`]: what else can happen to them.
 //! - [`store`]: one store under kills and power losses.
 //! - [`cluster`]: a NameServer and three brokers as processes; [`faults`] strikes them under the load of [`append`], and
-//!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost.
+//!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost. The longer
+//!   stories are [`one_disk`], one bad disk among three, [`forgetful`], all machines of a group that flushes by a timer, and
+//!   `replace`, a new node in the place of one whose disk is gone.
+//! - [`start`]: how long a start takes on a directory with a very long log, most of which is holes ([`sparse`]).
 //!
-//! A fault that the machine cannot produce is an error, never a pass.
+//! A fault that the machine cannot produce is an error of its own, [`io::ErrorKind::Unsupported`], and never a pass.
+//!
+//! [`io::ErrorKind::Unsupported`]: std::io::ErrorKind::Unsupported
 
 // The world outside is this package's business: processes, mounts and files that are not a broker's.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -13,7 +18,13 @@
 pub mod append;
 pub mod chain;
 pub mod cluster;
+pub mod disk;
+pub mod disk_fault;
 pub mod faults;
+pub mod forgetful;
 pub mod judge;
-pub mod power;
+pub mod one_disk;
+pub(crate) mod replace;
+pub mod sparse;
+pub mod start;
 pub mod store;

@@ -2,11 +2,17 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen::{faults, store};
+use jepsen::cluster::Flush;
+use jepsen::{faults, start, store};
+
+/// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
+const SKIPPED: u8 = 77;
 
 #[derive(Parser)]
 #[command(version, about = "Real processes, real faults", after_long_help = include_str!("../README.md"))]
@@ -32,12 +38,15 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
-    /// A cluster of three under load: kill or power off one or all of it again and again; after each fault the three logs
-    /// must be equal, and every acknowledged append is read back from each replica.
+    /// A cluster of three under load: kill or power off one or all of it, or make one disk go bad, again and again; after
+    /// each fault the three logs must be equal, and every acknowledged append is read back from each replica.
     Cluster {
         /// What happens to it.
         #[arg(long, value_enum, default_value = "kill-one")]
         fault: faults::Fault,
+        /// When a replica acknowledges.
+        #[arg(long, value_enum, default_value = "sync")]
+        flush: Flush,
         /// How often.
         #[arg(long, default_value_t = 10)]
         cycles: u32,
@@ -50,6 +59,24 @@ enum Command {
         /// Senders, one message in flight each.
         #[arg(long, default_value_t = 64)]
         senders: u32,
+        /// The raftmq program; by default the one beside this one.
+        #[arg(long)]
+        raftmq: Option<PathBuf>,
+        /// Where to work; a temporary directory by default.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// How long a start takes with a long log, or with many queues: from exec to the first PULL that is served.
+    Start {
+        /// Length of the log, most of it holes.
+        #[arg(long, default_value_t = 100)]
+        log_gib: u64,
+        /// Queues with a message each.
+        #[arg(long, default_value_t = 0)]
+        queues: u32,
+        /// Starts after a clean stop, and as many after a kill.
+        #[arg(long, default_value_t = 3)]
+        starts: u32,
         /// The raftmq program; by default the one beside this one.
         #[arg(long)]
         raftmq: Option<PathBuf>,
@@ -74,13 +101,22 @@ fn main() -> ExitCode {
         Command::Store { fault, cycles, seed, dir } => {
             store::run(fault, cycles, seed, dir).map(|report| println!("{report}"))
         }
-        Command::Cluster { fault, cycles, seed, appends, senders, raftmq, dir } => {
-            cluster(fault, cycles, seed, appends, senders, raftmq, dir)
+        Command::Cluster { fault, flush, cycles, seed, appends, senders, raftmq, dir } => {
+            within(raftmq, dir, "cluster-", |program, dir| {
+                faults::run(&faults::Plan { fault, flush, cycles, seed, appends, senders, program, dir })
+            })
         }
+        Command::Start { log_gib, queues, starts, raftmq, dir } => within(raftmq, dir, "start-", |program, dir| {
+            start::run(&start::Plan { log_gib, queues, starts, program, dir })
+        }),
         Command::StoreWriter { dir, seed } => store::writer(&dir, seed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            eprintln!("SKIPPED, nothing was tested: {error}");
+            ExitCode::from(SKIPPED)
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -88,28 +124,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn cluster(
-    fault: faults::Fault,
-    cycles: u32,
-    seed: u64,
-    appends: usize,
-    senders: u32,
-    raftmq: Option<PathBuf>,
+/// Runs something with a program, by default the one beside this one, in a directory, by default a temporary one, and
+/// prints what it reports.
+fn within<R: Display>(
+    program: Option<PathBuf>,
     dir: Option<PathBuf>,
-) -> std::io::Result<()> {
-    let program = match raftmq {
+    prefix: &str,
+    run: impl FnOnce(PathBuf, PathBuf) -> io::Result<R>,
+) -> io::Result<()> {
+    let program = match program {
         Some(program) => program,
         None => std::env::current_exe()?.with_file_name("raftmq"),
     };
-    let (dir, temporary) = match dir {
-        Some(dir) => (dir, None),
-        None => {
-            let temporary = tempfile::Builder::new().prefix("cluster-").tempdir()?;
-            (temporary.path().to_owned(), Some(temporary))
-        }
+    let temporary = match dir {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix(prefix).tempdir()?),
     };
-    let plan = faults::Plan { fault, cycles, seed, appends, senders, program, dir };
-    match faults::run(&plan) {
+    let dir = dir.or_else(|| Some(temporary.as_ref()?.path().to_owned())).expect("one of the two");
+    match run(program, dir.clone()) {
         Ok(report) => {
             println!("{report}");
             Ok(())
@@ -117,7 +149,7 @@ fn cluster(
         Err(error) => {
             // What is left behind is the evidence.
             let _kept = temporary.map(tempfile::TempDir::keep);
-            eprintln!("kept: {}", plan.dir.display());
+            eprintln!("kept: {}", dir.display());
             Err(error)
         }
     }

@@ -20,7 +20,7 @@ use raft_store::log::{AppendEntry, Kind, Log, LogOptions, Vote};
 use raft_store::position::LogId;
 use tokio::sync::Semaphore;
 
-use crate::power;
+use crate::disk::Disk;
 
 /// What strikes the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -121,9 +121,9 @@ pub fn run(fault: Fault, cycles: u32, seed: u64, dir: Option<PathBuf>) -> io::Re
     fs::create_dir_all(&root)?;
     let disk = match fault {
         Fault::Kill => None,
-        Fault::PowerLoss => Some(power::Disk::create(&root, "disk", 4096)?),
+        Fault::PowerLoss => Some(Disk::create(&root, "disk", 4096)?),
     };
-    let store = disk.as_ref().map_or(root.as_path(), power::Disk::mount_point).join("store");
+    let store = disk.as_ref().map_or(root.as_path(), Disk::mount_point).join("store");
     let rng = Rng::seeded(seed);
     let mut report = Report::default();
     let (mut entries, mut vote) = (None, 0);
@@ -140,7 +140,7 @@ pub fn run(fault: Fault, cycles: u32, seed: u64, dir: Option<PathBuf>) -> io::Re
 /// Starts the writer, lets it work for a while, strikes, and counts what it had acknowledged.
 fn strike(
     store: &Path,
-    disk: Option<&power::Disk>,
+    disk: Option<&Disk>,
     rng: &Rng,
     report: &mut Report,
     entries: &mut Option<u64>,

@@ -46,6 +46,10 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// A group that has neither stored nor shown a message for this long keeps no memory for the sake of speed.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// A leader whose disk is too full to take messages, and which has handed over, does so again no sooner: the others' may be
+/// as full.
+const FULL_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A broker process.
 pub struct Broker {
     groups: Vec<Arc<BrokerGroup>>,
@@ -241,13 +245,22 @@ impl Serving {
     }
 }
 
-/// Once a second: remembers the rates' totals, looks at the disk, and gives memory back when nothing was written or read for a while.
+/// Once a second: remembers the rates' totals, looks at the disk, which if it is too full should be somebody else's, and gives memory back when nothing was written or read for a while.
 async fn tick(group: Arc<BrokerGroup>) {
     let (mut seen, mut seen_at) = (None, Duration::ZERO);
+    let mut handed_over_at = None;
     loop {
         let now = group.env.clock.monotonic();
         group.rates.tick(now);
         group.look_at_disk().await;
+        let may_hand_over = handed_over_at.is_none_or(|at| now - at >= FULL_PATIENCE);
+        if may_hand_over
+            && group.leads()
+            && group.refuse_when_disk_is_full().is_err()
+            && group.hand_over_to_a_disk_with_room().await
+        {
+            handed_over_at = Some(now);
+        }
         let activity = Some((group.raft.log().tip().end.physical_offset, group.rates.get_transferred.total()));
         if activity != seen {
             (seen, seen_at) = (activity, now);
@@ -358,7 +371,9 @@ impl BrokerGroup {
         let raft = self.raft.status();
         let is_ready = match &raft.role {
             Role::Leader { ready, .. } => *ready,
-            Role::Follower { leader, .. } => leader.is_some(),
+            // One that was started again believes in the leader that it voted for, heard of or not; if it may not vote, for
+            // as long as it likes.
+            Role::Follower { leader, .. } => leader.is_some() && !raft.on_probation,
             Role::Candidate { .. } | Role::Stopped { .. } => false,
         };
         GroupStatus {
@@ -384,6 +399,29 @@ impl BrokerGroup {
     /// Group time as the next entry would be stamped, or a little less.
     pub(crate) fn now(&self) -> Timestamp {
         self.raft.now()
+    }
+
+    /// This leader takes no messages because its disk is full; another one may. Tells whether one leads now.
+    async fn hand_over_to_a_disk_with_room(&self) -> bool {
+        let (group, used) = (self.broker_name(), self.disk_used_percent());
+        let handed_over = self.raft.hand_over().await;
+        match &handed_over {
+            Ok(()) => tracing::error!(
+                group,
+                used_percent = used,
+                "this leader's disk is too full for messages: somebody else leads now"
+            ),
+            Err(HandOverError::NotLeader | HandOverError::Alone | HandOverError::Stopped) => {}
+            Err(error @ (HandOverError::NotTaken | HandOverError::NotAVoter)) => {
+                tracing::error!(
+                    group,
+                    used_percent = used,
+                    %error,
+                    "this leader's disk is too full for messages: somebody else should lead"
+                );
+            }
+        }
+        handed_over.is_ok()
     }
 
     /// Whether this replica leads and serves.

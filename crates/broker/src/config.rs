@@ -41,7 +41,7 @@ pub struct GroupConfig {
     pub founders: Vec<String>,
     /// Joins a group that exists, on a new directory.
     pub join: bool,
-    /// A member that lacks much is sent the log at this rate; 0 for as fast as it goes.
+    /// What a member lacks of the log becomes less at this rate at most; 0 for as fast as it goes.
     pub catch_up_bytes_per_s: u64,
     /// When a message is acknowledged.
     pub flush: Flush,

@@ -318,6 +318,12 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             false,
             each(&|_, status| status.log.sync_longest.as_secs_f64()),
         ),
+        (
+            "raftmq_log_syncs",
+            "fdatasyncs of the log since the start that took less than `us` microseconds, and not less than half",
+            true,
+            syncs,
+        ),
         ("raftmq_replication_lag_entries", "Entries that a peer lacks, as the leader knows", false, lag),
         (
             "raftmq_proposals_bytes",

@@ -376,19 +376,19 @@ fn a_failing_change_of_length_or_name_has_not_happened() {
 #[test]
 fn a_bad_sector_stays_bad_until_it_is_written() {
     let disk = disk();
-    durable(&disk, "/f", [3; 3000]);
-    disk.fail_reads("/f", 512..2048);
+    durable(&disk, "/f", [3; 9000]);
+    disk.fail_reads("/f", 512..8000);
     disk.crash(&Rng::seeded(1));
     let file = open(&disk, "/f");
     assert_eq!(now(file.read_at(0, 512)).unwrap(), vec![3; 512]);
     assert!(now(file.read_at(0, 513)).is_err());
-    assert!(file.map_sealed(2047, 1).is_err());
-    write(&file, 1024, [4; 512]).unwrap();
-    assert_eq!(now(file.read_at(1024, 512)).unwrap(), vec![4; 512]);
-    assert!(now(file.read_at(1023, 1)).is_err());
-    assert!(now(file.read_at(1536, 1)).is_err());
+    assert!(file.map_sealed(7999, 1).is_err());
+    assert!(write(&file, 1024, [4; 512]).is_err(), "the rest of the page cannot be read");
+    write(&file, 4096, [4; 4096]).unwrap();
+    assert_eq!(now(file.read_at(4096, 4096)).unwrap(), vec![4; 4096]);
+    assert!(now(file.read_at(4095, 1)).is_err());
     disk.heal();
-    assert_eq!(now(file.read_at(0, 3000)).unwrap().len(), 3000);
+    assert_eq!(now(file.read_at(0, 9000)).unwrap().len(), 9000);
 }
 
 #[test]

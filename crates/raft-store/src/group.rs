@@ -58,7 +58,7 @@ pub struct GroupOptions {
     pub founders: Vec<String>,
     /// Become a member of a group that exists.
     pub join: bool,
-    /// A member that lacks much is sent the log at this rate, so that clients do not notice; 0 for as fast as it goes.
+    /// What a member lacks becomes less at this rate at most, so that clients do not notice; 0 for as fast as it goes.
     pub catch_up_bytes_per_s: u64,
     /// When to acknowledge.
     pub flush_mode: FlushMode,

@@ -341,7 +341,7 @@ pub(crate) async fn read(env: &Env, dir: &Path) -> Result<Option<Identity>, Iden
     })
 }
 
-async fn write(env: &Env, dir: &Path, identity: &Identity) -> io::Result<()> {
+pub(crate) async fn write(env: &Env, dir: &Path, identity: &Identity) -> io::Result<()> {
     let (new, path) = (dir.join(IDENTITY_NEW), dir.join(IDENTITY));
     let file = env.disk.open(&new, Open::OrCreate).await?;
     file.set_len(0).await?;

@@ -77,7 +77,7 @@ pub(crate) async fn open(env: &Env, dir: &Path) -> io::Result<Opened> {
 }
 
 /// Whether the error says nothing about the store: it would meet an empty one as well.
-fn is_circumstance(error: &io::Error) -> bool {
+pub(crate) fn is_circumstance(error: &io::Error) -> bool {
     use io::ErrorKind::{
         Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock,
     };

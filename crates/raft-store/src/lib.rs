@@ -31,3 +31,4 @@ pub mod raft;
 pub mod repair;
 pub mod scrub;
 pub mod state_hash;
+pub mod unsafe_recover;

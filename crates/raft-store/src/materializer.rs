@@ -159,6 +159,11 @@ impl Floors {
         Ok(checked.and_then(|(_, rest)| codec::from_bytes(rest).ok()))
     }
 
+    /// Whether `id` is the installed image: the log may not have been restarted behind it yet.
+    pub fn is_installed_at(&self, id: LogId) -> bool {
+        self.base == Some(id)
+    }
+
     async fn write(&self, env: &Env, consume_queue: &Path) -> io::Result<()> {
         let value = codec::to_bytes(self);
         let mut bytes = crc32c::crc32c(&value).to_le_bytes().to_vec();
@@ -311,7 +316,7 @@ impl Derived {
     pub(crate) fn log_floor_boundary(&self) -> Option<Boundary> {
         let installing = matches!(self.rebuild, Some(Rebuild::Install(_)));
         let newest = self.newest?;
-        (!installing && self.floors.base != Some(newest.id)).then_some(newest)
+        (!installing && !self.floors.is_installed_at(newest.id)).then_some(newest)
     }
 
     /// Members as of N, if there are any: for who must ask them before the log is open.

@@ -85,8 +85,7 @@ impl<T: Tables> Membership<T> {
     /// Makes a learner a voter, or lets a member go, or both at once. Resolves when that is committed; if it is so
     /// already, at once.
     pub async fn change_voters(&self, change: VotersChange) -> Result<(), MembersError> {
-        let found = Found::of(&self.raft.metrics().borrow_watched(), self.heard_limit);
-        let step = step(&found, &change).map_err(MembersError::Refused)?;
+        let (found, step) = self.decide(&change).await.map_err(|refusal| MembersError::Refused(refusal.to_string()))?;
         if let (Step::Voters(_), Some(added)) = (&step, change.add) {
             let lag_bytes = self.lag_bytes(added).await;
             if !found.voters.contains(&added) && lag_bytes > CAUGHT_UP_BYTES {
@@ -102,6 +101,25 @@ impl<T: Tables> Membership<T> {
         fault!("membership.change");
         self.raft.change_membership(change, false).await.map_err(members_error)?;
         Ok(())
+    }
+
+    /// A leader that has just taken office has not heard of everybody: it waits a moment for those who are missing.
+    async fn decide(&self, change: &VotersChange) -> Result<(Found, Step), Refusal> {
+        let look = || {
+            let found = Found::of(&self.raft.metrics().borrow_watched(), self.heard_limit);
+            let step = step(&found, change)?;
+            Ok((found, step))
+        };
+        let clock = &self.env.clock;
+        let deadline = clock.monotonic() + 2 * self.heard_limit;
+        loop {
+            match look() {
+                Err(Refusal::NoMajority { .. }) if clock.monotonic() < deadline => {
+                    clock.sleep(self.heard_limit / 10).await
+                }
+                decided => return decided,
+            }
+        }
     }
 
     /// Bytes of this node's log that `node` is not known to hold durably.
@@ -164,18 +182,30 @@ enum Step {
     Forget(NodeId),
 }
 
+/// Why a change must not be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Refusal {
+    #[error("the leader cannot remove itself: transfer leadership first (transferLeader), then ask the new one")]
+    Leader,
+    #[error("node {0:016x} is no learner of this group: add it first (addNode)")]
+    Stranger(NodeId),
+    #[error(
+        "of the {voters} voters that this would leave, these do not answer: {silent}. The group would stand still: start \
+         them, or replace one of them first"
+    )]
+    NoMajority { voters: usize, silent: String },
+}
+
 /// What is to be done, or why it must not be.
-fn step(found: &Found, change: &VotersChange) -> Result<Step, String> {
+fn step(found: &Found, change: &VotersChange) -> Result<Step, Refusal> {
     let VotersChange { add, remove } = *change;
     if remove == Some(found.own) {
-        return Err(
-            "the leader cannot remove itself: transfer leadership first (transferLeader), then ask the new one".into(),
-        );
+        return Err(Refusal::Leader);
     }
     let mut voters = found.voters.clone();
     if let Some(add) = add.filter(|add| !voters.contains(add)) {
         if !found.learners.contains(&add) {
-            return Err(format!("node {add:016x} is no learner of this group: add it first (addNode)"));
+            return Err(Refusal::Stranger(add));
         }
         voters.insert(add);
     }
@@ -191,13 +221,7 @@ fn step(found: &Found, change: &VotersChange) -> Result<Step, String> {
     let there = voters.intersection(&found.there).count();
     if there <= voters.len() / 2 {
         let silent: Vec<String> = voters.difference(&found.there).map(|node| format!("{node:016x}")).collect();
-        return Err(format!(
-            "of the {} voters that this would leave, {} do not answer ({}): the group would stand still. Start them, or \
-             replace one of them first",
-            voters.len(),
-            silent.len(),
-            silent.join(", ")
-        ));
+        return Err(Refusal::NoMajority { voters: voters.len(), silent: silent.join(", ") });
     }
     Ok(Step::Voters(voters))
 }
@@ -263,7 +287,7 @@ mod tests {
         VotersChange { add, remove }
     }
 
-    fn voters(voters: &[NodeId]) -> Result<Step, String> {
+    fn voters(voters: &[NodeId]) -> Result<Step, Refusal> {
         Ok(Step::Voters(voters.iter().copied().collect()))
     }
 
@@ -279,15 +303,16 @@ mod tests {
         }
         let joint = Found { is_joint: true, ..found() };
         assert_eq!(step(&joint, &asked(Some(2), None)), voters(&[1, 2, 3]), "half done is not done");
-        assert!(of(Some(5), None).is_err_and(|why| why.contains("addNode")));
-        assert!(of(None, Some(1)).is_err_and(|why| why.contains("transferLeader")));
+        assert_eq!(of(Some(5), None), Err(Refusal::Stranger(5)));
+        assert_eq!(of(None, Some(1)), Err(Refusal::Leader));
     }
 
     #[test]
     fn a_change_that_leaves_no_majority_is_refused() {
         let one_is_down = Found { there: [1, 2, 4].into(), ..found() };
         let of = |add, remove| step(&one_is_down, &asked(add, remove));
-        assert!(of(None, Some(2)).is_err_and(|why| why.contains("0000000000000003")), "1 and 3 would be left");
+        let silent = "0000000000000003".to_owned();
+        assert_eq!(of(None, Some(2)), Err(Refusal::NoMajority { voters: 2, silent }), "1 and 3 would be left");
         assert_eq!(of(None, Some(3)), voters(&[1, 2]));
         assert_eq!(of(Some(4), Some(3)), voters(&[1, 2, 4]), "the lost one is replaced");
         assert_eq!(of(Some(4), Some(2)), voters(&[1, 3, 4]));

@@ -221,9 +221,10 @@ pub type Progress<'a> = &'a (dyn Fn(Kind, u64, u64) + Sync);
 /// A directory that nobody runs, for as long as this lives.
 #[derive(Debug)]
 pub struct Offline {
-    env: Env,
-    dir: PathBuf,
-    _lock: Option<Lock>,
+    pub(crate) env: Env,
+    pub(crate) dir: PathBuf,
+    /// `None` where there is no LOCK, so that nobody runs.
+    pub(crate) lock: Option<Lock>,
 }
 
 impl Offline {
@@ -248,7 +249,7 @@ impl Offline {
                 Err(source) => return Err(OfflineError::Io { what: dir.join(LOCK).display().to_string(), source }),
             },
         };
-        Ok(Offline { env: env.clone(), dir: dir.to_owned(), _lock: lock })
+        Ok(Offline { env: env.clone(), dir: dir.to_owned(), lock })
     }
 
     /// Reads everything. The keyed store is copied to `scratch`, an empty directory of the caller's; `None` if it is known
@@ -429,7 +430,7 @@ impl Offline {
         Ok(self.names("checkpoint").await?.iter().any(|name| image::id_of_name(name).is_some()))
     }
 
-    async fn read_keyed(&self, scratch: &Path) -> io::Result<Keyed> {
+    pub(crate) async fn read_keyed(&self, scratch: &Path) -> io::Result<Keyed> {
         self.copy(&self.dir.join("state"), &scratch.join("state")).await?;
         let mut store = keyed::open_in_place(&self.env, scratch).await?;
         let mut rows: Vec<Row> = Vec::new();
@@ -615,9 +616,9 @@ impl Offline {
 
 /// The rows of the keyed store.
 #[derive(Debug)]
-struct Keyed {
-    boundary: Option<Boundary>,
-    rows: Vec<Row>,
+pub(crate) struct Keyed {
+    pub(crate) boundary: Option<Boundary>,
+    pub(crate) rows: Vec<Row>,
 }
 
 impl Keyed {

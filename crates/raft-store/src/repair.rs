@@ -213,14 +213,14 @@ async fn fill(found: &Survey, gap: &Gap, peers: &mut Peers, mending: &mut Mendin
         }
         if held_bytes > HELD_BYTES {
             for placed in held.drain(..) {
-                mending.write(&placed).await?;
+                mending.write(&placed, gap.to).await?;
             }
             held_bytes = 0;
         }
     }
     joins(found, at, last).await.map_err(does_not_join)?;
     for placed in held {
-        mending.write(&placed).await?;
+        mending.write(&placed, gap.to).await?;
     }
     Ok(written)
 }

@@ -75,7 +75,7 @@ pub async fn broker(env: &Env, flags: &Flags) -> Result<(), String> {
         biased;
         signal = signals.wait() => signal,
         // Whatever supervises this process starts it again; until then the other replicas serve.
-        reason = broker.failed() => return Err(format!("a replica has stopped, start the process again: {reason}")),
+        reason = broker.failed() => return Err(format!("a replica has stopped: {reason}")),
     };
     tracing::info!(signal, "stopping: leadership is handed over first; a second signal stops at once");
     tokio::select! {

@@ -1,5 +1,7 @@
 //! `raftmq store`: what lies in a replica's data directory, and whether it is what was written. For a node that does not
-//! run; nothing here writes to the directory.
+//! run; nothing here writes to the directory, but `unsafe-recover` with `--accept-loss`.
+
+mod unsafe_recover;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use raft_store::offline::{
 use raft_store::position::{QueueId, QueueOffset};
 use serde_json::{Value, json};
 
+use self::unsafe_recover::UnsafeRecover;
 use crate::admin::report::{Column, Output, Report, Table, date};
 
 /// Something is damaged.
@@ -28,6 +31,9 @@ const DAMAGED: u8 = 1;
 
 /// What was typed cannot be done: no such directory, or its node runs.
 const USAGE: u8 = 2;
+
+/// It could be done, and was only looked at.
+const ONLY_LOOKED: u8 = 3;
 
 /// What to do with a directory.
 #[derive(Subcommand)]
@@ -44,6 +50,14 @@ pub enum Command {
     /// Frames are the entries of the log in order: index, term, kind, physical offset, bytes, group time, operations. A
     /// stretch that is not what was written is shown as a line of kind "damaged", and what is whole behind it is shown too.
     Inspect(Inspect),
+    /// Of a group that has lost a majority of its replicas for good, make one survivor a group of its own.
+    ///
+    /// Unsafe: whatever was acknowledged and is not in this survivor's log is lost. Without --accept-loss it only says
+    /// what the survivor holds and who is dropped, and changes nothing. With it, the directory's node is the only member of
+    /// its group from then on: start it, and add new nodes. Reads the whole log first. docs/operations.md has the steps.
+    /// Exit code 0: done; 1: the directory is damaged; 2: it cannot be done, or needs not be; 3: it can be done, and was
+    /// only looked at.
+    UnsafeRecover(UnsafeRecover),
 }
 
 /// Flags of `raftmq store verify`.
@@ -110,26 +124,38 @@ fn queue(text: &str) -> Result<QueueId, String> {
 /// Runs it. The exit code is part of the answer.
 pub async fn run(env: &Env, command: Command) -> Result<ExitCode, String> {
     let (report, output, code) = match &command {
-        Command::Verify(flags) => match verify(env, flags, !kills_its_opener(env, flags).await).await {
+        Command::Verify(flags) => match verify(env, flags, opens_keyed(env, &flags.dir, &flags.scratch).await).await {
             Ok(found) => {
                 let code = if found.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) };
                 (verification(&flags.dir, &found), flags.output, code)
             }
-            Err(error) => return Ok(refuse(&error)),
+            Err(error) => return Ok(refuse(&error, is_damage(&error))),
         },
         Command::Inspect(flags) => match inspect(env, flags).await {
             Ok(report) => (report, flags.output, ExitCode::SUCCESS),
-            Err(error) => return Ok(refuse(&error)),
+            Err(error) => return Ok(refuse(&error, is_damage(&error))),
         },
+        Command::UnsafeRecover(flags) => {
+            let opens_keyed = opens_keyed(env, &flags.dir, &flags.scratch).await;
+            match unsafe_recover::run(env, flags, opens_keyed).await {
+                Ok((report, true)) => (report, flags.output, ExitCode::SUCCESS),
+                Ok((report, false)) => (report, flags.output, ExitCode::from(ONLY_LOOKED)),
+                Err(error) => return Ok(refuse(&error, unsafe_recover::is_damage(&error))),
+            }
+        }
     };
     // A reader that has seen enough (`| head`) closes the pipe; that is no failure.
     let _ = std::io::stdout().write_all(report.render(output).as_bytes());
     Ok(code)
 }
 
-fn refuse(error: &OfflineError) -> ExitCode {
+fn is_damage(error: &OfflineError) -> bool {
+    matches!(error, OfflineError::Damaged(_))
+}
+
+fn refuse(error: &dyn std::error::Error, is_damage: bool) -> ExitCode {
     eprintln!("raftmq: {error}");
-    ExitCode::from(if matches!(error, OfflineError::Damaged(_)) { DAMAGED } else { USAGE })
+    ExitCode::from(if is_damage { DAMAGED } else { USAGE })
 }
 
 /// A directory of this call's own, removed when it is done with.
@@ -155,33 +181,24 @@ impl Scratch {
 }
 
 /// sled has ways to kill the process that opens a damaged store: another one tries first.
-async fn kills_its_opener(env: &Env, flags: &Verify) -> bool {
-    let (Ok(program), Ok(scratch)) = (std::env::current_exe(), Scratch::make(env, flags.scratch.as_deref()).await)
-    else {
-        return false;
+async fn opens_keyed(env: &Env, dir: &Path, scratch: &Option<PathBuf>) -> bool {
+    let (Ok(program), Ok(scratch)) = (std::env::current_exe(), Scratch::make(env, scratch.as_deref()).await) else {
+        return true;
     };
     let mut trial = std::process::Command::new(program);
-    trial.args(["store", "inspect", "--show", "rows", "--limit", "0", "--scratch"]).arg(&scratch.dir).arg(&flags.dir);
+    trial.args(["store", "inspect", "--show", "rows", "--limit", "0", "--scratch"]).arg(&scratch.dir).arg(dir);
     trial.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let ended = trial.status();
     scratch.remove().await;
     // Killed by a signal it has no code; what else it met the verification meets as well, and can say.
-    ended.is_ok_and(|status| status.code().is_none())
+    ended.map_or(true, |status| status.code().is_some())
 }
 
 async fn verify(env: &Env, flags: &Verify, opens_keyed: bool) -> Result<Verification, OfflineError> {
     let offline = Offline::open(env, &flags.dir).await?;
     let scratch = Scratch::make(env, flags.scratch.as_deref()).await?;
     let bar = progress_bar(flags.output);
-    let shown = AtomicU64::new(u64::MAX);
-    let hear = |kind: Kind, done: u64, all: u64| {
-        if shown.swap(kind as u64, Ordering::Relaxed) != kind as u64 {
-            bar.set_message(kind.name());
-        }
-        bar.set_length(all);
-        bar.set_position(done);
-    };
-    let found = offline.verify(opens_keyed.then_some(&*scratch.dir), &hear).await;
+    let found = offline.verify(opens_keyed.then_some(&*scratch.dir), &follow(&bar)).await;
     bar.finish_and_clear();
     scratch.remove().await;
     found
@@ -193,6 +210,18 @@ fn progress_bar(output: Output) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {msg} {eta}").expect("a well-formed template");
     bar.set_style(style);
     bar
+}
+
+/// Shows on `bar` how far a look has come.
+fn follow(bar: &ProgressBar) -> impl Fn(Kind, u64, u64) + Sync {
+    let shown = AtomicU64::new(u64::MAX);
+    move |kind, done, all| {
+        if shown.swap(kind as u64, Ordering::Relaxed) != kind as u64 {
+            bar.set_message(kind.name());
+        }
+        bar.set_length(all);
+        bar.set_position(done);
+    }
 }
 
 const READ: &[Column] =

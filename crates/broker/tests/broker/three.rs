@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use broker::config::BrokerConfig;
 use broker::{Broker, BrokerGroup};
+use env::disk::simulated::SimDisk;
+use env::{Env, Rng};
 use protocol::body::ConsumerIdList;
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
@@ -21,12 +23,18 @@ pub struct Three {
 
 impl Three {
     pub async fn start(name_servers: Vec<String>) -> Three {
+        Three::start_in(vec![Env::real(); 3], name_servers).await
+    }
+
+    /// Each in surroundings of its own.
+    async fn start_in(envs: Vec<Env>, name_servers: Vec<String>) -> Three {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
         let mut groups: Vec<_> = dirs.iter().map(|dir| group_config(dir.path())).collect();
         let founders: Vec<String> = groups.iter().map(|group| group.peer_address.clone()).collect();
         groups.iter_mut().for_each(|group| group.founders = founders.clone());
         let configs: Vec<_> = groups.into_iter().map(|group| broker_config(group, name_servers.clone())).collect();
-        let brokers = futures::future::join_all(configs.iter().map(|config| start(config.clone()))).await;
+        let starts = envs.into_iter().zip(&configs).map(|(env, config)| start_in(env, config.clone()));
+        let brokers = futures::future::join_all(starts).await;
         Three { brokers, configs, _dirs: dirs }
     }
 
@@ -43,6 +51,23 @@ impl Three {
         until("somebody leads", async || self.leader_now().is_some()).await;
         self.leader_now().expect("somebody leads")
     }
+}
+
+/// The leader's disk fills up, whoever wrote there; those of the others do not. It would refuse every message for as long as
+/// it leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_is_full_hands_over_and_messages_go_on() {
+    let disks: Vec<_> = (0..3).map(|seed| SimDisk::new(Rng::seeded(seed))).collect();
+    let envs = disks.iter().map(|disk| Env { disk: Arc::new(disk.clone()), ..Env::real() });
+    let three = Three::start_in(envs.collect(), vec![]).await;
+    let full = three.leader().await;
+    let client = Wire::to(three.group((full + 1) % 3));
+    client.sent("T", "before", &[]).await;
+    // What is made ready of its log is all that it has left.
+    disks[full].set_capacity(1 << 20);
+    until("somebody else leads", async || three.leader_now().is_some_and(|leader| leader != full)).await;
+    let stored = async || client.send(send_request("T", &[]), "after").await.code == 0;
+    until("messages are taken again", stored).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

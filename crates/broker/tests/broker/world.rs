@@ -75,11 +75,16 @@ pub fn broker_config(group: GroupConfig, name_servers: Vec<String>) -> BrokerCon
 }
 
 pub async fn start(config: BrokerConfig) -> Broker {
+    start_in(Env::real(), config).await
+}
+
+/// The same in other surroundings.
+pub async fn start_in(env: Env, config: BrokerConfig) -> Broker {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_test_writer()
         .try_init();
-    let starting = Broker::start(Env::real(), config);
+    let starting = Broker::start(env, config);
     let started = Env::real().clock.timeout(PATIENCE, starting).await.expect("it starts in time");
     started.expect("it starts")
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use rustix::io::Errno;
 
 /// How [`Disk::open`] treats a file that is absent or present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,11 @@ pub trait Disk: Send + Sync + Debug + 'static {
     /// Names the present run of the machine. While it stays the same there was no power failure, and bytes
     /// written but never synced are still there, unless a sync failed.
     fn boot_id(&self) -> io::Result<String>;
+}
+
+/// Whether a read failed because the disk cannot give back what was written there (EIO): a bad sector.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
 /// Free and total bytes of a file system.
@@ -155,7 +161,8 @@ pub trait File: Send + Sync + Debug + 'static {
     }
 
     /// A read-only view of bytes that will not change any more (sealed or committed); `UnexpectedEof` if the file is
-    /// shorter. On the real disk a slice of a memory map: no copy, and the first touch of a page may block on the disk.
+    /// shorter, [`is_unreadable`] if the disk cannot read them. On the real disk a slice of a memory map: no copy, but this
+    /// call may block on the disk.
     /// The view stays valid after the file is unlinked.
     fn map_sealed(&self, offset: u64, len: usize) -> io::Result<Bytes>;
 

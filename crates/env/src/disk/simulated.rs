@@ -253,7 +253,8 @@ impl SimDisk {
         self.strike(under, nth, Misfortune::Misdirect { file, offset });
     }
 
-    /// Reading any byte of `range` of the file `path` fails with EIO, also after a crash, until it is written anew.
+    /// Reading any byte of `range` of the file `path` fails with EIO, also after a crash, until it is written anew: as
+    /// whole pages, because the kernel reads a page before it writes a part of it.
     pub fn fail_reads(&self, path: impl AsRef<Path>, range: Range<u64>) {
         let file = self.existing(path);
         self.machine.lock().unreadable.push((file, range));
@@ -457,6 +458,16 @@ impl Machine {
         }
         if offset.checked_add(asked as u64).is_none_or(|end| end > MAX_FILE_BYTES) {
             return Err(Errno::FBIG.into());
+        }
+        // The rest of a page that is written in part is read first.
+        for at in [offset, offset + asked as u64] {
+            let page = at - at % PAGE_BYTES..(at - at % PAGE_BYTES) + PAGE_BYTES;
+            let bad = |(bad_file, bad): &(FileId, Range<u64>)| {
+                *bad_file == file && bad.start < page.end && page.start < bad.end
+            };
+            if at != page.start && self.unreadable.iter().any(bad) {
+                return Err(Errno::IO.into());
+            }
         }
         let (mut file, mut offset, mut len, mut result) = (file, offset, asked, Ok(()));
         match self.struck(Call::Write, file) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use env::disk::{Open, zeros};
+use env::disk::{Open, PAGE_BYTES, is_unreadable, zeros};
 use env::{Env, File};
 
 use super::frame::{Cursor, Frame, HEADER_BYTES, Header, Kind, compose, frame_bytes};
@@ -73,8 +73,8 @@ impl Mending {
         Mending { env: env.clone(), commitlog: dir.join("commitlog"), layout, files: BTreeMap::new() }
     }
 
-    /// Writes one.
-    pub async fn write(&mut self, placed: &Placed) -> io::Result<()> {
+    /// Writes one into its gap, which ends at `to`. They are written in their order.
+    pub async fn write(&mut self, placed: &Placed, to: PhysicalOffset) -> io::Result<()> {
         for header in &placed.headers {
             let mut buffers = vec![Bytes::copy_from_slice(&header.encode())];
             if header.kind != Kind::Padding {
@@ -82,8 +82,11 @@ impl Mending {
                 buffers.extend(Some(placed.body.clone()).filter(|body| !body.is_empty()));
                 buffers.extend(zeros(frame_bytes(body_bytes) - HEADER_BYTES - body_bytes));
             }
-            let offset = self.layout.file_offset(header.physical_offset);
-            self.file(header.physical_offset).await?.write_at(offset, &buffers).await?;
+            let at = header.physical_offset;
+            let written = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+            let is_rest_lost = at.0 + written < to.0;
+            let offset = self.layout.file_offset(at);
+            write_pages(self.file(at).await?, offset, buffers, is_rest_lost).await?;
         }
         Ok(())
     }
@@ -106,4 +109,20 @@ impl Mending {
         }
         self.env.disk.sync_dir(&self.commitlog).await
     }
+}
+
+/// Writes whole pages, with what is beside the buffers in the first and the last: of a page that the disk cannot read, a
+/// part cannot be written either. If what lies behind is lost as well, and written next, it need not be readable; what
+/// lies before is whole, or was just written.
+async fn write_pages(file: &Arc<dyn File>, offset: u64, buffers: Vec<Bytes>, is_rest_lost: bool) -> io::Result<()> {
+    let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+    let before = file.read_at(offset - offset % PAGE_BYTES, (offset % PAGE_BYTES) as usize).await?;
+    let rest = end.next_multiple_of(PAGE_BYTES) - end;
+    let behind = match file.read_at(end, rest as usize).await {
+        Err(error) if is_rest_lost && is_unreadable(&error) => zeros(rest),
+        read => vec![read?],
+    };
+    let begin = offset - before.len() as u64;
+    let all: Vec<Bytes> = [before].into_iter().chain(buffers).chain(behind).collect();
+    file.write_at(begin, &all).await
 }

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use env::disk::is_unreadable;
 
 use super::frame::{BadFrame, Cursor, Frame, HEADER_BYTES, Header, Kind};
 use super::points::Point;
@@ -93,7 +94,7 @@ impl Steps {
             return Ok(None);
         }
         let offset = shared.layout.file_offset(self.at.physical_offset);
-        let bytes = self.segment(shared)?.file.map_sealed(offset, HEADER_BYTES as usize)?;
+        let bytes = self.map(shared, offset, HEADER_BYTES as usize)?;
         let header = Header::decode(&bytes).and_then(|header| {
             header.continues(self.at, self.last, shared.layout)?;
             if header.end() <= self.written || planted::is(Bug::ReadPastWritten) {
@@ -109,7 +110,7 @@ impl Steps {
     fn frame(&self, shared: &Shared, header: &Header) -> io::Result<Frame> {
         let offset = shared.layout.file_offset(header.physical_offset) + HEADER_BYTES;
         let len = (header.end().0 - header.physical_offset.0 - HEADER_BYTES) as usize;
-        let mut bytes = self.segment(shared)?.file.map_sealed(offset, len)?;
+        let mut bytes = self.map(shared, offset, len)?;
         if header.id.index >= shared.applied_end() {
             bytes = Bytes::copy_from_slice(&bytes);
         }
@@ -121,6 +122,17 @@ impl Steps {
             body: bytes.slice(..header.body_bytes as usize),
             body_crc: header.body_crc,
             chain: header.chain,
+        })
+    }
+
+    /// Bytes of the segment at hand. That the disk cannot read them is damage like any other.
+    fn map(&self, shared: &Shared, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.segment(shared)?.file.map_sealed(offset, len).map_err(|error| {
+            if is_unreadable(&error) {
+                damaged(self.at.physical_offset, format_args!("the disk cannot read it: {error}"))
+            } else {
+                error
+            }
         })
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use env::disk::{Open, zeros};
+use env::disk::{Open, is_unreadable, zeros};
 use env::{Env, File};
 
 use super::frame::{BadFrame, Boundary, Cursor, HEADER_BYTES, Header, Kind, frame_bytes};
@@ -466,8 +466,13 @@ impl Recovery<'_> {
         while at < to {
             let len = (to.0 - at.0).min(WINDOW_BYTES as u64);
             let offset = self.layout.file_offset(at);
-            let bytes = segment.file.read_at(offset, len as usize).await?;
-            if bytes.iter().any(|byte| *byte != 0) {
+            let is_zero = match segment.file.read_at(offset, len as usize).await {
+                Ok(bytes) => bytes.iter().all(|byte| *byte == 0),
+                // Whatever was there is no part of the log: its end is known. Written anew, it can be read again.
+                Err(error) if is_unreadable(&error) => false,
+                Err(error) => return Err(error),
+            };
+            if !is_zero {
                 segment.file.write_at(offset, &zeros(len)).await?;
             }
             at = PhysicalOffset(at.0 + len);

@@ -78,7 +78,7 @@ impl Probation {
              nor campaigns until it holds what the group has committed"
         );
         let (mut applied, mut heard) = (reader.watch_applied(), self.heard.subscribe());
-        let mut quiet_since = env.clock.monotonic();
+        let (mut quiet_since, mut is_told) = (env.clock.monotonic(), false);
         let mut looks = env.clock.ticks(ALONE_LIMIT / 20);
         loop {
             let shown = *self.shown.lock();
@@ -88,10 +88,19 @@ impl Probation {
             }
             tokio::select! { biased;
                 changed = applied.changed() => if changed.is_err() { return },
-                _ = heard.changed() => quiet_since = env.clock.monotonic(),
+                _ = heard.changed() => (quiet_since, is_told) = (env.clock.monotonic(), false),
                 () = looks.next() => {
                     let others = raft.voter_ids().count() > 1;
-                    if !others || may_go_on && env.clock.monotonic() - quiet_since >= ALONE_LIMIT {
+                    let is_long = env.clock.monotonic() - quiet_since >= ALONE_LIMIT;
+                    if is_long && others && !may_go_on && !std::mem::replace(&mut is_told, true) {
+                        tracing::error!(
+                            "nobody leads: no leader has been heard of, and the machines of a majority may have gone down \
+                             with what was not flushed. The group goes on when those that did not are back, or when \
+                             async_auto_recover = true is set on the others and they are started again: what was \
+                             acknowledged in the last flush interval before may then be lost"
+                        );
+                    }
+                    if !others || may_go_on && is_long {
                         tracing::error!(
                             "going on without a replica that has flushed everything: what was acknowledged in the last \
                              flush interval before the machines went down may be lost"

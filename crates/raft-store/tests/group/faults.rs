@@ -196,6 +196,38 @@ async fn a_leader_whose_disk_stalls_does_not_stay_leader() {
     three.stop().await;
 }
 
+/// The leader's disk goes on, but each sync takes a hundred times as long as the others': under load it is late with
+/// everything, though it never stands still and never has much to write.
+#[tokio::test]
+async fn a_leader_whose_disk_is_much_slower_does_not_stay_leader() {
+    let three = Three::open(Three::simulated_places(59)).await;
+    let env = three.places[0].env.clone();
+    let mut ledger = Ledger::default();
+    for place in &three.places {
+        let sync = Duration::from_millis(5);
+        place.disk.as_ref().unwrap().set_latency(Latency { sync, ..Latency::default() });
+    }
+    let leader = three.leader().await;
+    let slow = Latency { sync: Duration::from_millis(500), ..Latency::default() };
+    three.places[leader].disk.as_ref().unwrap().set_latency(slow);
+    let began = env.clock.monotonic();
+    let mut number = 0;
+    while matches!(&*three.group(leader).role().borrow(), Role::Leader { .. }) {
+        assert!(env.clock.monotonic() - began < Duration::from_secs(15), "it still leads");
+        let sent = three.group(leader).propose(vec![record(&format!("late-{number}"))]).await;
+        let _ = ledger.note(sent, &format!("late-{number}"));
+        number += 1;
+        env.clock.sleep(Duration::from_millis(10)).await;
+    }
+    let next = three.leader().await;
+    assert_ne!(next, leader);
+    ledger.send(three.group(next), "after").await.unwrap();
+    three.places[leader].disk.as_ref().unwrap().set_latency(Latency::default());
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// A leader has not written what the others have committed, loses power, and is back before anybody has missed it. Were
 /// it to go on in its term, it would put other bytes under ids that are committed.
 #[tokio::test]

@@ -11,6 +11,7 @@ mod offline;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod power;
+mod recover;
 mod repair;
 mod snapshot;
 mod state;

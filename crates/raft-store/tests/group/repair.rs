@@ -146,6 +146,34 @@ async fn a_damaged_log_is_made_whole_from_the_peers_wherever_it_is_damaged() {
     three.stop().await;
 }
 
+/// A bad sector under several small frames: of a page that cannot be read no part can be written, so that they must be
+/// mended together.
+#[tokio::test]
+async fn a_page_that_cannot_be_read_is_mended_with_all_frames_in_it() {
+    let mut three = Three::open(with_small_segments(Three::simulated_places(71))).await;
+    let mut ledger = Ledger::default();
+    for number in 0..400 {
+        let leader = three.leader().await;
+        ledger.send(three.group(leader), &format!("{number}-{}", "x".repeat(900))).await.unwrap();
+    }
+    three.converge().await;
+    let follower = (three.leader().await + 1) % 3;
+    three.kill(follower).await;
+    let place = three.places[follower].clone();
+    let disk = place.disk.as_ref().unwrap();
+    let (file, offset) = segment_of(place_of(&place, 40).await);
+    let page = offset / 4096 * 4096;
+    disk.fail_reads(place.options.dir.join(file), page..page + 2 * 4096);
+    let note = place.env.disk.open(&place.options.dir.join("repair"), Open::New).await.unwrap();
+    note.sync_data().await.unwrap();
+    three.start(follower).await;
+    let repaired = three.group(follower).status().repaired;
+    assert!(repaired.gaps == 1 && repaired.frames > 4, "{repaired:?}");
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// A replica reads rot while it runs: it stops, and its next start repairs what a start alone would not have found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rot_that_a_reader_finds_is_repaired_by_the_next_start() {

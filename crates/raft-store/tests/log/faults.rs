@@ -252,6 +252,42 @@ fn what_cannot_be_read_is_corruption() {
     }
 }
 
+/// Behind the end of the log, where the files are only prepared, nothing is lost with a bad sector: it is written anew.
+#[test]
+fn what_cannot_be_read_behind_the_end_is_no_loss() {
+    let sizes = [900; 5];
+    let (files, offsets) = killed_log(&one_segment(), &sizes);
+    let disk = disk_with(&files);
+    let at = offsets[5] + HEAD_BYTES as u64 + (64 << 10);
+    disk.fail_reads(segment_path(0), at..at + 4096);
+    assert_eq!(recover(&disk, &one_segment(), None).expect("opens"), expected(&sizes));
+    let read = async {
+        let file = disk.open(&segment_path(0), Open::ToRead).await?;
+        file.read_at(at, 4096).await
+    };
+    let read = read.now_or_never().expect("a disk without latency does not wait").expect("it can be read again");
+    assert!(read.iter().all(|byte| *byte == 0));
+}
+
+/// Somebody wants what a bad sector held, long after the start: an error, of which the whole replica hears, so that it stops
+/// and its next start repairs.
+#[test]
+fn what_cannot_be_read_any_more_is_corruption_to_whoever_reads_it() {
+    let (files, offsets) = killed_log(&one_segment(), &[900; 5]);
+    let options = LogOptions { tail_bytes: 0, ..one_segment() };
+    for within in [10, 70] {
+        let disk = disk_with(&files);
+        simulate(async {
+            let log = open(&disk, options.clone()).await.expect("opens");
+            let at = offsets[2] + HEAD_BYTES as u64 + within;
+            disk.fail_reads(segment_path(0), at..at + 1);
+            let error = log.record(PhysicalOffset(offsets[2] + 64), 10).expect_err("it cannot be read");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+            assert!(log.corruption().borrow().as_ref().is_some_and(|found| found.contains("the disk cannot read it")));
+        });
+    }
+}
+
 /// The disk writes a group to another place and says it is done. Whoever reads the right place notices, and so does a
 /// start once a mark speaks of the group.
 #[test]

@@ -42,7 +42,7 @@ use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Vitals,
     Voted,
 };
-use crate::raft::types::{Entry, Node, Payload, Types, Vote};
+use crate::raft::types::{Node, Types, Vote};
 
 /// A peer that owes an answer says at least `Working` every [`WORKING_INTERVAL`]; after this long without a byte it, or
 /// the link, is gone.
@@ -128,8 +128,8 @@ type Asked = (Request, oneshot::Sender<Result<Reply, RpcError>>);
 type RpcError = RPCError<Types>;
 
 impl Links {
-    /// `hello` says who this node is; peer and channel are filled in. Who lacks much is sent so many bytes a second, or as
-    /// many as go if that is 0.
+    /// `hello` says who this node is; peer and channel are filled in. What a peer lacks becomes less by so many bytes a
+    /// second at most, or as fast as it goes if that is 0.
     pub fn new(env: Env, log: Log, hello: Hello, counters: Arc<PeerCounters>, catch_up_bytes_per_s: u64) -> Arc<Links> {
         let (unary, cluster_versions) = (Mutex::default(), Mutex::default());
         let (refusals, failed_transfers) = (watch::Sender::default(), watch::Sender::default());
@@ -481,38 +481,35 @@ async fn serve_unary(
     Ok(())
 }
 
-/// A peer that lacks more than this is sent the log at a bounded rate: what it lacks is read from the disk, and clients
-/// wait for the same disks and cores.
+/// A peer that lacks more than this catches up at a bounded rate: what it lacks is read from the disk, and clients wait for
+/// the same disks and cores.
 const CATCHING_UP_BYTES: u64 = 8 << 20;
 
-fn body_bytes(append: &Append) -> usize {
-    let bytes = |entry: &Entry| match &entry.payload {
-        Payload::Normal(body) => body.bytes.len(),
-        Payload::Blank | Payload::Membership(_) => 0,
-    };
-    append.entries.iter().map(bytes).sum()
-}
-
-/// Spreads bytes over time.
+/// Bounds how fast a lag becomes less. What the log grows meanwhile goes out beside that: else a busy log would never be
+/// caught up with.
 #[derive(Debug)]
 struct Pace {
-    /// When what was let through is paid for.
+    /// The smallest lag so far.
+    lag: Option<u64>,
+    /// When what the lag has become less is paid for.
     free_at: Duration,
 }
 
 impl Pace {
     fn new(now: Duration) -> Pace {
-        Pace { free_at: now }
+        Pace { lag: None, free_at: now }
     }
 
-    /// How long to wait at `now` before `bytes` more go out. What was not used before is not made up for.
-    fn wait(&mut self, now: Duration, bytes: usize, bytes_per_s: u64) -> Duration {
+    /// How long to wait at `now` with the next append to a peer that lacks `lag` bytes. Time that was not used before is not
+    /// made up for.
+    fn wait(&mut self, now: Duration, lag: u64, bytes_per_s: u64) -> Duration {
+        let before = self.lag.replace(lag.min(self.lag.unwrap_or(lag))).unwrap_or(lag);
         if bytes_per_s == 0 {
             return Duration::ZERO;
         }
-        let begins = self.free_at.max(now);
-        self.free_at = begins + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
-        begins - now
+        let gained = before.saturating_sub(lag);
+        self.free_at = self.free_at.max(now) + Duration::from_secs_f64(gained as f64 / bytes_per_s as f64);
+        self.free_at - now
     }
 }
 
@@ -552,9 +549,9 @@ async fn write_session(
     while let Some(request) = next_request(&links.news, &mut input, is_first).await {
         is_first = false;
         let append = append_of(&links.log, request).await?;
-        let lacks = links.log.tip().end.physical_offset.0.saturating_sub(append.start.physical_offset.0);
-        if !append.entries.is_empty() && lacks > CATCHING_UP_BYTES {
-            let wait = pace.wait(links.env.clock.monotonic(), body_bytes(&append), links.catch_up_bytes_per_s);
+        let lag = links.log.tip().end.physical_offset.0.saturating_sub(append.start.physical_offset.0);
+        if !append.entries.is_empty() && lag > CATCHING_UP_BYTES {
+            let wait = pace.wait(links.env.clock.monotonic(), lag, links.catch_up_bytes_per_s);
             links.env.clock.sleep(wait).await;
         }
         sent.fetch_add(1, Ordering::Release);
@@ -777,14 +774,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pace_is_kept_and_pauses_are_not_made_up_for() {
-        let at = Duration::from_millis;
+    fn a_lag_becomes_less_at_a_bounded_rate_however_fast_the_log_grows() {
+        const MIB: u64 = 1 << 20;
+        let (at, rate) = (Duration::from_millis, 4 * MIB);
         let mut pace = Pace::new(at(1000));
-        let waits: Vec<Duration> = (0..4).map(|_| pace.wait(at(1000), 1 << 20, 4 << 20)).collect();
+        let waits: Vec<Duration> = [100, 99, 98, 97].map(|lag| pace.wait(at(1000), lag * MIB, rate)).into();
         assert_eq!(waits, [at(0), at(250), at(500), at(750)]);
-        assert_eq!(pace.wait(at(9000), 1 << 20, 4 << 20), at(0));
-        assert_eq!(pace.wait(at(9000), 1 << 20, 4 << 20), at(250));
-        assert_eq!(pace.wait(at(9000), 1 << 30, 0), at(0), "unbounded");
+        assert_eq!(pace.wait(at(9000), 97 * MIB, rate), at(0), "it grew as much as was sent");
+        assert_eq!(pace.wait(at(9000), 99 * MIB, rate), at(0), "it grew more");
+        assert_eq!(pace.wait(at(9000), 96 * MIB, rate), at(250), "a pause is not made up for, nor is growth paid for");
+        assert_eq!(pace.wait(at(9000), 9 * MIB, 0), at(0), "unbounded");
     }
 
     /// openraft's stream of requests panics when it is asked again after its end; so does this one.
