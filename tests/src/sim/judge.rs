@@ -125,7 +125,8 @@ fn nothing_is_lost(history: &History) -> Verdict {
 /// Whatever is there was sent, to that queue, and not certainly refused.
 fn nothing_is_made_up(history: &History) -> Verdict {
     let sent: BTreeMap<u64, (usize, bool)> =
-        history.appends.iter().map(|append| (append.value, (append.queue, append.end == End::Fail))).collect();
+        history.appends.iter().map(|append| (append.value, (append.queue as usize, append.end == End::Fail))).collect();
+    let scheduled: BTreeSet<u64> = history.delayed.iter().map(|delayed| delayed.value).collect();
     for (replica, queues) in &history.replicas {
         for (queue, values) in plain_queues(queues).iter().enumerate() {
             for value in values {

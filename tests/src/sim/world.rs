@@ -133,9 +133,10 @@ impl World {
     /// Who leads and serves in the newest term. Others may not know yet that they do not lead any more.
     fn newest_leader(&self) -> Option<Arc<BrokerGroup>> {
         let newest = self.invariants.newest_term();
-        self.hosts.iter().filter_map(|host| host.group()).find(|group| {
-            matches!(*group.raft().role().borrow(), Role::Leader { term, ready: true } if term >= newest)
-        })
+        self.hosts
+            .iter()
+            .filter_map(|host| host.group())
+            .find(|group| matches!(*group.raft().role().borrow(), Role::Leader { term, ready: true } if term >= newest))
     }
 
     /// Starts a client that does `what`; resolved by turmoil's host of that name.
