@@ -54,6 +54,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    if !is_tokio_seeded() {
+        eprintln!("built without --cfg tokio_unstable: RUSTFLAGS in the environment hides .cargo/config.toml");
+        return ExitCode::from(2);
+    }
     match (arguments.seed, arguments.seeds.clone()) {
         (Some(seed), _) => one(&arguments, seed),
         (None, Some(seeds)) => many(&arguments, seeds),
@@ -62,6 +66,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Only then does a seed decide everything.
+#[allow(unexpected_cfgs)] // The flag is tokio's.
+fn is_tokio_seeded() -> bool {
+    cfg!(tokio_unstable)
 }
 
 fn one(arguments: &Arguments, seed: u64) -> ExitCode {

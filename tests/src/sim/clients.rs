@@ -378,10 +378,11 @@ impl Caller {
         let admin = self.admin();
         loop {
             let broker = self.broker();
-            if let Ok(added) = admin.add_learner(&broker, &to).await
-                && admin.change_voters(&broker, Some(added.node_id), Some(old)).await.is_ok()
-            {
-                return;
+            if let Ok(added) = admin.add_learner(&broker, &to).await {
+                if admin.change_voters(&broker, Some(added.node_id), Some(old)).await.is_ok() {
+                    return;
+                }
+                lead_elsewhere(&admin, &broker, old).await;
             }
             self.try_next();
             self.env.clock.sleep(Duration::from_millis(50)).await;
@@ -419,6 +420,17 @@ impl Caller {
     /// Asks for a new leader, once.
     pub async fn transfer(self, from: SocketAddr, to: u64) {
         let _ = self.admin().transfer_leader(&from.to_string(), to).await;
+    }
+}
+
+/// If `old` leads, somebody else is to: who leads cannot leave.
+async fn lead_elsewhere(admin: &Admin, broker: &str, old: u64) {
+    let Ok(status) = admin.replica_status(broker).await else { return };
+    let leads = status.members.iter().find(|member| member.node_id == old && status.leader == Some(old));
+    let other = status.members.iter().find(|member| member.node_id != old && member.voter);
+    if let (Some(leads), Some(other)) = (leads, other) {
+        // Refused or late: the operator looks again.
+        let _ = admin.transfer_leader(&leads.client_address, other.node_id).await;
     }
 }
 

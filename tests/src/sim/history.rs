@@ -74,7 +74,8 @@ pub struct Access {
 /// All that a judge needs of a run.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    now: Moment,
+    /// The last moment.
+    pub now: Moment,
     /// Appends.
     pub appends: Vec<Append>,
     /// Delayed messages.

@@ -128,7 +128,8 @@ impl Seen {
         if let Some(before) = self.votes.insert(status.node, now) {
             let is_later = (now.0, now.1) >= (before.0, before.1);
             // One vote a term; a leader's own, once a quorum granted it, may follow somebody else's that was never granted.
-            let is_changed = now.0 == before.0 && now.2 != before.2 && !(now.1 && !before.1);
+            let is_granted_now = now.1 && !before.1;
+            let is_changed = (now.0 == before.0 && now.2 != before.2) && !is_granted_now;
             if !is_later || is_changed {
                 self.violated("votes never go back", format!("{host} had voted {before:?}, then {now:?}"));
             }

@@ -15,9 +15,12 @@ pub struct Violation {
 
 type Verdict = Result<(), String>;
 
+/// What a clause says, and whether it holds.
+type Clause = (&'static str, fn(&History) -> Verdict);
+
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [(&'static str, fn(&History) -> Verdict); 9] = [
+    let clauses: [Clause; 9] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),

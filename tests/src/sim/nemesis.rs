@@ -126,6 +126,7 @@ impl Nemesis {
 
     /// What is due now.
     pub fn tick(&mut self, world: &mut World) {
+        self.see_armed_point(world);
         let now = world.now_ms();
         while self.strikes.front().is_some_and(|strike| self.begun_ms + strike.at_ms <= now) {
             let strike = self.strikes.pop_front().expect("looked at");
@@ -362,7 +363,6 @@ impl Nemesis {
 
     /// Sees what has ended, and starts it again as a supervisor and an operator would.
     fn supervise(&mut self, world: &mut World) {
-        self.see_armed_point(world);
         if let Some(change) = self.change.take_if(|change| world.is_done(&change.operator))
             && change.fault == Fault::Membership
         {
@@ -400,13 +400,10 @@ impl Nemesis {
             .flat_map(|group| group.raft().status().members)
             .find(|member| member.peer_address == address)
             .map(|member| member.id);
-        match (member, &self.change) {
-            (Some(old), None) => {
-                tracing::info!(host = world.hosts[at].name, reason, "the replica is replaced");
-                self.replace_wiped(world, at, old);
-            }
-            // When somebody can say which member that was, or the other change has ended.
-            _ => {}
+        // Else when somebody can say which member that was, or the other change has ended.
+        if let (Some(old), None) = (member, &self.change) {
+            tracing::info!(host = world.hosts[at].name, reason, "the replica is replaced");
+            self.replace_wiped(world, at, old);
         }
     }
 
