@@ -22,6 +22,14 @@ crash states="100000":
 planted name="all":
     RAFTMQ_PLANTED={{name}} cargo test --release -p raft-store --features planted-bugs --test log --test fold --test group planted:: -- --nocapture
 
+# A simulated cluster under faults: `just sim 17` repeats one seed, `just sim --seeds 0..500` runs many.
+sim *arguments:
+    cargo run --release -p tests --bin sim -- {{arguments}}
+
+# Which seeds of a range find a bug that is planted: `just sim-planted vote-unsynced 0..100`.
+sim-planted name seeds="0..100":
+    cargo run --release -p tests --features planted-bugs --bin sim -- --seeds {{seeds}} --planted {{name}} --fail-fast
+
 # The cluster of three in one process that proves itself.
 demo *arguments:
     cargo run --release -- demo {{arguments}}

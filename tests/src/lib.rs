@@ -1,3 +1,4 @@
 //! Scenarios over the whole product: simulated world, end-to-end over processes, interop with other clients.
 
 pub mod raw;
+pub mod sim;

@@ -1,45 +1,51 @@
-//! Named points in the code at which a test may strike. Compiled out of release builds.
+//! Named points in the code at which a test may strike. Compiled out of release builds, unless with the feature
+//! `simulation`.
 //!
 //! `fault!("founding.after_identity")` does nothing until a test arms that name with an action; then the action runs
 //! there: kill the process, panic, or wait for the test. Arms are per process and looked up by name.
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 use std::collections::BTreeMap;
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 use std::ffi::OsString;
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 use std::sync::{Arc, LazyLock};
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 use parking_lot::Mutex;
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 type Action = Arc<dyn Fn() + Send + Sync>;
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 static ARMED: Mutex<BTreeMap<String, Action>> = Mutex::new(BTreeMap::new());
 
 /// Read once: points lie on hot paths.
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 static KILLED_AT: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os(KILL_AT));
 
 /// Environment variable that names a point at which a debug build aborts itself as by SIGKILL: `RAFTMQ_FAULT=name`.
 pub const KILL_AT: &str = "RAFTMQ_FAULT";
 
 /// Arms `name`: `action` runs each time the point is passed.
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 pub fn arm(name: &str, action: impl Fn() + Send + Sync + 'static) {
     ARMED.lock().insert(name.to_owned(), Arc::new(action));
 }
 
 /// Disarms `name`.
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "simulation"))]
 pub fn disarm(name: &str) {
     ARMED.lock().remove(name);
 }
 
 /// Called by [`fault!`](crate::fault!).
-#[cfg(debug_assertions)]
+#[cfg(not(any(debug_assertions, feature = "simulation")))]
+#[inline(always)]
+pub fn pass(_name: &str) {}
+
+/// Called by [`fault!`](crate::fault!).
+#[cfg(any(debug_assertions, feature = "simulation"))]
 pub fn pass(name: &str) {
     let action = ARMED.lock().get(name).cloned();
     if let Some(action) = action {
@@ -54,8 +60,7 @@ pub fn pass(name: &str) {
 #[macro_export]
 macro_rules! fault {
     ($name:literal) => {
-        #[cfg(debug_assertions)]
-        $crate::fault::pass($name);
+        $crate::fault::pass($name)
     };
 }
 

@@ -11,6 +11,7 @@
 //! - [`executor`]: a future on a thread of its own (real), or as a task (simulated).
 //! - [`memory`]: giving back what the process does not use.
 //! - [`mod@fault`]: named points in the code at which a test may strike.
+//! - [`witness`]: a hash over what a simulation's programs see.
 
 pub mod clock;
 pub mod disk;
@@ -20,6 +21,7 @@ pub mod limits;
 pub mod memory;
 pub mod net;
 pub mod rng;
+pub mod witness;
 
 use std::sync::Arc;
 
@@ -67,5 +69,15 @@ impl Env {
             net: Net::real(),
             executor: Executor::Tasks,
         }
+    }
+
+    /// A number that nobody can guess, and so not of the stream whose other numbers are there for all to see. In a
+    /// simulation nobody guesses.
+    pub fn secret(&self) -> u128 {
+        let rng = match self.executor {
+            Executor::Threads => Rng::from_entropy(),
+            Executor::Tasks => self.rng.fork(),
+        };
+        u128::from(rng.u64()) << 64 | u128::from(rng.u64())
     }
 }

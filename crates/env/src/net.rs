@@ -5,6 +5,9 @@
 //! once).
 #![allow(clippy::disallowed_types)] // This is the door the others are sent to.
 
+#[cfg(feature = "simulation")]
+pub mod simulated;
+
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -68,7 +71,10 @@ impl Net {
                 Ok(Stream(StreamKind::Real(stream)))
             }
             #[cfg(feature = "simulation")]
-            Kind::Simulated => Ok(Stream(StreamKind::Simulated(turmoil::net::TcpStream::connect(address).await?))),
+            Kind::Simulated => {
+                let stream = turmoil::net::TcpStream::connect(address).await?;
+                Ok(Stream(StreamKind::Simulated(simulated::Stream::new(stream)?)))
+            }
         }
     }
 }
@@ -95,7 +101,7 @@ impl Listener {
             #[cfg(feature = "simulation")]
             ListenerKind::Simulated(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((Stream(StreamKind::Simulated(stream)), peer))
+                Ok((Stream(StreamKind::Simulated(simulated::Stream::new(stream)?)), peer))
             }
         }
     }
@@ -124,7 +130,7 @@ pub struct Stream(StreamKind);
 enum StreamKind {
     Real(tokio::net::TcpStream),
     #[cfg(feature = "simulation")]
-    Simulated(turmoil::net::TcpStream),
+    Simulated(simulated::Stream),
 }
 
 impl Stream {
@@ -160,7 +166,7 @@ impl Stream {
                 sockopt::set_tcp_user_timeout(stream, limit.as_millis() as u32)?;
                 Ok(())
             }
-            // A simulation cuts its links so that both ends see it, or holds them for a while.
+            // A simulation says itself when a connection breaks: [`simulated::break_connections`].
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(_) => Ok(()),
         }
@@ -171,7 +177,7 @@ impl Stream {
         match &self.0 {
             StreamKind::Real(stream) => stream.peer_addr(),
             #[cfg(feature = "simulation")]
-            StreamKind::Simulated(stream) => stream.peer_addr(),
+            StreamKind::Simulated(stream) => Ok(stream.peer_addr()),
         }
     }
 
@@ -180,7 +186,7 @@ impl Stream {
         match &self.0 {
             StreamKind::Real(stream) => stream.local_addr(),
             #[cfg(feature = "simulation")]
-            StreamKind::Simulated(stream) => stream.local_addr(),
+            StreamKind::Simulated(stream) => Ok(stream.local_addr()),
         }
     }
 }
@@ -193,7 +199,7 @@ pub struct ReadHalf(ReadKind);
 enum ReadKind {
     Real(OwnedReadHalf),
     #[cfg(feature = "simulation")]
-    Simulated(turmoil::net::tcp::OwnedReadHalf),
+    Simulated(simulated::ReadHalf),
 }
 
 /// The writing half of a [`Stream`].
@@ -204,7 +210,7 @@ pub struct WriteHalf(WriteKind);
 enum WriteKind {
     Real(OwnedWriteHalf),
     #[cfg(feature = "simulation")]
-    Simulated(turmoil::net::tcp::OwnedWriteHalf),
+    Simulated(simulated::WriteHalf),
 }
 
 macro_rules! read_through {
@@ -389,5 +395,40 @@ mod tests {
             Ok(())
         });
         simulation.run().unwrap();
+    }
+
+    #[cfg(feature = "simulation")]
+    #[test]
+    fn both_ends_see_a_broken_connection_and_a_new_one_works() {
+        let mut simulation = turmoil::Builder::new().build();
+        let resets = std::rc::Rc::new(std::cell::Cell::new(0));
+        let seen = resets.clone();
+        simulation.host("server", move || {
+            let seen = seen.clone();
+            async move {
+                let listener = Net::turmoil().listen("0.0.0.0:9876".parse()?).await?;
+                loop {
+                    if echo_once(&listener).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+                        seen.set(seen.get() + 1);
+                    }
+                }
+            }
+        });
+        simulation.client("client", async {
+            let mut stream = Net::turmoil().connect("server:9876").await?;
+            stream.write_all(b"before").await?;
+            stream.read_exact(&mut [0; 6]).await?;
+            turmoil::partition("client", "server");
+            stream.write_all(b"lost").await?;
+            turmoil::repair("client", "server");
+            simulated::break_connections(turmoil::lookup("client"), turmoil::lookup("server"));
+            let error = stream.read_exact(&mut [0; 4]).await.expect_err("it is broken");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            let stream = Net::turmoil().connect("server:9876").await?;
+            assert_eq!(converse(stream).await?, b"one two three four");
+            Ok(())
+        });
+        simulation.run().unwrap();
+        assert_eq!(resets.get(), 1);
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::witness::{self, Seen};
+
 /// A shared generator. Cheap to clone; clones draw from the same stream. Not for secrets.
 #[derive(Clone, Debug)]
 pub struct Rng(Arc<Mutex<fastrand::Rng>>);
@@ -29,12 +31,12 @@ impl Rng {
 
     /// Any `u64`.
     pub fn u64(&self) -> u64 {
-        self.0.lock().u64(..)
+        witnessed(self.0.lock().u64(..))
     }
 
     /// A number in `0..bound`. `bound` must not be 0.
     pub fn below(&self, bound: u64) -> u64 {
-        self.0.lock().u64(..bound)
+        witnessed(self.0.lock().u64(..bound))
     }
 
     /// True in `numerator` of `denominator` cases.
@@ -44,13 +46,21 @@ impl Rng {
 
     /// A number in `0.0..1.0`.
     pub fn f64(&self) -> f64 {
-        self.0.lock().f64()
+        let drawn = self.0.lock().f64();
+        witnessed(drawn.to_bits());
+        drawn
     }
 
     /// Fills `bytes`.
     pub fn fill(&self, bytes: &mut [u8]) {
-        self.0.lock().fill(bytes)
+        self.0.lock().fill(bytes);
+        witness::note(Seen::Draw, 0, bytes);
     }
+}
+
+fn witnessed(drawn: u64) -> u64 {
+    witness::note(Seen::Draw, drawn, &[]);
+    drawn
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use env::Env;
 use parking_lot::Mutex;
 
 use crate::position::NodeId;
@@ -19,10 +20,9 @@ const KEYS_MAX: usize = 64;
 pub struct ForwardKey(u128);
 
 impl ForwardKey {
-    /// A new one, which nobody can guess: not from the seeded stream, whose other numbers are there for all to see.
-    pub fn mint() -> ForwardKey {
-        let half = || u128::from(env::Rng::from_entropy().u64());
-        ForwardKey(half() << 64 | half())
+    /// A new one, which nobody can guess.
+    pub fn mint(env: &Env) -> ForwardKey {
+        ForwardKey(env.secret())
     }
 
     pub(crate) fn from_number(number: u128) -> ForwardKey {
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_key_is_known_by_its_whole_text_and_shown_to_nobody() {
-        let (key, other) = (ForwardKey::mint(), ForwardKey::mint());
+        let (key, other) = (ForwardKey::mint(&Env::real()), ForwardKey::mint(&Env::real()));
         assert!(key.is(&key.to_text()) && !key.is(&other.to_text()));
         for wrong in ["", "true", &key.to_text()[..31], &format!("{}0", key.to_text())] {
             assert!(!key.is(wrong), "{wrong:?}");
@@ -90,10 +90,10 @@ mod tests {
     fn keys_of_strangers_do_not_pile_up() {
         let keys = ForwardKeys::default();
         for node in 0..1_000 {
-            keys.learn(node, ForwardKey::mint());
+            keys.learn(node, ForwardKey::mint(&Env::real()));
         }
         assert_eq!(keys.0.lock().len(), KEYS_MAX);
-        let newer = ForwardKey::mint();
+        let newer = ForwardKey::mint(&Env::real());
         keys.learn(7, newer);
         assert_eq!(keys.get(7), Some(newer));
     }

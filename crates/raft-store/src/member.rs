@@ -285,7 +285,7 @@ impl<T: Tables> Member<T> {
         let probation = Probation::new(!directory.identity().on_probation);
         let own = directory.founder();
         let hello = self.hello(directory);
-        let (forward_key, forward_keys) = (ForwardKey::mint(), Arc::<ForwardKeys>::default());
+        let (forward_key, forward_keys) = (ForwardKey::mint(&env), Arc::<ForwardKeys>::default());
 
         let counters = Arc::new(PeerCounters::default());
         let (raft_runs, raft_running) = watch::channel(None);

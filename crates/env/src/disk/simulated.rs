@@ -41,6 +41,7 @@ use state::State;
 
 use super::{Disk, File, Lock, Name, Open, Space, assert_whole_pages, zeros};
 use crate::Rng;
+use crate::witness::{self, Seen};
 
 /// Size of a disk whose [`SimDisk::set_capacity`] was never called.
 const DEFAULT_CAPACITY_BYTES: u64 = 1 << 40;
@@ -363,6 +364,7 @@ impl fmt::Debug for SimDisk {
 impl Machine {
     /// Does it, and records it.
     fn perform(&mut self, operation: Operation) {
+        witness_of(&operation);
         if matches!(operation, Operation::Crash { .. } | Operation::ProcessKill | Operation::Wipe) {
             self.process += 1;
             self.handles.clear();
@@ -439,6 +441,7 @@ impl Machine {
     }
 
     fn read(&self, file: FileId, offset: u64, len: usize) -> io::Result<Bytes> {
+        witness::note(Seen::Disk, file.number(), &offset.to_le_bytes());
         let contents = self.state.contents(file).expect("a file with a handle is there");
         let end = offset.saturating_add(len as u64).min(contents.len());
         let bad = |(bad_file, bad): &(FileId, Range<u64>)| *bad_file == file && bad.start < end && offset < bad.end;
@@ -535,6 +538,37 @@ impl Machine {
             left.extend([before, after].into_iter().filter(|range| !range.is_empty()).map(|range| (bad_file, range)));
         }
         self.unreadable = left;
+    }
+}
+
+/// Lets the witness see what changes.
+fn witness_of(operation: &Operation) {
+    let note = |kind: u64, file: FileId, number: u64| {
+        witness::note(Seen::Disk, kind << 56 | file.number() << 8, &number.to_le_bytes());
+    };
+    let note_path = |kind: u64, path: &Path| witness::note(Seen::Disk, kind << 56, path.as_os_str().as_encoded_bytes());
+    match operation {
+        Operation::CreateFile { path } => note_path(1, path),
+        Operation::CreateDirectory { path } => note_path(2, path),
+        Operation::Rename { from, to } => {
+            note_path(3, from);
+            note_path(4, to);
+        }
+        Operation::Remove { path } => note_path(5, path),
+        Operation::Write { file, offset, buffers } => {
+            note(6, *file, *offset);
+            buffers.iter().for_each(|bytes| witness::note(Seen::Disk, 6 << 56, bytes));
+        }
+        Operation::SetLen { file, len } => note(7, *file, *len),
+        Operation::Allocate { file, len } => note(8, *file, *len),
+        Operation::SyncData { file } => note(9, *file, 0),
+        Operation::SyncDirectory { directory } => note(10, *directory, 0),
+        Operation::LoseData { file } => note(11, *file, 0),
+        Operation::LoseNames { directory } => note(12, *directory, 0),
+        Operation::Crash { kept } => kept.iter().for_each(|kept| note(13, names::ROOT, u64::from(*kept))),
+        Operation::ProcessKill => note(14, names::ROOT, 0),
+        Operation::FlipBit { file, offset, bit } => note(15 + u64::from(*bit), *file, *offset),
+        Operation::Wipe => note(30, names::ROOT, 0),
     }
 }
 

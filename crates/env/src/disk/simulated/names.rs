@@ -10,6 +10,12 @@ use std::path::{Component, Path, PathBuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileId(pub(super) u64);
 
+impl FileId {
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// The directory `/`: always there, always durable.
 pub(super) const ROOT: FileId = FileId(0);
 

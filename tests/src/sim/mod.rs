@@ -1,0 +1,232 @@
+//! A whole cluster in one thread, its network, disks and clocks simulated, while faults strike: same seed, same run.
+//!
+//! NameServer, brokers and clients are the product's own code on turmoil's network, on [`env::disk::simulated`] and on
+//! paused clocks. A run has a *safety phase*, in which the plan's faults strike and nothing but safety is asked for; then
+//! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
+//!
+//! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`]: what is done to it.
+//! - [`clients`], [`history`]: what is asked and answered. [`invariants`], [`judge`]: what must hold.
+//! - [`sweep`]: many seeds, one process each.
+
+pub mod clients;
+pub mod history;
+pub mod host;
+pub mod invariants;
+pub mod judge;
+pub mod nemesis;
+pub mod plan;
+pub mod sweep;
+pub mod world;
+
+use std::collections::BTreeMap;
+
+use raft_store::entry::{CoreCommand, Operation};
+use serde::{Deserialize, Serialize};
+
+use self::judge::judge;
+use self::nemesis::Nemesis;
+use self::plan::Plan;
+use self::world::World;
+
+/// Between two looks at the invariants, in ticks: less than it takes a new leader to acknowledge anything.
+const LOOK_TICKS: u64 = 4;
+
+/// A group founds itself within this.
+const FOUNDED_MS: u64 = 30_000;
+/// Contract, clause 12: when faults have ended there is a leader,
+const LEADER_MS: u64 = 10_000;
+/// appends are acknowledged,
+const SERVICE_MS: u64 = 15_000;
+/// and replicas are equal.
+const EQUAL_MS: u64 = 60_000;
+/// A change of the members that an operator has asked for, too.
+const CHANGED_MS: u64 = 60_000;
+/// What was scheduled last is shown within this,
+const DUE_MS: u64 = 2500;
+/// or this, where clocks were moved.
+const DUE_AFTER_STEPS_MS: u64 = 180_000;
+/// Longest that a client may still wait for an answer when it is told to end.
+const LAST_ANSWERS_MS: u64 = 20_000;
+
+/// What became of a seed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// Clauses and invariants that do not hold, and how that was seen.
+    pub violations: Vec<String>,
+    /// Operations asked for.
+    pub operations: usize,
+    /// Sends acknowledged.
+    pub acknowledged: usize,
+    /// Entries whose chain was compared.
+    pub entries: usize,
+    /// Faults that took effect, by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// Simulated time under faults.
+    pub faults_ms: u64,
+    /// Simulated time in all.
+    pub simulated_ms: u64,
+    /// Hash of everything that was seen, in hexadecimal.
+    pub hash: String,
+    /// How many things that were.
+    pub seen: u64,
+}
+
+impl Outcome {
+    /// Whether the run says something: enough happened in it.
+    pub fn counts(&self) -> bool {
+        self.faults_ms >= 5000 && self.acknowledged >= 100 && self.faults.len() >= 2
+    }
+}
+
+/// Runs a seed's plan.
+pub fn run(plan: &Plan) -> Outcome {
+    let mut run = Run { world: World::new(plan), ticks: 0 };
+    let mut nemesis = None;
+    if let Err(what) = run.all(plan, &mut nemesis) {
+        run.world.invariants.violated("service comes back", what);
+    }
+    let Run { world, .. } = run;
+    let history = world.work.history.borrow();
+    let found = world.invariants.violations().into_iter().chain(judge(&history));
+    let (hash, seen) = world.witness();
+    let faults = nemesis.map(|nemesis| nemesis.struck).unwrap_or_default();
+    Outcome {
+        seed: plan.seed,
+        violations: found.map(|violation| format!("{}: {}", violation.clause, violation.what)).collect(),
+        operations: history.operations(),
+        acknowledged: history.acknowledged(),
+        entries: world.invariants.entries(),
+        faults: faults.into_iter().map(|(fault, times)| (fault.name().to_owned(), times)).collect(),
+        faults_ms: plan.faults_ms,
+        simulated_ms: world.now_ms(),
+        hash: format!("{hash:016x}"),
+        seen,
+    }
+}
+
+struct Run {
+    world: World,
+    ticks: u64,
+}
+
+impl Run {
+    /// One tick, and a look at what must hold.
+    fn tick(&mut self, nemesis: &mut Option<Nemesis>) {
+        self.world.step();
+        if let Some(nemesis) = nemesis {
+            nemesis.tick(&mut self.world);
+        }
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(LOOK_TICKS) {
+            self.world.look();
+        }
+    }
+
+    /// Ticks until it is so, for at most so long.
+    fn until(
+        &mut self,
+        nemesis: &mut Option<Nemesis>,
+        what: &str,
+        limit_ms: u64,
+        mut is_so: impl FnMut(&mut World) -> bool,
+    ) -> Result<(), String> {
+        let end = self.world.now_ms() + limit_ms;
+        while !is_so(&mut self.world) {
+            if self.world.now_ms() >= end {
+                return Err(format!("not within {limit_ms} ms: {what}"));
+            }
+            self.tick(nemesis);
+        }
+        Ok(())
+    }
+
+    fn all(&mut self, plan: &Plan, nemesis: &mut Option<Nemesis>) -> Result<(), String> {
+        self.until(nemesis, "a new group has a leader", FOUNDED_MS, |world| world.leader().is_some())?;
+        let preparing = self.world.client("preparer", |caller| caller.prepare());
+        self.until(nemesis, "topics are made", SERVICE_MS, |world| world.is_done(&preparing))?;
+
+        self.world.work.history.borrow_mut().clocks_agree = true;
+        let clients = self.start_clients(plan);
+        let end = self.world.now_ms() + plan.faults_ms;
+        *nemesis = Some(Nemesis::new(plan, &self.world));
+        while self.world.now_ms() < end {
+            self.tick(nemesis);
+        }
+        nemesis.as_mut().expect("it was made").rest(&mut self.world);
+
+        self.until(nemesis, "there is a leader", LEADER_MS, |world| world.leader().is_some())?;
+        let appending = self.world.client("appender", |caller| caller.append_one());
+        self.until(nemesis, "an append is acknowledged", SERVICE_MS, |world| world.is_done(&appending))?;
+        let end = self.world.now_ms() + CHANGED_MS;
+        while !nemesis.as_ref().expect("it was made").is_at_rest(&self.world) {
+            if self.world.now_ms() >= end {
+                return Err("a change of the members, asked for by an operator, is not done".to_owned());
+            }
+            self.tick(nemesis);
+        }
+        self.world.work.stops.set(true);
+        self.until(nemesis, "clients have their answers", LAST_ANSWERS_MS, |world| {
+            clients.iter().all(|client| world.is_done(client))
+        })?;
+        self.settle(nemesis)
+    }
+
+    fn start_clients(&mut self, plan: &Plan) -> Vec<String> {
+        let world = &mut self.world;
+        let mut clients: Vec<String> =
+            (0..plan.appenders).map(|_| world.client("appender", |caller| caller.append())).collect();
+        clients.push(world.client("producer", |caller| caller.produce()));
+        clients.push(world.client("scheduler", |caller| caller.schedule()));
+        clients.extend((0..2).map(|reader| world.client("reader", move |caller| caller.read(reader))));
+        clients.extend((0..2).map(|_| world.client("keeper", |caller| caller.keep_offsets())));
+        clients
+    }
+
+    /// Waits until replicas are equal, in state too, and reads all of them back.
+    fn settle(&mut self, nemesis: &mut Option<Nemesis>) -> Result<(), String> {
+        // A clock that was wrong for a while has left the group's time ahead of it: then what is due is due later.
+        let limit_ms = if self.world.work.history.borrow().clocks_agree { DUE_MS } else { DUE_AFTER_STEPS_MS };
+        self.until(nemesis, "what was scheduled is shown", limit_ms, |world| {
+            let leader = world.leader().and_then(|leader| world.hosts[leader].group());
+            leader.is_some_and(|group| group.raft().reader().pending().scheduled == 0)
+        })?;
+        let checkpointing = self.world.leader().and_then(|leader| self.world.hosts[leader].group());
+        let group = checkpointing.ok_or("the leader is gone again")?;
+        let proposing = self.world.client("operator", |_| async move {
+            let _ = group.raft().propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await;
+        });
+        self.until(nemesis, "a checkpoint is proposed", SERVICE_MS, |world| world.is_done(&proposing))?;
+        let mut members = Vec::new();
+        self.until(nemesis, "replicas are equal", EQUAL_MS, |world| {
+            members = members_at_one_place(world);
+            !members.is_empty()
+        })?;
+        let auditing = self.world.client("auditor", move |caller| caller.audit(members));
+        self.until(nemesis, "replicas can be read", EQUAL_MS, |world| world.is_done(&auditing))
+    }
+}
+
+/// The hosts of all voters, if all of them have applied one log to its end and agree on the state; else none.
+fn members_at_one_place(world: &World) -> Vec<usize> {
+    let Some(leader) = world.leader().and_then(|leader| world.hosts[leader].group()) else { return Vec::new() };
+    let leads = leader.raft().status();
+    let voters: Vec<&str> = leads
+        .members
+        .iter()
+        .filter(|member| leads.voters.contains(&member.id))
+        .map(|member| member.peer_address.as_str())
+        .collect();
+    let is_there = |at: &usize| {
+        let Some(group) = world.hosts[*at].group() else { return false };
+        let status = group.raft().status();
+        [status.last, status.applied] == [leads.last; 2]
+            && status.synced == leads.last.map(|last| last.index)
+            && status.state_agreed.is_some()
+            && status.state_agreed == leads.state_agreed
+    };
+    let members: Vec<usize> =
+        (0..world.hosts.len()).filter(|at| voters.contains(&world.hosts[*at].peer_address().as_str())).collect();
+    if members.len() == voters.len() && members.iter().all(is_there) { members } else { Vec::new() }
+}

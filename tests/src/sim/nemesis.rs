@@ -1,0 +1,424 @@
+//! The nemesis: makes the plan's faults happen, ends those that last, and starts again what has ended.
+//!
+//! It never does what the contract does not promise to survive: only one host a run, the *victim*, loses or damages what
+//! was durable, and only one change of the members is under way at a time.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use env::Rng;
+use env::disk::simulated::Latency;
+use raft_store::log::segment::HEAD_BYTES;
+
+use super::host::{DATA, Host, Process};
+use super::plan::{Fault, Plan, Strike};
+use super::world::{World, slow};
+
+/// Points in the code at which power may fail.
+const POINTS: [&str; 16] = [
+    "log.before_hard_state",
+    "log.between_hard_states",
+    "log.piece_written",
+    "log.run_written",
+    "log.before_sync",
+    "log.after_sync",
+    "log.before_idle_mark_sync",
+    "log.before_truncation",
+    "log.truncation_noted",
+    "log.truncation_zeroed",
+    "log.recovery_zeroed",
+    "derived.log_synced",
+    "derived.units_synced",
+    "checkpoint.before_rename",
+    "membership.learner_added",
+    "hand_over.triggered",
+];
+
+/// Where most of a group of frames is written and nothing of it is synced.
+const TORN_POINT: &str = "log.before_sync";
+
+/// A disk that is larger than any run.
+const AMPLE_BYTES: u64 = 1 << 40;
+
+/// Ends a fault that lasts.
+type Undo = Box<dyn FnOnce(&mut World)>;
+
+/// See the top.
+pub struct Nemesis {
+    strikes: std::collections::VecDeque<Strike>,
+    begun_ms: u64,
+    latency: Duration,
+    undo: Vec<(u64, Undo)>,
+    /// Which faults took effect, and how often.
+    pub struck: BTreeMap<Fault, u64>,
+    victim: Option<usize>,
+    /// Faults of each host's disk whose effect is yet to be seen.
+    awaited: Vec<Option<Fault>>,
+    /// Hosts whose disk failed or is damaged: their process may end by itself.
+    troubled: Vec<bool>,
+    change: Option<Change>,
+    rng: Rng,
+}
+
+/// A change of the members that is under way.
+#[derive(Debug)]
+struct Change {
+    operator: String,
+    /// Whose member goes.
+    leaves: usize,
+    fault: Fault,
+}
+
+/// A point that is armed, for one host of this thread's simulation.
+struct Armed {
+    name: &'static str,
+    host: Rc<Host>,
+    at: usize,
+    passes: u64,
+    rng: Rng,
+    fault: Fault,
+    /// Whether some units survived and some did not; `None`: it was not passed yet.
+    torn: Option<bool>,
+}
+
+thread_local! {
+    static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
+}
+
+/// Power fails here, if this is the host and the pass that were chosen: from here on its disk takes nothing.
+fn pass_armed_point() {
+    ARMED.with_borrow_mut(|armed| {
+        let Some(armed) = armed.as_mut().filter(|armed| armed.torn.is_none() && armed.host.is_current()) else {
+            return;
+        };
+        armed.passes -= 1;
+        if armed.passes > 0 {
+            return;
+        }
+        let mut kept = Vec::new();
+        armed.host.disk.crash_keeping(|_| {
+            kept.push(armed.rng.chance(1, 2));
+            kept[kept.len() - 1]
+        });
+        armed.torn = Some(kept.contains(&true) && kept.contains(&false));
+    });
+}
+
+impl Nemesis {
+    /// A nemesis that begins now.
+    pub fn new(plan: &Plan, world: &World) -> Nemesis {
+        Nemesis {
+            strikes: plan.strikes.iter().cloned().collect(),
+            begun_ms: world.now_ms(),
+            latency: plan.latency,
+            undo: Vec::new(),
+            struck: BTreeMap::new(),
+            victim: None,
+            awaited: vec![None; world.hosts.len()],
+            troubled: vec![false; world.hosts.len()],
+            change: None,
+            rng: Rng::seeded(plan.seed ^ 0x6E65_6D65_7369_7300),
+        }
+    }
+
+    /// What is due now.
+    pub fn tick(&mut self, world: &mut World) {
+        self.see_armed_point(world);
+        let now = world.now_ms();
+        while self.strikes.front().is_some_and(|strike| self.begun_ms + strike.at_ms <= now) {
+            let strike = self.strikes.pop_front().expect("looked at");
+            self.strike(world, &strike);
+        }
+        let (due, rest) = std::mem::take(&mut self.undo).into_iter().partition(|(end, _)| *end <= now);
+        self.undo = rest;
+        let due: Vec<(u64, Undo)> = due;
+        due.into_iter().for_each(|(_, undo)| undo(world));
+        self.supervise(world);
+    }
+
+    /// Everything is healed; what is under way may end.
+    pub fn rest(&mut self, world: &mut World) {
+        self.strikes.clear();
+        for (_, undo) in std::mem::take(&mut self.undo) {
+            undo(world);
+        }
+        self.disarm();
+        world.heal_all(self.latency);
+    }
+
+    /// Whether nothing is under way any more.
+    pub fn is_at_rest(&self, world: &World) -> bool {
+        self.change.is_none() && (0..world.hosts.len()).all(|at| !world.restarts(at))
+    }
+
+    fn count(&mut self, fault: Fault) {
+        *self.struck.entry(fault).or_default() += 1;
+    }
+
+    fn restart_soon(&self, world: &mut World, at: usize) {
+        let due = world.now_ms() + 50 + self.rng.below(1500);
+        world.restart_at(at, due);
+    }
+
+    fn strike(&mut self, world: &mut World, strike: &Strike) {
+        let rng = &strike.rng;
+        let running = world.running();
+        let Some(at) = (!running.is_empty()).then(|| running[rng.below(running.len() as u64) as usize]) else { return };
+        // Half of what can hit anybody hits who leads.
+        let leader = world.leader();
+        let at = leader.filter(|_| rng.chance(1, 2)).unwrap_or(at);
+        let end = world.now_ms() + strike.lasts_ms;
+        let others: Vec<usize> = running.iter().copied().filter(|other| *other != at).collect();
+        match strike.fault {
+            Fault::Partition | Fault::OneWay => self.partition(world, strike, at, end),
+            Fault::Loss => {
+                let Some(other) = others.first().copied() else { return };
+                world.cut(at, other, false);
+                let end = world.now_ms() + 1 + rng.below(100);
+                self.undo.push((end, Box::new(move |world| world.heal(at, other))));
+                self.count(Fault::Loss);
+            }
+            Fault::Hold => {
+                for other in others {
+                    world.hold(at, other);
+                    self.undo.push((end, Box::new(move |world| world.release(at, other))));
+                }
+                self.count(Fault::Hold);
+            }
+            Fault::Delay => {
+                let (slow, fast) = (Duration::from_millis(20 + rng.below(150)), self.latency);
+                for other in others {
+                    world.set_latency(at, other, slow);
+                    self.undo.push((end, Box::new(move |world| world.set_latency(at, other, fast))));
+                }
+                self.count(Fault::Delay);
+            }
+            Fault::Kill => {
+                world.kill(at);
+                self.restart_soon(world, at);
+                self.count(Fault::Kill);
+            }
+            Fault::Crash => {
+                let several = match rng.below(4) {
+                    0 => running,
+                    1 => running.into_iter().filter(|_| rng.chance(1, 2)).collect(),
+                    _ => vec![at],
+                };
+                for at in several {
+                    world.crash(at, rng);
+                    self.restart_soon(world, at);
+                }
+                self.count(Fault::Crash);
+            }
+            Fault::Torn => self.arm(world, at, TORN_POINT, Fault::Torn, rng),
+            Fault::FaultPoint => {
+                let point = POINTS[rng.below(POINTS.len() as u64) as usize];
+                self.arm(world, at, point, Fault::FaultPoint, rng);
+            }
+            Fault::BitFlip => self.flip(world, at, rng),
+            Fault::SyncError => {
+                world.hosts[at].disk.fail_sync(DATA, 1 + rng.below(4));
+                self.trouble(at, Fault::SyncError);
+            }
+            Fault::WriteError => {
+                world.hosts[at].disk.fail_write(DATA, 1 + rng.below(4));
+                self.trouble(at, Fault::WriteError);
+            }
+            Fault::FullDisk => {
+                world.hosts[at].disk.set_capacity(0);
+                self.trouble(at, Fault::FullDisk);
+                self.count(Fault::FullDisk);
+                self.undo.push((end, Box::new(move |world| world.hosts[at].disk.set_capacity(AMPLE_BYTES))));
+            }
+            Fault::SlowDisk => {
+                world.hosts[at].disk.set_latency(slow(rng));
+                self.undo.push((end, Box::new(move |world| world.hosts[at].disk.set_latency(Latency::default()))));
+                self.count(Fault::SlowDisk);
+            }
+            Fault::WipedDisk => self.wipe(world, at),
+            Fault::Membership => self.swap(world, rng),
+            Fault::Transfer => {
+                let Some(leader) = leader else { return };
+                let Some(to) = others.first().and_then(|other| world.hosts[*other].group()) else { return };
+                let (from, to) = (world.hosts[leader].client_address(), to.raft().node());
+                world.client("transfer", move |caller| caller.transfer(from, to));
+                self.count(Fault::Transfer);
+            }
+            Fault::ClockStep => {
+                world.work.history.borrow_mut().clocks_agree = false;
+                let by = rng.below(60_000) as i64 - 30_000;
+                if rng.chance(3, 4) {
+                    world.hosts[at].step_clock(by)
+                } else {
+                    world.hosts[at].drift_clock(by * 10)
+                }
+                self.count(Fault::ClockStep);
+            }
+        }
+    }
+
+    fn trouble(&mut self, at: usize, fault: Fault) {
+        self.awaited[at] = Some(fault);
+        self.troubled[at] = true;
+    }
+
+    fn partition(&mut self, world: &mut World, strike: &Strike, at: usize, end: u64) {
+        let one_way = strike.fault == Fault::OneWay;
+        let outwards = strike.rng.chance(1, 2);
+        let mut inside = vec![at];
+        if !one_way {
+            inside.extend((0..world.hosts.len()).filter(|other| *other != at && strike.rng.chance(1, 3)));
+        }
+        for a in inside.clone() {
+            for b in (0..world.hosts.len()).filter(|b| !inside.contains(b)) {
+                let (from, to) = if outwards { (a, b) } else { (b, a) };
+                world.cut(from, to, one_way);
+                self.undo.push((end, Box::new(move |world| world.heal(a, b))));
+            }
+        }
+        self.count(strike.fault);
+    }
+
+    fn arm(&mut self, world: &World, at: usize, name: &'static str, fault: Fault, rng: &Rng) {
+        self.disarm();
+        let (host, passes) = (world.hosts[at].clone(), 1 + rng.below(3));
+        ARMED.set(Some(Armed { name, host, at, passes, rng: rng.clone(), fault, torn: None }));
+        env::fault::arm(name, pass_armed_point);
+    }
+
+    fn disarm(&mut self) {
+        if let Some(armed) = ARMED.take() {
+            env::fault::disarm(armed.name);
+            assert!(armed.torn.is_none(), "a point that was passed is seen at the end of the tick");
+        }
+    }
+
+    /// Turns a bit of what was durable long ago, and lets the process start anew: it looks.
+    fn flip(&mut self, world: &mut World, at: usize, rng: &Rng) {
+        let at = self.victim.unwrap_or(at);
+        let Some(group) = world.hosts[at].group() else { return };
+        let end = group.raft().log().tip().end.physical_offset.0;
+        drop(group);
+        // The last group may be unmarked: with a crash that would be two faults at once.
+        let (begin, end) = (HEAD_BYTES, HEAD_BYTES + end / 2);
+        if end - begin < 4096 || self.change.is_some() {
+            return;
+        }
+        self.victim = Some(at);
+        self.troubled[at] = true;
+        let first = PathBuf::from(DATA).join("commitlog").join(format!("{:020}", 0));
+        world.hosts[at].disk.flip_bit(first, begin + rng.below(end - begin), rng.below(8) as u8);
+        world.kill(at);
+        self.restart_soon(world, at);
+        self.count(Fault::BitFlip);
+    }
+
+    /// The disk is empty after a restart; an operator puts the new member in the lost one's place.
+    fn wipe(&mut self, world: &mut World, at: usize) {
+        let at = self.victim.unwrap_or(at);
+        let Some(group) = world.hosts[at].group() else { return };
+        let is_voter = group.raft().status().voters.contains(&group.raft().node());
+        let old = group.raft().node();
+        drop(group);
+        if self.change.is_some() || !is_voter {
+            return;
+        }
+        self.victim = Some(at);
+        self.replace_wiped(world, at, old);
+        self.count(Fault::WipedDisk);
+    }
+
+    fn replace_wiped(&mut self, world: &mut World, at: usize, old: u64) {
+        world.kill(at);
+        world.hosts[at].disk.wipe();
+        world.hosts[at].joins.set(true);
+        self.troubled[at] = false;
+        self.restart_soon(world, at);
+        let to = world.hosts[at].peer_address();
+        let operator = world.client("operator", move |caller| caller.replace(to, old));
+        self.change = Some(Change { operator, leaves: at, fault: Fault::WipedDisk });
+    }
+
+    /// The host that stands by joins, and somebody who does not lead leaves and stands by.
+    fn swap(&mut self, world: &mut World, rng: &Rng) {
+        let leader = world.leader();
+        let spare = world.standing_by();
+        let followers: Vec<usize> = world.running().into_iter().filter(|at| Some(*at) != leader).collect();
+        let (Some(spare), false, None) = (spare, followers.is_empty() || leader.is_none(), &self.change) else {
+            return;
+        };
+        let leaves = followers[rng.below(followers.len() as u64) as usize];
+        let Some(group) = world.hosts[leaves].group() else { return };
+        let old = group.raft().node();
+        drop(group);
+        world.call(spare);
+        let to = world.hosts[spare].peer_address();
+        let operator = world.client("operator", move |caller| caller.replace(to, old));
+        self.change = Some(Change { operator, leaves, fault: Fault::Membership });
+        self.count(Fault::Membership);
+    }
+
+    /// Sees what has ended, and starts it again as a supervisor and an operator would.
+    fn supervise(&mut self, world: &mut World) {
+        if let Some(change) = self.change.take_if(|change| world.is_done(&change.operator))
+            && change.fault == Fault::Membership
+        {
+            // It is no member any more, whatever it knows of that.
+            world.dismiss(change.leaves);
+            self.troubled[change.leaves] = false;
+            self.awaited[change.leaves] = None;
+        }
+        for at in 0..world.hosts.len() {
+            let Process::Ended(reason) = world.hosts[at].process() else { continue };
+            if let Some(fault) = self.awaited[at].take()
+                && fault != Fault::FullDisk
+            {
+                self.count(fault);
+            }
+            let leaves = self.change.as_ref().is_some_and(|change| change.leaves == at);
+            if reason.contains("replaceNode") && self.victim == Some(at) {
+                self.give_up_damaged(world, at, &reason);
+                continue;
+            }
+            if !self.troubled[at] && !leaves {
+                let what = format!("{}: {reason}", world.hosts[at].name);
+                world.invariants.violated("a replica goes on unless its disk fails", what);
+            }
+            world.kill(at);
+            self.restart_soon(world, at);
+        }
+    }
+
+    /// A replica whose damage its peers cannot mend says so, and is replaced.
+    fn give_up_damaged(&mut self, world: &mut World, at: usize, reason: &str) {
+        let address = world.hosts[at].peer_address();
+        let members = world.running().into_iter().filter_map(|other| world.hosts[other].group());
+        let member = members
+            .flat_map(|group| group.raft().status().members)
+            .find(|member| member.peer_address == address)
+            .map(|member| member.id);
+        // Else when somebody can say which member that was, or the other change has ended.
+        if let (Some(old), None) = (member, &self.change) {
+            tracing::info!(host = world.hosts[at].name, reason, "the replica is replaced");
+            self.replace_wiped(world, at, old);
+        }
+    }
+
+    fn see_armed_point(&mut self, world: &mut World) {
+        let passed = ARMED.with_borrow(|armed| armed.as_ref().is_some_and(|armed| armed.torn.is_some()));
+        if !passed {
+            return;
+        }
+        let armed = ARMED.take().expect("looked at");
+        env::fault::disarm(armed.name);
+        world.darken(armed.at);
+        self.restart_soon(world, armed.at);
+        match (armed.fault, armed.torn) {
+            (Fault::Torn, Some(false)) => self.count(Fault::Crash),
+            (fault, _) => self.count(fault),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Many seeds: one process each, so that a run depends on nothing but its seed and a panic ends one run alone.
+//!
+//! A seed that fails is shrunk: fault kinds are left out, one after the other, as long as it still fails. At the end the
+//! sweep is judged as a whole: enough must have happened in every seed, and every kind of fault in enough of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use env::Clock;
+use parking_lot::Mutex;
+use tokio::process::Command;
+
+use super::Outcome;
+use super::plan::Fault;
+
+/// Every kind of fault strikes in at least this share of the seeds.
+const SHARE_PERCENT: usize = 5;
+
+/// A run that takes longer has come to a standstill.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// Seeds, as a half-open range.
+    pub seeds: std::ops::Range<u64>,
+    /// Processes at a time.
+    pub jobs: usize,
+    /// Fault kinds that are left out.
+    pub without: Vec<Fault>,
+    /// A bug to plant in each run, if built with `planted-bugs`.
+    pub planted: Option<String>,
+    /// End at the first seed that fails.
+    pub fail_fast: bool,
+}
+
+/// A seed that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed.
+    pub seed: u64,
+    /// Fault kinds without which it fails too.
+    pub without: Vec<Fault>,
+    /// What did not hold, or how the process ended.
+    pub what: Vec<String>,
+}
+
+impl Failure {
+    /// What repeats it.
+    pub fn replay(&self) -> String {
+        replay(self.seed, &self.without)
+    }
+}
+
+/// The command that repeats a run.
+pub fn replay(seed: u64, without: &[Fault]) -> String {
+    let mut command = format!("cargo run --release -p tests --bin sim -- {seed}");
+    if !without.is_empty() {
+        command += &format!(" --without {}", without.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(","));
+    }
+    command
+}
+
+/// What a sweep has shown.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Runs that ended without a violation.
+    pub good: Vec<Outcome>,
+    /// The others.
+    pub failures: Vec<Failure>,
+    /// Wall-clock time of all of it.
+    pub took: Duration,
+}
+
+/// Runs all seeds; each outcome is given to `each` as it comes.
+pub async fn run(
+    sweep: &Sweep,
+    each: impl Fn(&Result<Outcome, Failure>) + Send + Sync + 'static,
+) -> io::Result<Totals> {
+    let clock = Clock::real();
+    let next = Arc::new(AtomicU64::new(sweep.seeds.start));
+    let totals = Arc::new(Mutex::new(Totals::default()));
+    let each = Arc::new(each);
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..sweep.jobs.max(1) {
+        let (sweep, clock, next, totals, each) =
+            (sweep.clone(), clock.clone(), next.clone(), totals.clone(), each.clone());
+        workers.spawn(async move {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= sweep.seeds.end || (sweep.fail_fast && !totals.lock().failures.is_empty()) {
+                    return io::Result::Ok(());
+                }
+                let outcome = one(&clock, &sweep, seed).await?;
+                each(&outcome);
+                match outcome {
+                    Ok(outcome) => totals.lock().good.push(outcome),
+                    Err(failure) => totals.lock().failures.push(failure),
+                }
+            }
+        });
+    }
+    while let Some(worker) = workers.join_next().await {
+        worker.expect("a worker does not panic")?;
+    }
+    let mut totals = std::mem::take(&mut *totals.lock());
+    totals.good.sort_by_key(|outcome| outcome.seed);
+    totals.failures.sort_by_key(|failure| failure.seed);
+    totals.took = clock.monotonic();
+    Ok(totals)
+}
+
+/// One seed; if it fails, the smallest set of fault kinds with which it still does.
+async fn one(clock: &Clock, sweep: &Sweep, seed: u64) -> io::Result<Result<Outcome, Failure>> {
+    let what = match process(clock, sweep, seed, &sweep.without).await? {
+        Ok(outcome) => return Ok(Ok(outcome)),
+        Err(what) => what,
+    };
+    let mut failure = Failure { seed, without: sweep.without.clone(), what };
+    // A planted bug needs to be found, not explained.
+    if sweep.planted.is_some() {
+        return Ok(Err(failure));
+    }
+    for fault in Fault::ALL {
+        let mut without = failure.without.clone();
+        if without.contains(&fault) {
+            continue;
+        }
+        without.push(fault);
+        if let Err(what) = process(clock, sweep, seed, &without).await? {
+            (failure.without, failure.what) = (without, what);
+        }
+    }
+    // What the plan has not drawn anyway need not be left out.
+    let drawn = super::plan::Plan::draw(seed, &[]).strikes;
+    failure.without.retain(|fault| drawn.iter().any(|strike| strike.fault == *fault));
+    Ok(Err(failure))
+}
+
+/// Runs a seed in a process of its own.
+async fn process(
+    clock: &Clock,
+    sweep: &Sweep,
+    seed: u64,
+    without: &[Fault],
+) -> io::Result<Result<Outcome, Vec<String>>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(seed.to_string()).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if !without.is_empty() {
+        command.arg("--without").arg(without.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(","));
+    }
+    if let Some(bug) = &sweep.planted {
+        command.arg("--planted").arg(bug);
+    }
+    let Some(output) = clock.timeout(LONGEST, command.kill_on_drop(true).output()).await else {
+        return Ok(Err(vec![format!("no end after {LONGEST:?}")]));
+    };
+    let output = output?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    match serde_json::from_str::<Outcome>(told.trim()) {
+        Ok(outcome) if outcome.violations.is_empty() => Ok(Ok(outcome)),
+        Ok(outcome) => Ok(Err(outcome.violations)),
+        Err(_) => {
+            let last: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+            Ok(Err([vec![format!("the process ended: {}", output.status)], last].concat()))
+        }
+    }
+}
+
+impl Totals {
+    /// Why the sweep does not count, although no seed failed.
+    pub fn shortcomings(&self, without: &[Fault]) -> Vec<String> {
+        let mut found = Vec::new();
+        let idle: Vec<String> =
+            self.good.iter().filter(|outcome| !outcome.counts()).map(|outcome| outcome.seed.to_string()).collect();
+        if !idle.is_empty() {
+            found.push(format!("too little happened in seeds {}", idle.join(", ")));
+        }
+        // A handful of seeds cannot show every kind.
+        if self.good.len() < 100 {
+            return found;
+        }
+        for (fault, seeds) in self.seeds_by_fault() {
+            if seeds * 100 < self.good.len() * SHARE_PERCENT && !without.contains(&fault) {
+                found.push(format!("{fault} took effect in {seeds} of {} seeds only", self.good.len()));
+            }
+        }
+        found
+    }
+
+    fn seeds_by_fault(&self) -> BTreeMap<Fault, usize> {
+        let seeds = |fault: Fault| self.good.iter().filter(|outcome| outcome.faults.contains_key(fault.name())).count();
+        Fault::ALL.into_iter().map(|fault| (fault, seeds(fault))).collect()
+    }
+
+    /// The totals, as people read them.
+    pub fn report(&self) -> String {
+        let sum = |of: fn(&Outcome) -> u64| self.good.iter().map(of).sum::<u64>();
+        let mut text = format!(
+            "{} seeds in {:.0} s, {} failed\n{} operations, {} sends acknowledged, {} entries compared\n{} s simulated, {} s of \
+             them under faults\n",
+            self.good.len() + self.failures.len(),
+            self.took.as_secs_f64(),
+            self.failures.len(),
+            sum(|outcome| outcome.operations as u64),
+            sum(|outcome| outcome.acknowledged as u64),
+            sum(|outcome| outcome.entries as u64),
+            sum(|outcome| outcome.simulated_ms) / 1000,
+            sum(|outcome| outcome.faults_ms) / 1000,
+        );
+        for (fault, seeds) in self.seeds_by_fault() {
+            let times: u64 = self.good.iter().filter_map(|outcome| outcome.faults.get(fault.name())).sum();
+            text += &format!("  {:<12} {times:>6} times, in {seeds:>4} seeds\n", fault.name());
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(seed: u64, faults: &[Fault]) -> Outcome {
+        Outcome {
+            seed,
+            acknowledged: 100,
+            faults: faults.iter().map(|fault| (fault.name().to_owned(), 1)).collect(),
+            faults_ms: 5000,
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn a_sweep_in_which_too_little_happened_does_not_count() {
+        let all = Fault::ALL;
+        let mut totals = Totals { good: (0..100).map(|seed| outcome(seed, &all)).collect(), ..Totals::default() };
+        assert_eq!(totals.shortcomings(&[]), <[String; 0]>::default());
+        totals.good[7].acknowledged = 99;
+        assert_eq!(totals.shortcomings(&[]), ["too little happened in seeds 7"]);
+        totals.good[7] = outcome(7, &all[..1]);
+        assert_eq!(totals.shortcomings(&[]), ["too little happened in seeds 7"]);
+        for (seed, outcome) in totals.good.iter_mut().enumerate() {
+            *outcome = self::outcome(outcome.seed, if seed < 4 { &all } else { &all[..17] });
+        }
+        assert_eq!(totals.shortcomings(&[]), ["clock-step took effect in 4 of 100 seeds only"]);
+        assert_eq!(totals.shortcomings(&[Fault::ClockStep]), <[String; 0]>::default());
+    }
+
+    #[test]
+    fn a_failure_says_how_to_repeat_it() {
+        assert_eq!(replay(7, &[]), "cargo run --release -p tests --bin sim -- 7");
+        let without = [Fault::Partition, Fault::Crash];
+        assert_eq!(replay(7, &without), "cargo run --release -p tests --bin sim -- 7 --without partition,crash");
+    }
+}
