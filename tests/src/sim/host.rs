@@ -13,6 +13,7 @@ use broker::broker::{Broker, BrokerGroup};
 use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
 use env::disk::simulated::SimDisk;
 use env::{Clock, Env, Executor, Net, Rng};
+use tokio::runtime::Handle;
 
 use super::invariants::Invariants;
 
@@ -61,7 +62,8 @@ pub struct Host {
     pub joins: Cell<bool>,
     process: RefCell<Process>,
     group: RefCell<Option<Arc<BrokerGroup>>>,
-    runtime: Cell<Option<tokio::runtime::Id>>,
+    /// The runtime of its process, in whose time that lives.
+    runtime: RefCell<Option<Handle>>,
 }
 
 impl Host {
@@ -78,7 +80,7 @@ impl Host {
             joins: Cell::new(false),
             process: RefCell::new(Process::Down),
             group: RefCell::default(),
-            runtime: Cell::new(None),
+            runtime: RefCell::default(),
         }
     }
 
@@ -109,15 +111,15 @@ impl Host {
 
     /// Whether the caller runs in this host's process.
     pub fn is_current(&self) -> bool {
-        let current = tokio::runtime::Handle::try_current().ok().map(|runtime| runtime.id());
-        current.is_some() && current == self.runtime.get()
+        let current = Handle::try_current().ok().map(|runtime| runtime.id());
+        current.is_some() && current == self.runtime.borrow().as_ref().map(Handle::id)
     }
 
     /// Forgets the process: to be called before its runtime is dropped.
     pub fn forget_process(&self) {
         self.group.take();
         self.clock.take();
-        self.runtime.set(None);
+        self.runtime.take();
         *self.process.borrow_mut() = Process::Down;
     }
 
@@ -136,7 +138,9 @@ impl Host {
 
     /// From now on, and until the process ends, the wall clock gains `ppm` microseconds a second.
     pub fn drift_clock(&self, ppm: i64) {
-        if let Some(clock) = &*self.clock.borrow() {
+        if let (Some(clock), Some(runtime)) = (&*self.clock.borrow(), &*self.runtime.borrow()) {
+            // Outside of it the clock would read the machine's time.
+            let _entered = runtime.enter();
             clock.drift_wall(ppm);
         }
     }
@@ -150,7 +154,7 @@ impl Host {
     pub async fn run(self: Rc<Host>, config: BrokerConfig, invariants: Rc<Invariants>) -> turmoil::Result {
         let number = self.processes.get() + 1;
         self.processes.set(number);
-        self.runtime.set(Some(tokio::runtime::Handle::current().id()));
+        *self.runtime.borrow_mut() = Some(Handle::current());
         let env = environment(self.seed ^ number << 32, self.disk.mount());
         env.clock.step_wall(self.clock_off_ms.get());
         *self.clock.borrow_mut() = Some(env.clock.clone());

@@ -48,6 +48,9 @@ const DUE_AFTER_STEPS_MS: u64 = 180_000;
 /// Longest that a client may still wait for an answer when it is told to end.
 const LAST_ANSWERS_MS: u64 = 20_000;
 
+/// A run with fewer acknowledged sends says too little.
+const SENDS: usize = 100;
+
 /// What became of a seed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
@@ -76,7 +79,7 @@ pub struct Outcome {
 impl Outcome {
     /// Whether the run says something: enough happened in it.
     pub fn counts(&self) -> bool {
-        self.faults_ms >= 5000 && self.acknowledged >= 100 && self.faults.len() >= 2
+        self.faults_ms >= 5000 && self.acknowledged >= SENDS && self.faults.len() >= 2
     }
 }
 
@@ -166,6 +169,9 @@ impl Run {
             }
             self.tick(nemesis);
         }
+        self.until(nemesis, "a run's worth of sends is acknowledged", SERVICE_MS, |world| {
+            world.work.history.borrow().acknowledged() >= SENDS
+        })?;
         self.world.work.stops.set(true);
         self.until(nemesis, "clients have their answers", LAST_ANSWERS_MS, |world| {
             clients.iter().all(|client| world.is_done(client))
