@@ -25,7 +25,7 @@ use crate::identity::{FlushMode, IdentityError};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
-use crate::membership::{self, CAUGHT_UP_BYTES};
+use crate::membership;
 use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, Timestamp};
 use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submission_bytes};
@@ -576,16 +576,9 @@ impl<T: Tables> Group<T> {
     /// vote. Empty elsewhere than at the leader.
     pub async fn lags(&self) -> BTreeMap<NodeId, Lag> {
         let opened = &self.0.opened;
-        let held: Vec<(NodeId, Option<u64>)> = {
-            let metrics = opened.raft.metrics();
-            let now = metrics.borrow_watched();
-            let held = now.replication.iter().flatten().filter(|(node, _)| **node != opened.node);
-            held.map(|(node, held)| (*node, held.as_ref().map(|held| held.index))).collect()
-        };
         let mut lags = BTreeMap::new();
-        for (node, held) in held {
-            let bytes = membership::lag_bytes(&opened.log, held).await;
-            lags.insert(node, Lag { bytes, is_caught_up: bytes <= CAUGHT_UP_BYTES });
+        for (node, held) in membership::held(&opened.raft) {
+            lags.insert(node, membership::lag(&opened.log, held).await);
         }
         lags
     }
@@ -597,7 +590,7 @@ impl<T: Tables> Group<T> {
         let is_voter = {
             let metrics = opened.raft.server_metrics();
             let now = metrics.borrow_watched();
-            now.membership_config.membership().voter_ids().any(|voter| voter == opened.node)
+            membership::is_voter(now.membership_config.membership(), opened.node)
         };
         let begin = opened.log.purged_boundary().map(|purged| purged.end.physical_offset).unwrap_or_default();
         is_voter && begin <= opened.reader.min_physical()

@@ -29,7 +29,7 @@ use crate::identity::{Directory, Expected, FlushMode, IdentityError};
 use crate::log::segment::Layout;
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
-use crate::membership::{Membership, finish_changes};
+use crate::membership::{Membership, finish_changes, is_voter};
 use crate::position::NodeId;
 use crate::proposer::{GroupClock, HandingOver, Proposer, Submission, Waiters, Wish, leader_told};
 use crate::raft::machine::{Machine, Roster, SharedFold};
@@ -808,8 +808,7 @@ impl<T: Tables> Running<T> {
             if membership.voter_ids().all(|voter| voter == own) {
                 return Err(HandOverError::Alone);
             }
-            let is_voter = |node: &NodeId| membership.voter_ids().any(|voter| voter == *node);
-            if among.is_some_and(|among| !among.iter().any(is_voter)) {
+            if among.is_some_and(|among| !among.iter().any(|node| is_voter(membership, *node))) {
                 return Err(HandOverError::NotAVoter);
             }
             if among.is_some_and(|among| among.iter().all(|node| *node == own)) {

@@ -8,7 +8,7 @@
 //! for the same step again goes on from there. Openraft passes from one set of voters to the next through a joint one; if
 //! the leader that began this is gone, the next one ends it ([`finish_changes`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use env::{Env, fault};
@@ -19,13 +19,13 @@ use openraft::{ChangeMembers, Instant, Raft, RaftMetrics};
 
 use crate::fold::{Reader, Tables};
 use crate::founding;
-use crate::group::{MembersError, Peer, VotersChange};
+use crate::group::{Lag, MembersError, Peer, VotersChange};
 use crate::log::Log;
 use crate::position::NodeId;
 use crate::proposer::leader_told;
 use crate::raft::machine::Machine;
 use crate::raft::peer::wire::Hello;
-use crate::raft::types::{RaftLogId, Types};
+use crate::raft::types::{Node, RaftLogId, Types};
 
 /// A learner that lacks less of the log may become a voter: a fraction of a second at any rate that a group can hold.
 pub const CAUGHT_UP_BYTES: u64 = 4 << 20;
@@ -87,9 +87,9 @@ impl<T: Tables> Membership<T> {
     pub async fn change_voters(&self, change: VotersChange) -> Result<(), MembersError> {
         let (found, step) = self.decide(&change).await.map_err(|refusal| MembersError::Refused(refusal.to_string()))?;
         if let (Step::Voters(_), Some(added)) = (&step, change.add) {
-            let lag_bytes = self.lag_bytes(added).await;
-            if !found.voters.contains(&added) && lag_bytes > CAUGHT_UP_BYTES {
-                return Err(MembersError::NotCaughtUp { lag_bytes });
+            let lag = lag(&self.log, held(&self.raft).remove(&added).flatten()).await;
+            if !found.voters.contains(&added) && !lag.is_caught_up {
+                return Err(MembersError::NotCaughtUp { lag_bytes: lag.bytes });
             }
         }
         let (change, what) = match step {
@@ -121,27 +121,31 @@ impl<T: Tables> Membership<T> {
             }
         }
     }
-
-    /// Bytes of this node's log that `node` is not known to hold durably.
-    pub async fn lag_bytes(&self, node: NodeId) -> u64 {
-        let held = {
-            let metrics = self.raft.metrics();
-            let now = metrics.borrow_watched();
-            now.replication.as_ref().and_then(|held| held.get(&node).cloned().flatten()).map(|held| held.index)
-        };
-        lag_bytes(&self.log, held).await
-    }
 }
 
-/// Bytes of `log` behind the entry `held`; all of them if that is not in it.
-pub(crate) async fn lag_bytes(log: &Log, held: Option<u64>) -> u64 {
+/// What each other member is known to hold durably. Empty elsewhere than at the leader.
+pub(crate) fn held<T: Tables>(raft: &Raft<Types, Machine<T>>) -> BTreeMap<NodeId, Option<u64>> {
+    let metrics = raft.metrics();
+    let now = metrics.borrow_watched();
+    let others = now.replication.iter().flatten().filter(|(node, _)| **node != now.id);
+    others.map(|(node, held)| (*node, held.as_ref().map(|held| held.index))).collect()
+}
+
+/// What is missing of `log` to a member that holds it up to the entry `held`; all of it if that is not in it.
+pub(crate) async fn lag(log: &Log, held: Option<u64>) -> Lag {
     let end = log.tip().end.physical_offset;
     let begin = log.purged_boundary().map(|purged| purged.end.physical_offset).unwrap_or_default();
     let held = match held {
         Some(held) => log.chain_before(held + 1).await.map_or(begin, |end| end.physical_offset),
         None => begin,
     };
-    end.0.saturating_sub(held.0)
+    let bytes = end.0.saturating_sub(held.0);
+    Lag { bytes, is_caught_up: bytes <= CAUGHT_UP_BYTES }
+}
+
+/// Whether `node` has a vote, also in one half of a joint membership. Asked with each PULL: it allocates nothing.
+pub(crate) fn is_voter(membership: &openraft::Membership<NodeId, Node>, node: NodeId) -> bool {
+    membership.get_joint_config().iter().any(|voters| voters.contains(&node))
 }
 
 /// What a change is decided from.

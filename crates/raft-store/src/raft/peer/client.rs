@@ -549,10 +549,12 @@ async fn write_session(
     while let Some(request) = next_request(&links.news, &mut input, is_first).await {
         is_first = false;
         let append = append_of(&links.log, request).await?;
-        let lag = links.log.tip().end.physical_offset.0.saturating_sub(append.start.physical_offset.0);
-        if !append.entries.is_empty() && lag > CATCHING_UP_BYTES {
-            let wait = pace.wait(links.env.clock.monotonic(), lag, links.catch_up_bytes_per_s);
-            links.env.clock.sleep(wait).await;
+        if !append.entries.is_empty() {
+            let lag = links.log.tip().end.physical_offset.0.saturating_sub(append.start.physical_offset.0);
+            if lag > CATCHING_UP_BYTES {
+                let wait = pace.wait(links.env.clock.monotonic(), lag, links.catch_up_bytes_per_s);
+                links.env.clock.sleep(wait).await;
+            }
         }
         sent.fetch_add(1, Ordering::Release);
         writer.write(&Message::Append(append)).await?;
