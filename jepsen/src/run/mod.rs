@@ -18,6 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -25,20 +26,19 @@ use env::{Env, Rng};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::append;
+use crate::clock;
 use crate::cluster::{Cluster, Settings};
 use crate::disk::Disk;
+use crate::disk_fault::Speed;
 use crate::history::edn::Edn;
 use crate::history::recorder::Recorder;
 use crate::results;
 
 use clients::Clients;
-use nemesis::{Nemesis, Schedule};
+use nemesis::{Ground, Nemesis, Schedule};
 
 /// Names of the replicas in the history.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
-
-/// Size of a broker's file system, if it has one of its own.
-const DISK_MIB: u64 = 4096;
 
 /// Acknowledged after the last fault before the load stops: the cluster is whole again.
 const AFTERWARDS: u64 = 100;
@@ -93,8 +93,26 @@ struct Run {
     rng: Rng,
     recorder: Recorder,
     cluster: Cluster,
-    disks: Vec<Disk>,
+    /// What each broker's files lie on, as far as it is the harness's.
+    disks: [Option<Arc<Disk>>; 3],
+    grounds: [Ground; 3],
+    /// How fast the disks are when nobody uses them.
+    speeds: [Speed; 3],
     replicas: Vec<SocketAddr>,
+}
+
+impl Run {
+    /// Records that a nemesis cannot be made on this machine. What to say of it.
+    fn skip(&self, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
+        skip(&self.recorder, nemesis, why)
+    }
+}
+
+fn skip(recorder: &Recorder, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
+    let (name, why) = (nemesis.name(), why.to_string());
+    recorder.nemesis(&format!("start-{name}"), Edn::Nil, vec![("skipped", why.as_str().into())])?;
+    eprintln!("SKIPPED: {name}: {why}");
+    Ok(format!("{name}: {why}"))
 }
 
 /// Runs the plan and judges it. An error unless every clause that it requires is valid; `Unsupported` if they are, but a
@@ -134,34 +152,29 @@ pub fn run(plan: &Plan) -> io::Result<String> {
 
 /// The whole story. Gives the nemeses that could not be made, and why.
 async fn tell(plan: &Plan, env: &Env, recorder: Recorder) -> io::Result<Vec<String>> {
-    let mut nemeses = plan.nemeses.clone();
+    let rng = Rng::seeded(plan.seed);
     let mut skipped = Vec::new();
-    let mut disks = Vec::new();
-    if nemeses.contains(&Nemesis::Power) {
-        match make_disks(&plan.dir) {
-            Ok(made) => disks = made,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                let why = error.to_string();
-                recorder.nemesis("start-power", Edn::Nil, vec![("skipped", why.as_str().into())])?;
-                skipped.push(format!("power: {why}"));
-                nemeses.retain(|nemesis| *nemesis != Nemesis::Power);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let root = |k: usize| disks.get(k).map_or(plan.dir.as_path(), Disk::mount_point);
+    let Outfit { nemeses, grounds, disks, speeds } = outfit(plan, &recorder, rng.below(3) as usize, &mut skipped)?;
+    let root = |k: usize| disks[k].as_ref().map_or(plan.dir.as_path(), |disk| disk.mount_point());
     let data_dirs: [PathBuf; 3] = std::array::from_fn(|k| root(k).join(format!("broker-{}", k + 1)));
-    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, Settings::default())?;
+    let full_files = nemeses.iter().any(|nemesis| nemesis.wants_full_files());
+    let settings = Settings {
+        // The smallest, and read through within seconds.
+        segment_mib: if full_files { 16 } else { Settings::default().segment_mib },
+        scrub_mib_per_s: if full_files { 64 } else { Settings::default().scrub_mib_per_s },
+        clocks: nemeses.contains(&Nemesis::ClockStep),
+        ..Settings::default()
+    };
+    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, settings)?;
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan)?))?;
     append::create_topic(env, &replicas, append::TOPIC, append::QUEUES).await?;
-    let rng = Rng::seeded(plan.seed);
     let schedule = Schedule::new(rng.fork(), &nemeses);
-    let mut run = Run { env: env.clone(), rng, recorder, cluster, disks, replicas };
+    let mut run = Run { env: env.clone(), rng, recorder, cluster, disks, grounds, speeds, replicas };
 
     let clients = Clients::start(&run, plan.senders);
     clients.acknowledge_more(env, 1).await?;
-    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds)).await?;
+    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await?;
     clients.acknowledge_more(env, AFTERWARDS).await?;
     clients.stop().await?;
     ending::compare_chains(&run).await?;
@@ -169,11 +182,51 @@ async fn tell(plan: &Plan, env: &Env, recorder: Recorder) -> io::Result<Vec<Stri
     Ok(skipped)
 }
 
-fn make_disks(dir: &Path) -> io::Result<Vec<Disk>> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "file systems of its own need root"));
+/// What this machine can do of a plan, and what brokers are given for it.
+struct Outfit {
+    nemeses: Vec<Nemesis>,
+    grounds: [Ground; 3],
+    disks: [Option<Arc<Disk>>; 3],
+    speeds: [Speed; 3],
+}
+
+/// Makes disks. Nemeses that cannot be made here are left out, recorded and told in `skipped`.
+fn outfit(plan: &Plan, recorder: &Recorder, first: usize, skipped: &mut Vec<String>) -> io::Result<Outfit> {
+    let mut nemeses = plan.nemeses.clone();
+    if nemeses.contains(&Nemesis::ClockStep)
+        && let Err(error) = clock::library()
+    {
+        skipped.push(skip(recorder, Nemesis::ClockStep, &error)?);
+        nemeses.retain(|nemesis| *nemesis != Nemesis::ClockStep);
     }
-    (1..=3).map(|k| Disk::create(dir, &format!("disk-{k}"), DISK_MIB)).collect()
+    let mut disks: [Option<Arc<Disk>>; 3] = Default::default();
+    let grounds = 'made: loop {
+        let grounds = Ground::of_each(&nemeses, first);
+        for (k, ground) in grounds.into_iter().enumerate() {
+            match ground.make(&plan.dir, &format!("disk-{}", k + 1)) {
+                Ok(made) => disks[k] = made,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    disks = Default::default();
+                    // What wanted just that one goes.
+                    for nemesis in nemeses.extract_if(.., |nemesis| ground.is_for(*nemesis)) {
+                        skipped.push(skip(recorder, nemesis, &error)?);
+                    }
+                    continue 'made;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        break grounds;
+    };
+    let mut speeds = [Speed::default(); 3];
+    if nemeses.contains(&Nemesis::DiskSlow) {
+        for (speed, disk) in speeds.iter_mut().zip(&disks) {
+            if let Some(disk) = disk {
+                *speed = Speed::measure(disk)?;
+            }
+        }
+    }
+    Ok(Outfit { nemeses, grounds, disks, speeds })
 }
 
 /// Where configurations and logs of the processes are while they run.
