@@ -52,13 +52,15 @@ pub struct Damage {
     /// What stood there.
     before: Vec<u8>,
     part: Part,
+    /// How often the replica had told before that it has mended its log.
+    said: usize,
 }
 
 /// Which part of a replica's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
-    /// The log. With how often its mending had been told before.
-    Log { said: usize },
+    /// The log.
+    Log,
     /// A unit of a queue.
     Unit { topic: String, queue: u32, offset: u64 },
     /// A copy of the hard state.
@@ -72,12 +74,12 @@ pub async fn flip(run: &mut Run, victim: usize, rng: &Rng) -> io::Result<(Eviden
     let (env, dir) = (run.env.clone(), run.cluster.data_dir(victim).to_owned());
     let damage = match rng.below(4) {
         0 => match unit(&env, &dir, rng).await? {
-            Some((file, offset, part)) => turn(victim, file, offset, rng, part)?,
+            Some((file, offset, part)) => turn(run, victim, file, offset, rng, part)?,
             None => in_log(run, victim, rng).await?,
         },
         1 => {
             let file = dir.join("hard-state").join(if rng.chance(1, 2) { "a" } else { "b" });
-            turn(victim, file, rng.below(HARD_STATE_BYTES as u64), rng, Part::HardState)?
+            turn(run, victim, file, rng.below(HARD_STATE_BYTES as u64), rng, Part::HardState)?
         }
         _ => in_log(run, victim, rng).await?,
     };
@@ -116,7 +118,7 @@ pub async fn cut_tail(run: &mut Run, victim: usize, rng: &Rng) -> io::Result<(Ev
     }
     open.sync_all()?;
     let said = run.cluster.said(victim, IS_WHOLE)?;
-    let damage = Damage { victim, file, offset, before, part: Part::Log { said } };
+    let damage = Damage { victim, file, offset, before, part: Part::Log, said };
     let shown = [
         ("exit", status.to_string().into()),
         ("file", name(&damage.file, &dir).into()),
@@ -151,8 +153,7 @@ pub async fn mend(run: &mut Run, damage: Damage) -> io::Result<Evidence> {
             }
         }));
     }
-    let said = if let Part::Log { said } = damage.part { said } else { 0 };
-    let whole = until_whole(run, victim, said, &mut || damage.is_mended()).await;
+    let whole = until_whole(run, victim, damage.said, &mut || damage.is_mended()).await;
     if let Some(reader) = reader {
         reader.abort();
     }
@@ -226,8 +227,7 @@ async fn in_log(run: &Run, victim: usize, rng: &Rng) -> io::Result<Damage> {
     let body_bytes = if header.body_crc == 0 { 0 } else { u64::from(header.body_bytes) };
     let at = PhysicalOffset(header.physical_offset.0 + within_frame(body_bytes, rng));
     let file = Segment::path(&dir.join("commitlog"), segment);
-    let said = run.cluster.said(victim, IS_WHOLE)?;
-    turn(victim, file, found.files.layout.file_offset(at), rng, Part::Log { said })
+    turn(run, victim, file, found.files.layout.file_offset(at), rng, Part::Log)
 }
 
 /// A byte of a frame that its checksums protect: of the header in every second case, if there is a body.
@@ -278,18 +278,18 @@ async fn topic_of(env: &Env, dir: &Path, at: PhysicalOffset, bytes: u32) -> io::
 }
 
 /// Turns one bit of a byte.
-fn turn(victim: usize, file: PathBuf, offset: u64, rng: &Rng, part: Part) -> io::Result<Damage> {
+fn turn(run: &Run, victim: usize, file: PathBuf, offset: u64, rng: &Rng, part: Part) -> io::Result<Damage> {
     let before = read(&file, offset, 1)?;
     let open = fs::OpenOptions::new().write(true).open(&file)?;
     open.write_all_at(&[before[0] ^ (1 << rng.below(8))], offset)?;
     open.sync_all()?;
-    Ok(Damage { victim, file, offset, before, part })
+    Ok(Damage { victim, file, offset, before, part, said: run.cluster.said(victim, IS_WHOLE)? })
 }
 
 /// What is wrong now, by somebody who does not run the broker. An error if nothing is.
 async fn seen(env: &Env, dir: &Path, damage: &Damage) -> io::Result<String> {
     let seen = match &damage.part {
-        Part::Log { .. } => {
+        Part::Log => {
             let found = survey(env, dir, None, &|_, _| {}).await.map_err(io::Error::other)?;
             let gap = found.gaps.first();
             gap.map(|gap| format!("from {} to {}: {}", gap.from.physical_offset, gap.to, gap.reason))

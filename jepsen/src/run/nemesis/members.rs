@@ -63,6 +63,23 @@ pub async fn add(run: &mut Run, victim: usize, old: &str) -> io::Result<Evidence
     a_new_voter(run, victim, old, took).await
 }
 
+/// A fault that is meant for the leader, and can strike this one only, finds it in office unless the group will not have it.
+pub async fn let_lead(run: &Run, successor: usize) -> io::Result<()> {
+    if run.cluster.leader() != Some(successor) {
+        let client = run.replicas[successor].to_string();
+        if give(&run.env, &run.cluster, &["transferLeader", "-i", &client]).await?.is_ok() {
+            run.env.clock.timeout(TAKES_OFFICE, in_office(run, successor)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn in_office(run: &Run, successor: usize) {
+    while run.cluster.leader() != Some(successor) {
+        run.env.clock.sleep(LOOK).await;
+    }
+}
+
 /// Another is to lead. The evidence: who led before and after, or the refusal.
 pub async fn transfer(run: &mut Run, successor: usize) -> io::Result<(Evidence, AtWork)> {
     let before = run.cluster.leader();

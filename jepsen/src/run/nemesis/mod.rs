@@ -101,7 +101,9 @@ impl Nemesis {
             Nemesis::Kill | Nemesis::Power | Nemesis::Replace | Nemesis::Membership => (0, 4_000),
             Nemesis::Pause => (2_500, 7_000),
             Nemesis::BitFlip | Nemesis::CutTail | Nemesis::DiskErrorRead | Nemesis::Transfer => (0, 1_000),
-            Nemesis::DiskFull | Nemesis::DiskErrorWrite | Nemesis::DiskErrorSync => (3_000, 8_000),
+            Nemesis::DiskErrorWrite | Nemesis::DiskErrorSync => (3_000, 8_000),
+            // What was made ready of the log is used up first.
+            Nemesis::DiskFull => (8_000, 16_000),
             Nemesis::DiskSlow | Nemesis::DiskFrozen | Nemesis::ClockStep | Nemesis::Cpu => (6_000, 12_000),
         }
     }
@@ -112,9 +114,9 @@ impl Nemesis {
         matches!(self, Nemesis::Kill | Nemesis::Pause | Nemesis::Power)
     }
 
-    /// What brokers must be given so that it can strike: full CommitLog files, which are read through all the time.
+    /// Whether brokers are to have small CommitLog files, which are soon full, and which they read through all the time.
     pub fn wants_full_files(self) -> bool {
-        matches!(self, Nemesis::DiskErrorRead | Nemesis::BitFlip | Nemesis::CutTail)
+        matches!(self, Nemesis::DiskErrorRead | Nemesis::BitFlip | Nemesis::CutTail | Nemesis::DiskFull)
     }
 
     /// Whether what it strikes may end by itself, with a reason.
@@ -166,9 +168,13 @@ pub(super) async fn strike_in_turn(
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
     let Strike { nemesis, target, lasts, .. } = fault;
     let victims = victims(run, nemesis, target);
+    if target == Target::Leader && nemesis != Nemesis::Transfer {
+        members::let_lead(run, victims[0]).await?;
+    }
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
     let majority = victims.len() > 1;
-    run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into())])?;
+    let leader = run.cluster.leader().map_or(Edn::Nil, |leader| NODES[leader].into());
+    run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into()), ("leader", leader)])?;
     let (evidence, mut at_work) = nemesis.begin(run, &victims, &Rng::seeded(fault.seed)).await?;
     let evidence = by_node(evidence);
     eprintln!("{}: {evidence}", nemesis.name());
