@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
 use jepsen::run::nemesis::Nemesis;
+use jepsen::run::workload::Workload;
 use jepsen::{faults, results, run, start, store};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
@@ -90,7 +91,7 @@ enum Command {
     Run {
         /// What clients do.
         #[arg(long, value_enum, default_value = "append")]
-        workload: run::Workload,
+        workload: Workload,
         /// What strikes, in turn; without it, nothing does.
         #[arg(long, value_enum, value_delimiter = ',')]
         nemesis: Vec<Nemesis>,
@@ -100,7 +101,7 @@ enum Command {
         /// Draws faults, victims, queues and brokers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Senders, one message in flight each.
+        /// Senders of the append workload, one message in flight each.
         #[arg(long, default_value_t = 16)]
         senders: u32,
         /// Where history, verdict and logs go.
