@@ -1,16 +1,18 @@
 //! `jepsen run`: a workload under faults drawn from a seed, recorded as a history and judged clause by clause.
 //!
-//! - [`operations`]: what the workload's operations look like in the history; `clients` does them.
+//! - [`workload`]: what clients do; [`operations`]: what that looks like in the history.
 //! - [`nemesis`]: which fault strikes whom, and how long; each is recorded with evidence of its effect.
+//! - `outfit`: what brokers are given so that it can, as far as this machine has it.
 //! - `ending`: after the last fault, what each replica says and shows.
 //!
 //! The run itself judges nothing: it leaves `history.edn`, `test.edn` and the nodes' logs behind, and
 //! [`crate::results`] judges those.
 
-mod clients;
 mod ending;
 pub mod nemesis;
 pub mod operations;
+mod outfit;
+pub mod workload;
 
 use std::fmt;
 use std::fs;
@@ -18,37 +20,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use env::{Env, Rng};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::append;
-use crate::clock;
-use crate::cluster::{Cluster, Settings};
-use crate::disk::Disk;
-use crate::disk_fault::Speed;
+use crate::cluster::Cluster;
 use crate::history::edn::Edn;
 use crate::history::recorder::Recorder;
 use crate::results;
 
-use clients::Clients;
-use nemesis::{Ground, Nemesis, Schedule};
+use nemesis::{Nemesis, Schedule};
+use outfit::Outfit;
+use workload::{Clients, Site, Workload};
 
 /// Names of the replicas in the history.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Acknowledged after the last fault before the load stops: the cluster is whole again.
+/// Operations that succeed after the last fault before the load stops: the cluster is whole again.
 const AFTERWARDS: u64 = 100;
-
-/// What clients do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Sends of unique values to queues at any broker, and polls.
-    Append,
-}
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -61,7 +51,7 @@ pub struct Plan {
     pub seconds: u64,
     /// Draws faults, victims, queues and brokers.
     pub seed: u64,
-    /// Senders, one message in flight each.
+    /// Senders of the append workload, one message in flight each.
     pub senders: u32,
     /// The `raftmq` program.
     pub program: PathBuf,
@@ -74,11 +64,8 @@ pub struct Plan {
 impl fmt::Display for Plan {
     /// The command that does it again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
-            value().map_or_else(String::new, |value| value.get_name().to_owned())
-        };
         let nemeses: Vec<_> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
-        write!(f, "jepsen run --workload {}", name(&|| self.workload.to_possible_value()))?;
+        write!(f, "jepsen run --workload {}", self.workload.name())?;
         if !nemeses.is_empty() {
             write!(f, " --nemesis {}", nemeses.join(","))?;
         }
@@ -93,26 +80,9 @@ struct Run {
     rng: Rng,
     recorder: Recorder,
     cluster: Cluster,
-    /// What each broker's files lie on, as far as it is the harness's.
-    disks: [Option<Arc<Disk>>; 3],
-    grounds: [Ground; 3],
-    /// How fast the disks are when nobody uses them.
-    speeds: [Speed; 3],
+    /// What brokers were given for the nemeses.
+    outfit: Outfit,
     replicas: Vec<SocketAddr>,
-}
-
-impl Run {
-    /// Records that a nemesis cannot be made on this machine. What to say of it.
-    fn skip(&self, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
-        skip(&self.recorder, nemesis, why)
-    }
-}
-
-fn skip(recorder: &Recorder, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
-    let (name, why) = (nemesis.name(), why.to_string());
-    recorder.nemesis(&format!("start-{name}"), Edn::Nil, vec![("skipped", why.as_str().into())])?;
-    eprintln!("SKIPPED: {name}: {why}");
-    Ok(format!("{name}: {why}"))
 }
 
 /// Runs the plan and judges it. An error unless every clause that it requires is valid; `Unsupported` if they are, but a
@@ -154,79 +124,24 @@ pub fn run(plan: &Plan) -> io::Result<String> {
 async fn tell(plan: &Plan, env: &Env, recorder: Recorder) -> io::Result<Vec<String>> {
     let rng = Rng::seeded(plan.seed);
     let mut skipped = Vec::new();
-    let Outfit { nemeses, grounds, disks, speeds } = outfit(plan, &recorder, rng.below(3) as usize, &mut skipped)?;
-    let root = |k: usize| disks[k].as_ref().map_or(plan.dir.as_path(), |disk| disk.mount_point());
+    let outfit = Outfit::make(plan, &recorder, rng.below(3) as usize, &mut skipped)?;
+    let root = |k: usize| outfit.disks[k].as_ref().map_or(plan.dir.as_path(), |disk| disk.mount_point());
     let data_dirs: [PathBuf; 3] = std::array::from_fn(|k| root(k).join(format!("broker-{}", k + 1)));
-    let full_files = nemeses.iter().any(|nemesis| nemesis.wants_full_files());
-    let settings = Settings {
-        // The smallest, and read through within seconds.
-        segment_mib: if full_files { 16 } else { Settings::default().segment_mib },
-        scrub_mib_per_s: if full_files { 64 } else { Settings::default().scrub_mib_per_s },
-        clocks: nemeses.contains(&Nemesis::ClockStep),
-        ..Settings::default()
-    };
-    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, settings)?;
+    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, outfit.settings())?;
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan)?))?;
-    append::create_topic(env, &replicas, append::TOPIC, append::QUEUES).await?;
-    let schedule = Schedule::new(rng.fork(), &nemeses);
-    let mut run = Run { env: env.clone(), rng, recorder, cluster, disks, grounds, speeds, replicas };
+    let schedule = Schedule::new(rng.fork(), &outfit.nemeses);
+    let mut run = Run { env: env.clone(), rng, recorder, cluster, outfit, replicas };
 
-    let clients = Clients::start(&run, plan.senders);
-    clients.acknowledge_more(env, 1).await?;
+    let site = Site::new(env, &run.recorder, &run.replicas, run.cluster.name_server());
+    let clients = Clients::start(plan.workload, site, &run.rng, plan.senders).await?;
+    clients.succeed_more(1).await?;
     nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await?;
-    clients.acknowledge_more(env, AFTERWARDS).await?;
+    clients.succeed_more(AFTERWARDS).await?;
     clients.stop().await?;
     ending::compare_chains(&run).await?;
-    ending::read_all(&run).await?;
+    ending::read_all(&run, plan.workload).await?;
     Ok(skipped)
-}
-
-/// What this machine can do of a plan, and what brokers are given for it.
-struct Outfit {
-    nemeses: Vec<Nemesis>,
-    grounds: [Ground; 3],
-    disks: [Option<Arc<Disk>>; 3],
-    speeds: [Speed; 3],
-}
-
-/// Makes disks. Nemeses that cannot be made here are left out, recorded and told in `skipped`.
-fn outfit(plan: &Plan, recorder: &Recorder, first: usize, skipped: &mut Vec<String>) -> io::Result<Outfit> {
-    let mut nemeses = plan.nemeses.clone();
-    if nemeses.contains(&Nemesis::ClockStep)
-        && let Err(error) = clock::library()
-    {
-        skipped.push(skip(recorder, Nemesis::ClockStep, &error)?);
-        nemeses.retain(|nemesis| *nemesis != Nemesis::ClockStep);
-    }
-    let mut disks: [Option<Arc<Disk>>; 3] = Default::default();
-    let grounds = 'made: loop {
-        let grounds = Ground::of_each(&nemeses, first);
-        for (k, ground) in grounds.into_iter().enumerate() {
-            match ground.make(&plan.dir, &format!("disk-{}", k + 1)) {
-                Ok(made) => disks[k] = made,
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    disks = Default::default();
-                    // What wanted just that one goes.
-                    for nemesis in nemeses.extract_if(.., |nemesis| ground.is_for(*nemesis)) {
-                        skipped.push(skip(recorder, nemesis, &error)?);
-                    }
-                    continue 'made;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        break grounds;
-    };
-    let mut speeds = [Speed::default(); 3];
-    if nemeses.contains(&Nemesis::DiskSlow) {
-        for (speed, disk) in speeds.iter_mut().zip(&disks) {
-            if let Some(disk) = disk {
-                *speed = Speed::measure(disk)?;
-            }
-        }
-    }
-    Ok(Outfit { nemeses, grounds, disks, speeds })
 }
 
 /// Where configurations and logs of the processes are while they run.
@@ -241,9 +156,8 @@ fn declaration(plan: &Plan) -> io::Result<Edn> {
     // Of the harness; the program may be from elsewhere.
     let commit = Command::new("git").args(["rev-parse", "HEAD"]).output().ok().filter(|git| git.status.success());
     let commit = commit.map(|git| String::from_utf8_lossy(&git.stdout).trim().to_owned());
-    let required = ["append", "one-value", "loss", "visibility", "equality", "liveness", "stats"];
     Ok(Edn::map([
-        ("name", "append".into()),
+        ("name", plan.workload.name().into()),
         ("command", plan.to_string().into()),
         ("seed", plan.seed.into()),
         ("commit", commit.into()),
@@ -251,7 +165,7 @@ fn declaration(plan: &Plan) -> io::Result<Edn> {
         ("program-crc32c", format!("{:08x}", crc32c::crc32c(&program)).into()),
         ("nodes", Edn::vector(NODES)),
         ("nemeses", Edn::vector(plan.nemeses.iter().map(|nemesis| Edn::keyword(nemesis.name())))),
-        ("require", Edn::vector(required.map(Edn::keyword))),
+        ("require", Edn::vector(plan.workload.clauses().iter().map(|clause| Edn::keyword(clause)))),
         ("outage-limit-ms", 5_000_u64.into()),
         ("recovery-limit-ms", 15_000_u64.into()),
         ("convergence-limit-ms", 60_000_u64.into()),

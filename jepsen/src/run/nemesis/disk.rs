@@ -91,9 +91,9 @@ impl Ground {
 
 /// The disk of one broker goes bad. The evidence: what a probe of the harness's own sees of it.
 pub fn strike(run: &mut Run, fault: DiskFault, victim: usize) -> io::Result<(Evidence, AtWork)> {
-    let disk = run.disks[victim].clone().expect("it has one of its own");
+    let disk = run.outfit.disks[victim].clone().expect("it has one of its own");
     let (pid, data_dir) = (run.cluster.broker_pid(victim), run.cluster.data_dir(victim));
-    let struck = fault.strike(&disk, run.speeds[victim], pid, data_dir)?;
+    let struck = fault.strike(&disk, run.outfit.speeds[victim], pid, data_dir)?;
     let evidence = vec![(victim, Edn::map([("probe", struck.evidence().into())]))];
     Ok((evidence, AtWork::new(vec![victim], Undo::Disk(struck))))
 }
@@ -121,8 +121,8 @@ pub async fn spoil(run: &mut Run, victim: usize) -> io::Result<(Evidence, AtWork
         watch(run, None, AGAIN).await?;
     }
     let mut evidence = process::end(run, &[victim])?;
-    let disk = run.disks[victim].clone().expect("it has one of its own");
-    let struck = DiskFault::ErrorRead.strike(&disk, run.speeds[victim], 0, run.cluster.data_dir(victim))?;
+    let disk = run.outfit.disks[victim].clone().expect("it has one of its own");
+    let struck = DiskFault::ErrorRead.strike(&disk, run.outfit.speeds[victim], 0, run.cluster.data_dir(victim))?;
     if let [(_, Edn::Map(entries))] = &mut *evidence {
         entries.push((Edn::keyword("probe"), struck.evidence().into()));
     }

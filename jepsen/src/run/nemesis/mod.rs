@@ -15,6 +15,7 @@ mod disk;
 mod members;
 mod process;
 mod schedule;
+mod supervision;
 
 use std::io;
 use std::time::Duration;
@@ -22,11 +23,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use env::Rng;
 
+use super::outfit::skip;
 use super::{NODES, Run};
 use crate::cgroup::Group;
-use crate::cluster::PATIENCE;
 use crate::disk_fault::{DiskFault, Struck};
 use crate::history::edn::Edn;
+
+use supervision::{look_after, until_well, watch};
 
 pub use disk::Ground;
 pub use schedule::{Schedule, Strike, Target};
@@ -132,8 +135,8 @@ impl Nemesis {
     }
 }
 
-/// Strikes again and again until the time is over and each nemesis had its turn. All brokers are ready then. What turned out
-/// not to be possible on this machine, and why, is added to `skipped`.
+/// Strikes again and again until the time is over and each nemesis had its turn. All is well then, as before each fault: what
+/// strikes one replica must not meet another that has not recovered, or else a majority has failed. What turned out not to be possible on this machine, and why, is added to `skipped`.
 pub(super) async fn strike_in_turn(
     run: &mut Run,
     mut schedule: Schedule,
@@ -152,14 +155,12 @@ pub(super) async fn strike_in_turn(
         watch(run, None, fault.calm).await?;
         match strike(run, fault).await {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                skipped.push(run.skip(fault.nemesis, &error)?);
+                skipped.push(skip(&run.recorder, fault.nemesis, &error)?);
                 schedule.give_up(fault.nemesis);
             }
             struck => struck?,
         }
-        for k in 0..NODES.len() {
-            until_ready(run, k, fault.nemesis).await?;
-        }
+        until_well(run, fault.nemesis).await?;
     }
     Ok(())
 }
@@ -197,7 +198,7 @@ fn victims(run: &Run, nemesis: Nemesis, target: Target) -> Vec<usize> {
         Target::Leader => vec![leader()],
         Target::All => vec![0, 1, 2],
     };
-    those_that_can(&meant, &run.grounds, nemesis)
+    those_that_can(&meant, &run.outfit.grounds, nemesis)
 }
 
 fn those_that_can(meant: &[usize], grounds: &[Ground; 3], nemesis: Nemesis) -> Vec<usize> {
@@ -299,61 +300,6 @@ impl AtWork {
             _ => &[],
         }
     }
-}
-
-/// Lets time go by, and supervises the brokers.
-async fn watch(run: &mut Run, mut fault: Option<(Nemesis, &mut AtWork)>, time: Duration) -> io::Result<()> {
-    let end = run.env.clock.monotonic() + time;
-    loop {
-        match &mut fault {
-            Some((nemesis, at_work)) => {
-                let may_end = if nemesis.is_fatal() { &*at_work.victims } else { &[] };
-                let ends = look_after(run, at_work.down(), may_end)?;
-                at_work.ends.extend(ends);
-                if let Undo::Clock(wrong) = &at_work.undo {
-                    wrong.go_on(run)?;
-                }
-            }
-            None => drop(look_after(run, &[], &[])?),
-        }
-        let left = end.saturating_sub(run.env.clock.monotonic());
-        if left.is_zero() {
-            return Ok(());
-        }
-        run.env.clock.sleep(left.min(LOOK)).await;
-    }
-}
-
-/// What a supervisor does now and then, but for those that are `down` on purpose. The reasons of those that have ended; an
-/// error if one has that may not, or without a reason.
-fn look_after(run: &mut Run, down: &[usize], may_end: &[usize]) -> io::Result<Vec<String>> {
-    let mut reasons = Vec::new();
-    for k in (0..NODES.len()).filter(|k| !down.contains(k)) {
-        let Some(ended) = run.cluster.supervise(k)? else { continue };
-        match ended.said {
-            Some(reason) if may_end.contains(&k) && ended.status.code() == Some(1) => reasons.push(reason),
-            _ => {
-                let (name, status, told) = (NODES[k], ended.status, run.cluster.log_tail(k));
-                return Err(io::Error::other(format!("{name} ended: {status}; {told}")));
-            }
-        }
-    }
-    Ok(reasons)
-}
-
-async fn until_ready(run: &mut Run, k: usize, after: Nemesis) -> io::Result<()> {
-    let clock = run.env.clock.clone();
-    let deadline = clock.monotonic() + PATIENCE;
-    // What a bad disk has told a broker may end it a moment after the disk is good again.
-    let may_end: &[usize] = if after.is_fatal() { &[0, 1, 2] } else { &[] };
-    while !(run.cluster.runs(k) && run.cluster.is_ready(k)) {
-        drop(look_after(run, &[], may_end)?);
-        if clock.monotonic() > deadline {
-            return Err(io::Error::other(format!("{} is not ready; {}", NODES[k], run.cluster.log_tail(k))));
-        }
-        clock.sleep(LOOK).await;
-    }
-    Ok(())
 }
 
 fn by_node(evidence: Evidence) -> Edn {

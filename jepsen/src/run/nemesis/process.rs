@@ -32,7 +32,7 @@ pub async fn pause(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, At
 /// and never synced is gone when the file systems are back.
 pub fn cut_power(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
     run.cluster.pause_brokers(victims)?;
-    let disk = |run: &Run, victim: usize| run.disks[victim].clone().expect("it has one of its own");
+    let disk = |run: &Run, victim: usize| run.outfit.disks[victim].clone().expect("it has one of its own");
     let canaries = victims.iter().map(|victim| disk(run, *victim).cut()).collect::<io::Result<Vec<_>>>()?;
     let mut evidence = end(run, victims)?;
     for ((victim, evidence), canary) in evidence.iter_mut().zip(canaries) {

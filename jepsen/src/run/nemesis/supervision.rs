@@ -1,0 +1,103 @@
+//! While a fault lasts, and after it: brokers that may end are started again, and the next fault waits until all is well.
+
+use std::io;
+use std::time::Duration;
+
+use protocol::body::ReplicaStatus;
+
+use super::{AtWork, LOOK, NODES, Nemesis, Run, Undo};
+use crate::cluster::PATIENCE;
+use crate::{append, chain};
+
+/// Lets time go by, and supervises the brokers.
+pub async fn watch(run: &mut Run, mut fault: Option<(Nemesis, &mut AtWork)>, time: Duration) -> io::Result<()> {
+    let end = run.env.clock.monotonic() + time;
+    loop {
+        match &mut fault {
+            Some((nemesis, at_work)) => {
+                let may_end = if nemesis.is_fatal() { &*at_work.victims } else { &[] };
+                let ends = look_after(run, at_work.down(), may_end)?;
+                at_work.ends.extend(ends);
+                if let Undo::Clock(wrong) = &at_work.undo {
+                    wrong.go_on(run)?;
+                }
+            }
+            None => drop(look_after(run, &[], &[])?),
+        }
+        let left = end.saturating_sub(run.env.clock.monotonic());
+        if left.is_zero() {
+            return Ok(());
+        }
+        run.env.clock.sleep(left.min(LOOK)).await;
+    }
+}
+
+/// What a supervisor does now and then, but for those that are `down` on purpose. The reasons of those that have ended; an
+/// error if one has that may not, or without a reason.
+pub fn look_after(run: &mut Run, down: &[usize], may_end: &[usize]) -> io::Result<Vec<String>> {
+    let mut reasons = Vec::new();
+    for k in (0..NODES.len()).filter(|k| !down.contains(k)) {
+        let Some(ended) = run.cluster.supervise(k)? else { continue };
+        match ended.said {
+            Some(reason) if may_end.contains(&k) && ended.status.code() == Some(1) => reasons.push(reason),
+            _ => {
+                let (name, status, told) = (NODES[k], ended.status, run.cluster.log_tail(k));
+                return Err(io::Error::other(format!("{name} ended: {status}; {told}")));
+            }
+        }
+    }
+    Ok(reasons)
+}
+
+/// Resolves when every broker is ready and holds what the others do, but for a few seconds' worth.
+pub async fn until_well(run: &mut Run, after: Nemesis) -> io::Result<()> {
+    // What a bad disk has told a broker may end it a moment after the disk is good again.
+    let may_end: &[usize] = if after.is_fatal() { &[0, 1, 2] } else { &[] };
+    let client = append::client(&run.env);
+    let deadline = run.env.clock.monotonic() + PATIENCE;
+    loop {
+        drop(look_after(run, &[], may_end)?);
+        let lacking = (0..NODES.len()).find(|k| !(run.cluster.runs(*k) && run.cluster.is_ready(*k)));
+        let told = match (lacking, run.cluster.leader()) {
+            (Some(k), _) => format!("{} is not ready; {}", NODES[k], run.cluster.log_tail(k)),
+            (None, None) => "nobody leads".to_owned(),
+            (None, Some(leader)) => match chain::status(&client, run.replicas[leader]).await {
+                Ok(status) if all_hold_enough(&status) => return Ok(()),
+                Ok(status) => format!("not all members have caught up: {:?}", status.members),
+                Err(error) => error,
+            },
+        };
+        if run.env.clock.monotonic() > deadline {
+            return Err(io::Error::other(format!("{PATIENCE:?} after {}, {told}", after.name())));
+        }
+        run.env.clock.sleep(LOOK).await;
+    }
+}
+
+/// Whether all replicas vote and lack no more than somebody may who begins to.
+fn all_hold_enough(leader: &ReplicaStatus) -> bool {
+    let enough = leader.members.iter().filter(|member| member.voter && member.caught_up == Some(true));
+    enough.count() == NODES.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::body::ReplicaMember;
+
+    use super::*;
+
+    #[test]
+    fn all_is_well_when_three_vote_and_have_caught_up() {
+        let member = |voter, caught_up| ReplicaMember { voter, caught_up, ..ReplicaMember::default() };
+        let whole = member(true, Some(true));
+        let among = |third| {
+            all_hold_enough(&ReplicaStatus {
+                members: vec![whole.clone(), whole.clone(), third],
+                ..ReplicaStatus::default()
+            })
+        };
+        assert!(among(whole.clone()));
+        assert!(!among(member(false, Some(true))), "a learner");
+        assert!(!among(member(true, Some(false))) && !among(member(true, None)), "one that lags, or does not lead");
+    }
+}
