@@ -2,8 +2,12 @@
 //!
 //! A fault lasts from before the first signal until what it struck has been started or resumed; how long service takes to
 //! come back after that is the checkers' business. One whose evidence fails ends the run.
+//!
+//! Which fault when and for how long is a [`Schedule`], drawn here. Each file beside this one knows how to make some faults:
+//! a function that strikes gives evidence and what is [`AtWork`], which knows how to end it.
 
-use std::fs;
+mod process;
+
 use std::io;
 use std::time::Duration;
 
@@ -16,9 +20,6 @@ use crate::history::edn::Edn;
 
 /// Between two looks at something that is about to happen.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// SIGKILL, as an exit status tells it.
-const KILLED: i32 = 9;
 
 /// What strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -138,6 +139,7 @@ pub(super) async fn strike_in_turn(run: &mut Run, mut schedule: Schedule, time: 
     Ok(())
 }
 
+/// One fault, from calm to calm.
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
     let Strike { nemesis, target, lasts, .. } = fault;
     let victims = match target {
@@ -148,96 +150,51 @@ async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
     let majority = victims.len() > 1;
     run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into())])?;
-    let evidence = match nemesis {
-        Nemesis::Kill => kill(run, &victims)?,
-        Nemesis::Pause => pause(run, &victims).await?,
-        Nemesis::Power => cut_power(run, &victims)?,
-    };
+    let (evidence, at_work) = nemesis.begin(run, &victims).await?;
     eprintln!("{} of {}", nemesis.name(), victims.iter().map(|k| NODES[*k]).collect::<Vec<_>>().join(", "));
-    run.recorder.nemesis(&start, by_node(&victims, evidence), Vec::new())?;
+    run.recorder.nemesis(&start, by_node(evidence), Vec::new())?;
     run.env.clock.sleep(lasts).await;
 
     run.recorder.nemesis(&stop, Edn::Nil, Vec::new())?;
-    if nemesis == Nemesis::Pause {
-        still_stopped(run, &victims)?;
-        run.cluster.resume_brokers(&victims)?;
-    } else {
-        victims.iter().try_for_each(|victim| run.cluster.start_broker(*victim))?;
-    }
-    let evidence = victims.iter().map(|victim| {
-        let pid = run.cluster.broker_pid(*victim);
-        Ok(Edn::map([("pid", pid.into()), ("state", state(pid)?.into())]))
-    });
-    let evidence = evidence.collect::<io::Result<_>>()?;
-    run.recorder.nemesis(&stop, by_node(&victims, evidence), Vec::new())?;
-    for victim in victims {
-        until_ready(run, victim).await?;
+    let evidence = at_work.end(run).await?;
+    run.recorder.nemesis(&stop, by_node(evidence), Vec::new())?;
+    for k in 0..NODES.len() {
+        until_ready(run, k).await?;
     }
     Ok(())
 }
 
-fn kill(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    let pids: Vec<u32> = victims.iter().map(|victim| run.cluster.broker_pid(*victim)).collect();
-    let statuses = run.cluster.kill_brokers(victims)?;
-    let evidence = pids.into_iter().zip(statuses).map(|(pid, status)| {
-        use std::os::unix::process::ExitStatusExt;
-        if status.signal() != Some(KILLED) {
-            return Err(io::Error::other(format!("process {pid} was to be killed, but had ended: {status}")));
-        }
-        Ok(Edn::map([("pid", pid.into()), ("exit", status.to_string().into())]))
-    });
-    evidence.collect()
+/// What shows that a fault took effect, or that it is over, by replica.
+type Evidence = Vec<(usize, Edn)>;
+
+/// A fault that is to be ended.
+#[derive(Debug)]
+enum AtWork {
+    /// These processes have ended.
+    Down(Vec<usize>),
+    /// These are stopped.
+    Paused(Vec<usize>),
 }
 
-async fn pause(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    run.cluster.pause_brokers(victims)?;
-    let stopped = async {
-        while still_stopped(run, victims).is_err() {
-            run.env.clock.sleep(LOOK).await;
-        }
-    };
-    let in_time = run.env.clock.timeout(Duration::from_secs(1), stopped).await;
-    in_time.ok_or_else(|| io::Error::other("SIGSTOP had no effect"))?;
-    let evidence = victims.iter().map(|victim| {
-        let pid = run.cluster.broker_pid(*victim);
-        Ok(Edn::map([("pid", pid.into()), ("state", state(pid)?.into())]))
-    });
-    evidence.collect()
-}
-
-/// An error if one of them runs.
-fn still_stopped(run: &Run, victims: &[usize]) -> io::Result<()> {
-    for victim in victims {
-        let pid = run.cluster.broker_pid(*victim);
-        let state = state(pid)?;
-        if state != "T" {
-            return Err(io::Error::other(format!("process {pid} was to be stopped, but its state is {state}")));
+impl Nemesis {
+    /// Strikes. An error if there is no evidence that it took effect.
+    async fn begin(self, run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
+        match self {
+            Nemesis::Kill => process::kill(run, victims).await,
+            Nemesis::Pause => process::pause(run, victims).await,
+            Nemesis::Power => process::cut_power(run, victims).await,
         }
     }
-    Ok(())
 }
 
-/// First everything stops, then the power goes, so that no victim sees another's end. A file that was written and never
-/// synced must be gone when the file systems are back.
-fn cut_power(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    run.cluster.pause_brokers(victims)?;
-    let canaries = victims.iter().map(|victim| run.disks[*victim].cut()).collect::<io::Result<Vec<_>>>()?;
-    let mut evidence = kill(run, victims)?;
-    for ((victim, canary), evidence) in victims.iter().zip(canaries).zip(&mut evidence) {
-        run.disks[*victim].restore(&canary)?;
-        if let Edn::Map(entries) = evidence {
-            entries.push((Edn::keyword("unsynced-canary"), Edn::keyword("gone")));
+impl AtWork {
+    /// Takes the fault away. What it struck need not be well yet.
+    async fn end(self, run: &mut Run) -> io::Result<Evidence> {
+        match self {
+            AtWork::Down(victims) => process::start(run, &victims),
+            AtWork::Paused(victims) => process::resume(run, &victims),
         }
     }
-    Ok(evidence)
-}
-
-/// The state letter of a process, as in proc(5).
-fn state(pid: u32) -> io::Result<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').next());
-    state.map(str::to_owned).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat}")))
 }
 
 async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
@@ -255,8 +212,8 @@ async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn by_node(victims: &[usize], evidence: Vec<Edn>) -> Edn {
-    Edn::Map(victims.iter().map(|victim| NODES[*victim].into()).zip(evidence).collect())
+fn by_node(evidence: Evidence) -> Edn {
+    Edn::Map(evidence.into_iter().map(|(k, shown)| (NODES[k].into(), shown)).collect())
 }
 
 #[cfg(test)]
