@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
 use jepsen::run::nemesis::Nemesis;
-use jepsen::{faults, results, run, start, store};
+use jepsen::{disk, faults, results, run, start, store};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
 const SKIPPED: u8 = 77;
@@ -144,8 +144,10 @@ fn main() -> ExitCode {
             start::run(&start::Plan { log_gib, queues, starts, program, dir })
         }),
         Command::Run { workload, nemesis: nemeses, seconds, seed, senders, out, raftmq, dir } => {
-            within(raftmq, dir, "run-", |program, dir| {
-                run::run(&run::Plan { workload, nemeses, seconds, seed, senders, program, dir, out })
+            disk::keep_mounts_private().and_then(|()| {
+                within(raftmq, dir, "run-", |program, dir| {
+                    run::run(&run::Plan { workload, nemeses, seconds, seed, senders, program, dir, out })
+                })
             })
         }
         Command::Check { dir } => results::run(&dir),

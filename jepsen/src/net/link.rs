@@ -1,5 +1,6 @@
 //! What happens to a frame on its way from one node to another. Pure: the wire asks, and does it.
 
+use std::fmt;
 use std::ops::{Index, IndexMut};
 use std::time::Duration;
 
@@ -59,6 +60,24 @@ pub struct Link {
     pub delay: (Duration, Duration),
 }
 
+impl Link {
+    /// Whether all passes at once.
+    pub fn is_whole(&self) -> bool {
+        *self == Link::default()
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Link { cut, loss, duplicate, delay } = *self;
+        let of_1000 = |count: u32, what: &str| (count > 0).then(|| format!("{count} of 1000 {what}"));
+        let slow = (delay.1 > Duration::ZERO).then(|| format!("{:?} to {:?} slow", delay.0, delay.1));
+        let bad = [cut.then(|| "cut".to_owned()), of_1000(loss, "lost"), of_1000(duplicate, "twice"), slow];
+        let bad: Vec<_> = bad.into_iter().flatten().collect();
+        if bad.is_empty() { f.write_str("whole") } else { f.write_str(&bad.join(", ")) }
+    }
+}
+
 /// What became of the frames of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -70,6 +89,18 @@ pub struct Counts {
     pub duplicated: u64,
     /// Held back.
     pub delayed: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} forwarded, {} dropped", self.forwarded, self.dropped)?;
+        for (count, what) in [(self.duplicated, "doubled"), (self.delayed, "held back")] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Counts {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::link::{Link, Pairs};
@@ -18,6 +18,9 @@ const BETWEEN: Duration = Duration::from_millis(4);
 const GRACE: Duration = Duration::from_millis(300);
 
 const PORT: u16 = 7;
+
+/// Tells the probes of one round from those of others.
+static ROUND: AtomicU64 = AtomicU64::new(0);
 
 /// A node's socket for probes, made in this thread's network namespace.
 pub fn socket(address: Ipv4Addr) -> io::Result<UdpSocket> {
@@ -56,16 +59,19 @@ impl Heard {
     pub fn repeated(&self) -> usize {
         self.times.iter().filter(|times| **times > 1).count()
     }
+
+    /// With what came twice, and the times.
+    pub fn in_full(&self) -> String {
+        let ms = |took: Duration| took.as_secs_f64() * 1e3;
+        let twice = if self.repeated() > 0 { format!(", {} twice", self.repeated()) } else { String::new() };
+        let took = self.took.map(|(from, to)| format!(" in {:.1} to {:.1} ms", ms(from), ms(to)));
+        format!("{self}{twice}{}", took.unwrap_or_default())
+    }
 }
 
 impl fmt::Display for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.came(), self.sent())?;
-        if self.repeated() > 0 {
-            write!(f, ", {} of them twice", self.repeated())?;
-        }
-        let ms = |took: Duration| took.as_secs_f64() * 1e3;
-        self.took.map_or(Ok(()), |(from, to)| write!(f, ", in {:.1} to {:.1} ms", ms(from), ms(to)))
+        write!(f, "{} of {}", self.came(), self.sent())
     }
 }
 
@@ -73,7 +79,7 @@ impl fmt::Display for Heard {
 pub fn probe(nodes: &[(UdpSocket, Ipv4Addr)], longest_delay: Duration) -> io::Result<Pairs<Heard>> {
     let began = Instant::now();
     // Probes of earlier rounds may still come.
-    let round = u64::from(std::process::id()) << 32 ^ u64::from(Round::next());
+    let round = ROUND.fetch_add(1, Ordering::Relaxed);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let listen = |to: usize| {
@@ -93,15 +99,6 @@ pub fn probe(nodes: &[(UdpSocket, Ipv4Addr)], longest_delay: Duration) -> io::Re
         }
         sent.map(|()| heard)
     })
-}
-
-struct Round;
-
-impl Round {
-    fn next() -> u32 {
-        static ROUND: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        ROUND.fetch_add(1, Ordering::Relaxed)
-    }
 }
 
 fn send(nodes: &[(UdpSocket, Ipv4Addr)], round: u64, began: Instant) -> io::Result<()> {
@@ -145,7 +142,8 @@ pub fn contradictions(links: &Pairs<Link>, heard: &Pairs<Heard>, name: &dyn Fn(u
     let (mut lossy, mut lost, mut doubling, mut repeated) = (false, 0, false, 0);
     for ((from, to), link) in links.iter() {
         let heard = &heard[(from, to)];
-        let mut say = |what: String| wrong.push(format!("{} to {}: {what}, but {heard} came", name(from), name(to)));
+        let mut say =
+            |what: String| wrong.push(format!("{} to {}: {what}, but {} came", name(from), name(to), heard.in_full()));
         if link.cut {
             if heard.came() > 0 {
                 say("it is cut".to_owned());
@@ -216,6 +214,6 @@ mod tests {
     #[test]
     fn a_contradiction_says_where() {
         let cut = Link { cut: true, ..Link::default() };
-        assert_eq!(wrong(cut, heard(&[1, 0, 0], 2)), ["a to b: it is cut, but 1 of 3, in 2.0 to 2.0 ms came"]);
+        assert_eq!(wrong(cut, heard(&[1, 0, 0], 2)), ["a to b: it is cut, but 1 of 3 in 2.0 to 2.0 ms came"]);
     }
 }

@@ -6,6 +6,7 @@
 //! Which fault when and for how long is a [`Schedule`], drawn here. Each file beside this one knows how to make some faults:
 //! a function that strikes gives evidence and what is [`AtWork`], which knows how to end it.
 
+mod network;
 mod process;
 
 use std::io;
@@ -17,6 +18,7 @@ use env::Rng;
 use super::{NODES, Run};
 use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
+use crate::net::link::{Counts, Pairs};
 
 /// Between two looks at something that is about to happen.
 const LOOK: Duration = Duration::from_millis(10);
@@ -30,6 +32,22 @@ pub enum Nemesis {
     Pause,
     /// Power failure of the disk, and SIGKILL.
     Power,
+    /// One of the four that follow, drawn each time.
+    Partition,
+    /// One replica is apart from everybody, clients too.
+    PartitionHalves,
+    /// The leader is apart from the other replicas; clients still reach it.
+    PartitionLeader,
+    /// A replica does not hear the others, which hear it, or the other way round.
+    PartitionOneWay,
+    /// Two replicas do not reach each other, and both reach the third.
+    PartitionRing,
+    /// Packets are slow, and overtake each other.
+    Delay,
+    /// Packets are lost.
+    Loss,
+    /// Packets come twice.
+    Duplicate,
 }
 
 impl Nemesis {
@@ -39,6 +57,14 @@ impl Nemesis {
             Nemesis::Kill => "kill",
             Nemesis::Pause => "pause",
             Nemesis::Power => "power",
+            Nemesis::Partition => "partition",
+            Nemesis::PartitionHalves => "partition-halves",
+            Nemesis::PartitionLeader => "partition-leader",
+            Nemesis::PartitionOneWay => "partition-one-way",
+            Nemesis::PartitionRing => "partition-ring",
+            Nemesis::Delay => "delay",
+            Nemesis::Loss => "loss",
+            Nemesis::Duplicate => "duplicate",
         }
     }
 
@@ -47,9 +73,38 @@ impl Nemesis {
         match self {
             Nemesis::Kill | Nemesis::Power => (0, 4_000),
             Nemesis::Pause => (2_500, 7_000),
+            // Longer than service may take to come back meanwhile.
+            _ if self.is_partition() => (4_000, 12_000),
+            _ => (3_000, 8_000),
+        }
+    }
+
+    fn is_partition(self) -> bool {
+        self == Nemesis::Partition || PARTITIONS.contains(&self)
+    }
+
+    /// Whether it needs a network of the harness's own.
+    pub fn is_of_the_network(self) -> bool {
+        self.is_partition() || matches!(self, Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate)
+    }
+
+    /// Itself, or one of its family.
+    fn member(self, rng: &Rng) -> Nemesis {
+        if self == Nemesis::Partition { PARTITIONS[rng.below(PARTITIONS.len() as u64) as usize] } else { self }
+    }
+
+    /// Whom it strikes of those that it is aimed at. A partition turns around one replica.
+    fn target(self, drawn: Target) -> Target {
+        match (self, drawn) {
+            (Nemesis::PartitionLeader, _) => Target::Leader,
+            (_, Target::All) if self.is_partition() => Target::Leader,
+            _ => drawn,
         }
     }
 }
+
+const PARTITIONS: [Nemesis; 4] =
+    [Nemesis::PartitionHalves, Nemesis::PartitionLeader, Nemesis::PartitionOneWay, Nemesis::PartitionRing];
 
 /// Whom it strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +128,8 @@ pub struct Strike {
     pub target: Target,
     /// For how long.
     pub lasts: Duration,
+    /// Draws whatever else there is to it.
+    pub seed: u64,
 }
 
 /// The faults of a run: rounds in which each nemesis has its turn, in an order drawn anew. A function of the seed.
@@ -118,7 +175,7 @@ impl Iterator for Schedule {
         let (from, to) = nemesis.lasts();
         let lasts = Duration::from_millis(from + self.rng.below(to - from));
         let calm = Duration::from_millis(1_000 + self.rng.below(3_000));
-        Some(Strike { calm, nemesis, target, lasts })
+        Some(Strike { calm, nemesis, target, lasts, seed: self.rng.u64() })
     }
 }
 
@@ -141,16 +198,17 @@ pub(super) async fn strike_in_turn(run: &mut Run, mut schedule: Schedule, time: 
 
 /// One fault, from calm to calm.
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
-    let Strike { nemesis, target, lasts, .. } = fault;
-    let victims = match target {
+    let rng = Rng::seeded(fault.seed);
+    let (nemesis, lasts) = (fault.nemesis.member(&rng), fault.lasts);
+    let victims = match nemesis.target(fault.target) {
         Target::One(victim) => vec![victim],
         Target::Leader => vec![run.cluster.leader().unwrap_or(0)],
         Target::All => vec![0, 1, 2],
     };
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
-    let majority = victims.len() > 1;
+    let majority = victims.len() > 1 && !nemesis.is_of_the_network();
     run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into())])?;
-    let (evidence, at_work) = nemesis.begin(run, &victims).await?;
+    let (evidence, at_work) = nemesis.begin(run, &victims, &rng).await?;
     eprintln!("{} of {}", nemesis.name(), victims.iter().map(|k| NODES[*k]).collect::<Vec<_>>().join(", "));
     run.recorder.nemesis(&start, by_node(evidence), Vec::new())?;
     run.env.clock.sleep(lasts).await;
@@ -164,7 +222,7 @@ async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
     Ok(())
 }
 
-/// What shows that a fault took effect, or that it is over, by replica.
+/// What shows that a fault took effect, or that it is over, by node.
 type Evidence = Vec<(usize, Edn)>;
 
 /// A fault that is to be ended.
@@ -174,15 +232,18 @@ enum AtWork {
     Down(Vec<usize>),
     /// These are stopped.
     Paused(Vec<usize>),
+    /// Links are not whole; what was counted on each before.
+    Network(Pairs<Counts>),
 }
 
 impl Nemesis {
     /// Strikes. An error if there is no evidence that it took effect.
-    async fn begin(self, run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
+    async fn begin(self, run: &mut Run, victims: &[usize], rng: &Rng) -> io::Result<(Evidence, AtWork)> {
         match self {
             Nemesis::Kill => process::kill(run, victims).await,
             Nemesis::Pause => process::pause(run, victims).await,
             Nemesis::Power => process::cut_power(run, victims).await,
+            _ => network::begin(run, self, victims, rng),
         }
     }
 }
@@ -193,6 +254,7 @@ impl AtWork {
         match self {
             AtWork::Down(victims) => process::start(run, &victims),
             AtWork::Paused(victims) => process::resume(run, &victims),
+            AtWork::Network(before) => network::heal(run, &before),
         }
     }
 }
@@ -212,8 +274,13 @@ async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// What a node is called; who is no replica is a client.
+fn name(node: usize) -> &'static str {
+    NODES.get(node).copied().unwrap_or("clients")
+}
+
 fn by_node(evidence: Evidence) -> Edn {
-    Edn::Map(evidence.into_iter().map(|(k, shown)| (NODES[k].into(), shown)).collect())
+    Edn::Map(evidence.into_iter().map(|(k, shown)| (name(k).into(), shown)).collect())
 }
 
 #[cfg(test)]
@@ -221,7 +288,8 @@ mod tests {
     use super::*;
 
     fn strikes(seed: u64) -> Vec<Strike> {
-        Schedule::new(Rng::seeded(seed), Nemesis::value_variants()).take(60).collect()
+        let nemeses = Nemesis::value_variants();
+        Schedule::new(Rng::seeded(seed), nemeses).take(20 * nemeses.len()).collect()
     }
 
     #[test]
