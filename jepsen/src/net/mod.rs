@@ -7,7 +7,7 @@
 //! - [`namespace`]: where a node's processes run.
 //!
 //! Nothing has a name outside of the process, and everything is held by its descriptors: however it ends, nothing is left.
-//! Needs root, `/dev/net/tun`, `ip` (iproute2), and `unshare`, `nsenter` and `setpriv` (util-linux).
+//! Needs root, `/dev/net/tun`, `ip` (iproute2), and `unshare`, `nsenter`, `setpriv` and `chrt` (util-linux).
 
 pub mod link;
 pub mod namespace;
