@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -200,6 +201,22 @@ impl Drop for Disk {
             }
         }
     }
+}
+
+/// Makes what this process mounts its own business: it begins again, as the same process, in a mount namespace that ends with
+/// it and with the processes that it starts, and all their mounts with that. Then even SIGKILL leaves no mount behind.
+/// Returns in that namespace, or where there cannot be one: then nothing can be mounted either.
+pub fn keep_mounts_private() -> io::Result<()> {
+    const BEGUN_AGAIN: &str = "JEPSEN_MOUNTS_OF";
+    let process = std::process::id().to_string();
+    let begun_again = std::env::var_os(BEGUN_AGAIN).is_some_and(|of| of == *process);
+    let private = ["--mount", "--propagation", "private"];
+    if begun_again || run("unshare", &[&private[..], &["true"]].concat()).is_err() {
+        return Ok(());
+    }
+    let mut again = Command::new("unshare");
+    again.args(private).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(BEGUN_AGAIN, process);
+    Err(again.exec())
 }
 
 /// A path as an argument of a program.

@@ -30,6 +30,7 @@ pub mod faults;
 pub mod forgetful;
 pub mod history;
 pub mod judge;
+pub mod net;
 pub mod one_disk;
 pub(crate) mod replace;
 pub mod results;

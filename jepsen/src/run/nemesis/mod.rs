@@ -2,8 +2,13 @@
 //!
 //! A fault lasts from before the first signal until what it struck has been started or resumed; how long service takes to
 //! come back after that is the checkers' business. One whose evidence fails ends the run.
+//!
+//! Which fault when and for how long is a [`Schedule`], drawn here. Each file beside this one knows how to make some faults:
+//! a function that strikes gives evidence and what is [`AtWork`], which knows how to end it.
 
-use std::fs;
+mod network;
+mod process;
+
 use std::io;
 use std::time::Duration;
 
@@ -13,12 +18,10 @@ use env::Rng;
 use super::{NODES, Run};
 use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
+use crate::net::link::{Counts, Pairs};
 
 /// Between two looks at something that is about to happen.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// SIGKILL, as an exit status tells it.
-const KILLED: i32 = 9;
 
 /// What strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -29,6 +32,22 @@ pub enum Nemesis {
     Pause,
     /// Power failure of the disk, and SIGKILL.
     Power,
+    /// One of the four that follow, drawn each time.
+    Partition,
+    /// One replica is apart from everybody, clients too.
+    PartitionHalves,
+    /// The leader is apart from the other replicas; clients still reach it.
+    PartitionLeader,
+    /// A replica does not hear the others, which hear it, or the other way round.
+    PartitionOneWay,
+    /// Two replicas do not reach each other, and both reach the third.
+    PartitionRing,
+    /// Packets are slow, and overtake each other.
+    Delay,
+    /// Packets are lost.
+    Loss,
+    /// Packets come twice.
+    Duplicate,
 }
 
 impl Nemesis {
@@ -38,6 +57,14 @@ impl Nemesis {
             Nemesis::Kill => "kill",
             Nemesis::Pause => "pause",
             Nemesis::Power => "power",
+            Nemesis::Partition => "partition",
+            Nemesis::PartitionHalves => "partition-halves",
+            Nemesis::PartitionLeader => "partition-leader",
+            Nemesis::PartitionOneWay => "partition-one-way",
+            Nemesis::PartitionRing => "partition-ring",
+            Nemesis::Delay => "delay",
+            Nemesis::Loss => "loss",
+            Nemesis::Duplicate => "duplicate",
         }
     }
 
@@ -46,9 +73,38 @@ impl Nemesis {
         match self {
             Nemesis::Kill | Nemesis::Power => (0, 4_000),
             Nemesis::Pause => (2_500, 7_000),
+            // Longer than service may take to come back meanwhile.
+            _ if self.is_partition() => (4_000, 12_000),
+            _ => (3_000, 8_000),
+        }
+    }
+
+    fn is_partition(self) -> bool {
+        self == Nemesis::Partition || PARTITIONS.contains(&self)
+    }
+
+    /// Whether it needs a network of the harness's own.
+    pub fn is_of_the_network(self) -> bool {
+        self.is_partition() || matches!(self, Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate)
+    }
+
+    /// Itself, or one of its family.
+    fn member(self, rng: &Rng) -> Nemesis {
+        if self == Nemesis::Partition { PARTITIONS[rng.below(PARTITIONS.len() as u64) as usize] } else { self }
+    }
+
+    /// Whom it strikes of those that it is aimed at. A partition turns around one replica.
+    fn target(self, drawn: Target) -> Target {
+        match (self, drawn) {
+            (Nemesis::PartitionLeader, _) => Target::Leader,
+            (_, Target::All) if self.is_partition() => Target::Leader,
+            _ => drawn,
         }
     }
 }
+
+const PARTITIONS: [Nemesis; 4] =
+    [Nemesis::PartitionHalves, Nemesis::PartitionLeader, Nemesis::PartitionOneWay, Nemesis::PartitionRing];
 
 /// Whom it strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +128,8 @@ pub struct Strike {
     pub target: Target,
     /// For how long.
     pub lasts: Duration,
+    /// Draws whatever else there is to it.
+    pub seed: u64,
 }
 
 /// The faults of a run: rounds in which each nemesis has its turn, in an order drawn anew. A function of the seed.
@@ -117,7 +175,7 @@ impl Iterator for Schedule {
         let (from, to) = nemesis.lasts();
         let lasts = Duration::from_millis(from + self.rng.below(to - from));
         let calm = Duration::from_millis(1_000 + self.rng.below(3_000));
-        Some(Strike { calm, nemesis, target, lasts })
+        Some(Strike { calm, nemesis, target, lasts, seed: self.rng.u64() })
     }
 }
 
@@ -138,106 +196,67 @@ pub(super) async fn strike_in_turn(run: &mut Run, mut schedule: Schedule, time: 
     Ok(())
 }
 
+/// One fault, from calm to calm.
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
-    let Strike { nemesis, target, lasts, .. } = fault;
-    let victims = match target {
+    let rng = Rng::seeded(fault.seed);
+    let (nemesis, lasts) = (fault.nemesis.member(&rng), fault.lasts);
+    let victims = match nemesis.target(fault.target) {
         Target::One(victim) => vec![victim],
         Target::Leader => vec![run.cluster.leader().unwrap_or(0)],
         Target::All => vec![0, 1, 2],
     };
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
-    let majority = victims.len() > 1;
+    let majority = victims.len() > 1 && !nemesis.is_of_the_network();
     run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into())])?;
-    let evidence = match nemesis {
-        Nemesis::Kill => kill(run, &victims)?,
-        Nemesis::Pause => pause(run, &victims).await?,
-        Nemesis::Power => cut_power(run, &victims)?,
-    };
+    let (evidence, at_work) = nemesis.begin(run, &victims, &rng).await?;
     eprintln!("{} of {}", nemesis.name(), victims.iter().map(|k| NODES[*k]).collect::<Vec<_>>().join(", "));
-    run.recorder.nemesis(&start, by_node(&victims, evidence), Vec::new())?;
+    run.recorder.nemesis(&start, by_node(evidence), Vec::new())?;
     run.env.clock.sleep(lasts).await;
 
     run.recorder.nemesis(&stop, Edn::Nil, Vec::new())?;
-    if nemesis == Nemesis::Pause {
-        still_stopped(run, &victims)?;
-        run.cluster.resume_brokers(&victims)?;
-    } else {
-        victims.iter().try_for_each(|victim| run.cluster.start_broker(*victim))?;
-    }
-    let evidence = victims.iter().map(|victim| {
-        let pid = run.cluster.broker_pid(*victim);
-        Ok(Edn::map([("pid", pid.into()), ("state", state(pid)?.into())]))
-    });
-    let evidence = evidence.collect::<io::Result<_>>()?;
-    run.recorder.nemesis(&stop, by_node(&victims, evidence), Vec::new())?;
-    for victim in victims {
-        until_ready(run, victim).await?;
+    let evidence = at_work.end(run).await?;
+    run.recorder.nemesis(&stop, by_node(evidence), Vec::new())?;
+    for k in 0..NODES.len() {
+        until_ready(run, k).await?;
     }
     Ok(())
 }
 
-fn kill(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    let pids: Vec<u32> = victims.iter().map(|victim| run.cluster.broker_pid(*victim)).collect();
-    let statuses = run.cluster.kill_brokers(victims)?;
-    let evidence = pids.into_iter().zip(statuses).map(|(pid, status)| {
-        use std::os::unix::process::ExitStatusExt;
-        if status.signal() != Some(KILLED) {
-            return Err(io::Error::other(format!("process {pid} was to be killed, but had ended: {status}")));
-        }
-        Ok(Edn::map([("pid", pid.into()), ("exit", status.to_string().into())]))
-    });
-    evidence.collect()
+/// What shows that a fault took effect, or that it is over, by node.
+type Evidence = Vec<(usize, Edn)>;
+
+/// A fault that is to be ended.
+#[derive(Debug)]
+enum AtWork {
+    /// These processes have ended.
+    Down(Vec<usize>),
+    /// These are stopped.
+    Paused(Vec<usize>),
+    /// Links are not whole; what was counted on each before.
+    Network(Pairs<Counts>),
 }
 
-async fn pause(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    run.cluster.pause_brokers(victims)?;
-    let stopped = async {
-        while still_stopped(run, victims).is_err() {
-            run.env.clock.sleep(LOOK).await;
-        }
-    };
-    let in_time = run.env.clock.timeout(Duration::from_secs(1), stopped).await;
-    in_time.ok_or_else(|| io::Error::other("SIGSTOP had no effect"))?;
-    let evidence = victims.iter().map(|victim| {
-        let pid = run.cluster.broker_pid(*victim);
-        Ok(Edn::map([("pid", pid.into()), ("state", state(pid)?.into())]))
-    });
-    evidence.collect()
-}
-
-/// An error if one of them runs.
-fn still_stopped(run: &Run, victims: &[usize]) -> io::Result<()> {
-    for victim in victims {
-        let pid = run.cluster.broker_pid(*victim);
-        let state = state(pid)?;
-        if state != "T" {
-            return Err(io::Error::other(format!("process {pid} was to be stopped, but its state is {state}")));
+impl Nemesis {
+    /// Strikes. An error if there is no evidence that it took effect.
+    async fn begin(self, run: &mut Run, victims: &[usize], rng: &Rng) -> io::Result<(Evidence, AtWork)> {
+        match self {
+            Nemesis::Kill => process::kill(run, victims).await,
+            Nemesis::Pause => process::pause(run, victims).await,
+            Nemesis::Power => process::cut_power(run, victims).await,
+            _ => network::begin(run, self, victims, rng),
         }
     }
-    Ok(())
 }
 
-/// First everything stops, then the power goes, so that no victim sees another's end. A file that was written and never
-/// synced must be gone when the file systems are back.
-fn cut_power(run: &mut Run, victims: &[usize]) -> io::Result<Vec<Edn>> {
-    run.cluster.pause_brokers(victims)?;
-    let canaries = victims.iter().map(|victim| run.disks[*victim].cut()).collect::<io::Result<Vec<_>>>()?;
-    let mut evidence = kill(run, victims)?;
-    for ((victim, canary), evidence) in victims.iter().zip(canaries).zip(&mut evidence) {
-        run.disks[*victim].restore(&canary)?;
-        if let Edn::Map(entries) = evidence {
-            entries.push((Edn::keyword("unsynced-canary"), Edn::keyword("gone")));
+impl AtWork {
+    /// Takes the fault away. What it struck need not be well yet.
+    async fn end(self, run: &mut Run) -> io::Result<Evidence> {
+        match self {
+            AtWork::Down(victims) => process::start(run, &victims),
+            AtWork::Paused(victims) => process::resume(run, &victims),
+            AtWork::Network(before) => network::heal(run, &before),
         }
     }
-    Ok(evidence)
-}
-
-/// The state letter of a process, as in proc(5).
-fn state(pid: u32) -> io::Result<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').next());
-    state.map(str::to_owned).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat}")))
 }
 
 async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
@@ -255,8 +274,13 @@ async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn by_node(victims: &[usize], evidence: Vec<Edn>) -> Edn {
-    Edn::Map(victims.iter().map(|victim| NODES[*victim].into()).zip(evidence).collect())
+/// What a node is called; who is no replica is a client.
+fn name(node: usize) -> &'static str {
+    NODES.get(node).copied().unwrap_or("clients")
+}
+
+fn by_node(evidence: Evidence) -> Edn {
+    Edn::Map(evidence.into_iter().map(|(k, shown)| (name(k).into(), shown)).collect())
 }
 
 #[cfg(test)]
@@ -264,7 +288,8 @@ mod tests {
     use super::*;
 
     fn strikes(seed: u64) -> Vec<Strike> {
-        Schedule::new(Rng::seeded(seed), Nemesis::value_variants()).take(60).collect()
+        let nemeses = Nemesis::value_variants();
+        Schedule::new(Rng::seeded(seed), nemeses).take(20 * nemeses.len()).collect()
     }
 
     #[test]
