@@ -173,7 +173,7 @@ impl Sender {
 
 /// Creates a topic; tried until it is done or patience ends.
 pub async fn create_topic(env: &Env, brokers: &[SocketAddr], topic: &str, queues: u32) -> io::Result<()> {
-    let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
+    let client = client(env);
     let request = || {
         RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_TOPIC)
             .with_field("topic", topic)
@@ -278,7 +278,7 @@ fn refusal(code: ResponseCode) -> fn(String) -> SendError {
 
 /// Reads a queue at one replica until nothing more comes, or an error; what is read is not looked at.
 pub async fn read_for_nothing(env: &Env, replica: SocketAddr, queue: u32) {
-    let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
+    let client = client(env);
     let mut offset = 0;
     while let Ok(Pulled { records, .. }) =
         pull(&client, replica, TOPIC, queue, offset, AT_ONCE, env.clock.wall_ms()).await
@@ -288,6 +288,11 @@ pub async fn read_for_nothing(env: &Env, replica: SocketAddr, queue: u32) {
             read => offset += read as u64,
         }
     }
+}
+
+/// A client of one replica after the other.
+pub fn client(env: &Env) -> Client<NoRequests> {
+    Client::new(env, Limits::default(), Arc::new(NoRequests))
 }
 
 /// The values of a queue as one replica shows them, from offset `from` to its end.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::clock;
+
 /// A program is given this long to do what it should do within a second or two.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,11 +41,15 @@ pub struct Settings {
     pub boots: bool,
     /// Size of a CommitLog file.
     pub segment_mib: u32,
+    /// How fast full CommitLog files are read through.
+    pub scrub_mib_per_s: u32,
+    /// Each broker has a wall clock of its own, which can be set: it is preloaded with libfaketime.
+    pub clocks: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { flush: Flush::Sync, boots: false, segment_mib: 64 }
+        Settings { flush: Flush::Sync, boots: false, segment_mib: 64, scrub_mib_per_s: 4, clocks: false }
     }
 }
 
@@ -139,6 +145,8 @@ struct Broker {
     log_from: u64,
     /// Shown to it as the kernel's, if it has a machine of its own.
     boot_id: PathBuf,
+    /// Says how far its wall clock is off, if it has one of its own.
+    clock: PathBuf,
     process: Option<Child>,
     ended_at: Option<Instant>,
 }
@@ -170,6 +178,7 @@ impl Cluster {
             log: dir.join(format!("broker-{k}.log")),
             log_from: 0,
             boot_id: dir.join(format!("broker-{k}.boot")),
+            clock: dir.join(format!("broker-{k}.clock")),
             process: None,
             ended_at: None,
         };
@@ -193,6 +202,7 @@ impl Cluster {
         cluster.write_configuration()?;
         for k in 0..3 {
             cluster.boot(k)?;
+            cluster.set_clock(k, 0)?;
             cluster.start_broker(k)?;
         }
         for k in 0..3 {
@@ -248,10 +258,11 @@ impl Cluster {
                     "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\
                      allow_unauthenticated = {open}\n\n[[group]]\nbroker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
                      advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
-                     founders = [{founders}]\nsegment_mib = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
+                     founders = [{founders}]\nsegment_mib = {}\nscrub_mib_per_s = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
                      async_auto_recover = {async_auto_recover}\njoin = {join}\n\
                      disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n",
                     settings.segment_mib,
+                    settings.scrub_mib_per_s,
                     FLUSH_INTERVAL.as_millis(),
                 ),
             )?;
@@ -264,10 +275,20 @@ impl Cluster {
         fs::write(&self.brokers[k].boot_id, fs::read("/proc/sys/kernel/random/uuid")?)
     }
 
+    /// Sets a broker's wall clock, if it has one of its own: so far from the machine's, and going with it.
+    pub fn set_clock(&self, k: usize, offset_ms: i64) -> io::Result<()> {
+        if self.settings.clocks { clock::set(&self.brokers[k].clock, offset_ms) } else { Ok(()) }
+    }
+
+    /// The file that says how far a broker's wall clock is off.
+    pub fn clock_file(&self, k: usize) -> &Path {
+        &self.brokers[k].clock
+    }
+
     /// Starts a broker that does not run.
     pub fn start_broker(&mut self, k: usize) -> io::Result<()> {
         assert!(self.brokers[k].process.is_none(), "broker {k} runs already");
-        let Broker { host, config, log, boot_id, .. } = &self.brokers[k];
+        let Broker { host, config, log, boot_id, clock, .. } = &self.brokers[k];
         let mut command = if self.settings.boots {
             // A mount namespace of its own, in which the kernel shows that boot. The other machines' disks are not seen in
             // it: they would stay mounted as long as this broker runs.
@@ -284,6 +305,9 @@ impl Cluster {
             host.command(&self.program)
         };
         command.arg("broker").arg("-c").arg(config);
+        if self.settings.clocks {
+            clock::preload(&mut command, clock)?;
+        }
         let log_from = fs::metadata(log).map_or(0, |log| log.len());
         let process = spawn(command, log)?;
         let broker = &mut self.brokers[k];
@@ -346,6 +370,34 @@ impl Cluster {
     pub fn kill_brokers(&mut self, victims: &[usize]) -> io::Result<Vec<ExitStatus>> {
         self.signal(victims, "KILL")?;
         victims.iter().map(|victim| self.brokers[*victim].process.take().expect("it runs").wait()).collect()
+    }
+
+    /// SIGTERM: the broker ends in good order. An error if it does not, or fails in doing so.
+    pub fn stop_broker(&mut self, k: usize) -> io::Result<ExitStatus> {
+        self.signal(&[k], "TERM")?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let process = self.brokers[k].process.as_mut().expect("it runs");
+            if let Some(status) = process.try_wait()? {
+                self.brokers[k].process = None;
+                return if status.success() {
+                    Ok(status)
+                } else {
+                    Err(io::Error::other(format!("broker {} ended: {status}; {}", k + 1, self.log_tail(k))))
+                };
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("broker {} does not stop; {}", k + 1, self.log_tail(k))));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `raftmq admin`, about this cluster.
+    pub fn admin(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("admin").arg("-n").arg(self.name_server.to_string()).args(arguments);
+        command
     }
 
     /// SIGSTOP of all `victims` at once: they no longer run, and nobody is told.

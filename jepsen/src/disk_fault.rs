@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::cgroup::Group;
 use crate::disk::{Disk, Medium, path, run};
 
 /// How much slower a slow disk is.
@@ -112,7 +113,7 @@ impl DiskFault {
 }
 
 /// How fast a disk is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
     /// Writes of a page with `fdatasync`, a second.
     pub syncs_per_s: f64,
@@ -304,7 +305,7 @@ impl Struck {
         let Cause::Throttle(throttle) = &mut self.cause else { unreachable!("just set") };
         let began = Instant::now();
         let mut child = dd(probe, SYNCS).stdin(Stdio::piped()).spawn()?;
-        throttle.hold(child.id())?;
+        throttle.group.hold_for_a_while(child.id())?;
         // It reads what it writes: nothing is written before it is held.
         child.stdin.take().expect("piped").write_all(&noise(1).repeat(SYNCS as usize))?;
         let status = child.wait()?;
@@ -314,8 +315,7 @@ impl Struck {
             let what = format!("a probe's fdatasync takes {each:?}, and {before:?} before ({status})");
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
-        throttle.hold(broker)?;
-        throttle.broker = Some(broker);
+        throttle.group.hold(broker)?;
         Ok(format!("a probe's fdatasync takes {each:.1?}, {before:.1?} before; {}", throttle.counted()?))
     }
 }
@@ -328,57 +328,38 @@ impl Drop for Struck {
     }
 }
 
-/// A control group (v1) whose writes to one device are limited. It cannot be removed while somebody is in it.
+/// A control group whose writes to one device are limited.
 #[derive(Debug)]
 struct Throttle {
-    group: PathBuf,
+    group: Group,
     device: String,
-    broker: Option<u32>,
 }
 
 impl Throttle {
-    const ROOT: &str = "/sys/fs/cgroup/blkio";
+    const IOPS: &str = "blkio.throttle.write_iops_device";
+    const BPS: &str = "blkio.throttle.write_bps_device";
 
     fn set(device: &str, healthy: Speed) -> io::Result<Throttle> {
-        let group = PathBuf::from(Throttle::ROOT).join(format!("raftmq-jepsen-{}", std::process::id()));
-        if !Path::new(Throttle::ROOT).join("blkio.throttle.write_iops_device").exists() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "no blkio controller of cgroup v1"));
-        }
-        fs::create_dir_all(&group)?;
-        let throttle = Throttle { group, device: device.to_owned(), broker: None };
-        let limit = |rate: f64| ((rate / f64::from(SLOWER)) as u64).max(1);
-        throttle.write("blkio.throttle.write_iops_device", &format!("{device} {}", limit(healthy.syncs_per_s)))?;
-        throttle.write("blkio.throttle.write_bps_device", &format!("{device} {}", limit(healthy.bytes_per_s)))?;
-        Ok(throttle)
-    }
-
-    fn write(&self, file: &str, what: &str) -> io::Result<()> {
-        fs::write(self.group.join(file), what)
-    }
-
-    fn hold(&self, pid: u32) -> io::Result<()> {
-        self.write("cgroup.procs", &pid.to_string())
+        let group = Group::create("blkio", Throttle::IOPS)?;
+        let limit = |rate: f64| format!("{device} {}", ((rate / f64::from(SLOWER)) as u64).max(1));
+        group.write(Throttle::IOPS, &limit(healthy.syncs_per_s))?;
+        group.write(Throttle::BPS, &limit(healthy.bytes_per_s))?;
+        Ok(Throttle { group, device: device.to_owned() })
     }
 
     /// The kernel's own count of what it let through.
     fn counted(&self) -> io::Result<String> {
-        let text = fs::read_to_string(self.group.join("blkio.throttle.io_serviced"))?;
+        let text = self.group.read("blkio.throttle.io_serviced")?;
         let wanted = format!("{} Write ", self.device);
         let writes = text.lines().find_map(|line| line.strip_prefix(&wanted)).unwrap_or("0");
         Ok(format!("{writes} throttled writes so far"))
     }
 
     fn lift(&mut self) -> io::Result<()> {
-        for file in ["blkio.throttle.write_iops_device", "blkio.throttle.write_bps_device"] {
-            self.write(file, &format!("{} 0", self.device))?;
+        for file in [Throttle::IOPS, Throttle::BPS] {
+            self.group.write(file, &format!("{} 0", self.device))?;
         }
-        if let Some(broker) = self.broker.take() {
-            match fs::write(Path::new(Throttle::ROOT).join("cgroup.procs"), broker.to_string()) {
-                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
-                moved => moved?,
-            }
-        }
-        fs::remove_dir(&self.group)
+        self.group.remove()
     }
 }
 

@@ -229,6 +229,7 @@ impl Run {
             boots: plan.fault.cuts_power() && plan.flush == Flush::Async,
             // The smallest: full ones are wanted.
             segment_mib: if plan.fault == Fault::DiskErrorRead { 16 } else { 64 },
+            ..Settings::default()
         };
         let cluster = Cluster::start(&plan.program, &plan.dir.join("processes"), &data_dirs, settings)?;
         let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();

@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::append::Answers;
 use crate::cluster::PATIENCE;
 use crate::faults::Run;
-
-/// The command is given again after this, as an operator would whose command has failed.
-const AGAIN: Duration = Duration::from_secs(1);
+use crate::members::{AGAIN, node_at};
 
 /// A new node begins to catch up within this; some are killed before.
 const BEGINS_WITHIN_MS: u64 = 1500;
@@ -29,7 +27,7 @@ pub(crate) async fn cycle(run: &mut Run, cycle: u32) -> io::Result<Answers> {
     let load = run.load();
     load.acknowledge_more(&run.env, run.plan.appends).await?;
     let victim = run.rng.below(3) as usize;
-    let old = node_at(run, victim)?;
+    let old = node_at(&run.env, &run.cluster, victim).await?;
     run.cluster.kill_brokers(&[victim])?;
     fs::remove_dir_all(run.cluster.data_dir(victim))?;
     run.cluster.set_join(true)?;
@@ -38,7 +36,7 @@ pub(crate) async fn cycle(run: &mut Run, cycle: u32) -> io::Result<Answers> {
     let moment = Duration::from_millis(run.rng.below(BEGINS_WITHIN_MS));
     let replaced = replace(run, victim, &old, killed, moment).await?;
     run.cluster.wait_ready(victim)?;
-    let new = node_at(run, victim)?;
+    let new = node_at(&run.env, &run.cluster, victim).await?;
     if new == old {
         return Err(io::Error::other(format!("node {old} is still there: nothing was replaced")));
     }
@@ -59,7 +57,7 @@ async fn replace(run: &mut Run, victim: usize, old: &str, killed: Killed, moment
             run.env.clock.sleep(Duration::from_millis(10)).await;
             continue;
         }
-        let mut command = admin(run, &["replaceNode", "-i", old, "-p", &peer]);
+        let mut command = run.cluster.admin(&["replaceNode", "-i", old, "-p", &peer]);
         let mut running = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let status = loop {
             if to_kill.is_some() && began.elapsed() >= moment {
@@ -97,23 +95,4 @@ fn strike(run: &mut Run, new_node: usize, killed: Killed) -> io::Result<()> {
         run.cluster.start_broker(struck)?;
     }
     Ok(())
-}
-
-fn admin(run: &Run, arguments: &[&str]) -> Command {
-    let mut command = Command::new(&run.plan.program);
-    command.arg("admin").arg("-n").arg(run.cluster.name_server().to_string()).args(arguments);
-    command
-}
-
-/// The id of the node that is a voter at a broker's place.
-fn node_at(run: &Run, k: usize) -> io::Result<String> {
-    let output = admin(run, &["nodeList"]).output()?;
-    let (text, peer) = (String::from_utf8_lossy(&output.stdout), run.cluster.broker(k).peer.to_string());
-    let row = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut nodes =
-        row.filter(|row| row.len() > 3 && row[3] == peer && row[1] != "learner").map(|row| row[0].to_owned());
-    nodes.next().ok_or_else(|| {
-        let error = String::from_utf8_lossy(&output.stderr);
-        io::Error::other(format!("no voter at {peer}:\n{text}{error}"))
-    })
 }

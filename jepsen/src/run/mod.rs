@@ -24,21 +24,20 @@ use std::time::Duration;
 use env::{Env, Rng};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::clock;
 use crate::cluster::{Cluster, Hosts, Settings};
 use crate::disk::Disk;
+use crate::disk_fault::Speed;
 use crate::history::edn::Edn;
 use crate::history::recorder::Recorder;
 use crate::net::Network;
 use crate::results;
 
-use nemesis::{Nemesis, Schedule};
+use nemesis::{Ground, Nemesis, Schedule};
 use workload::{Clients, Site, Workload};
 
 /// Names of the replicas in the history.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
-
-/// Size of a broker's file system, if it has one of its own.
-const DISK_MIB: u64 = 4096;
 
 /// Operations that succeed after the last fault before the load stops: the cluster is whole again.
 const AFTERWARDS: u64 = 100;
@@ -83,10 +82,28 @@ struct Run {
     rng: Rng,
     recorder: Recorder,
     cluster: Cluster,
-    disks: Vec<Disk>,
+    /// What each broker's files lie on, as far as it is the harness's.
+    disks: [Option<Arc<Disk>>; 3],
+    grounds: [Ground; 3],
+    /// How fast the disks are when nobody uses them.
+    speeds: [Speed; 3],
     /// `None` on loopback.
     network: Option<Arc<Network>>,
     replicas: Vec<SocketAddr>,
+}
+
+impl Run {
+    /// Records that a nemesis cannot be made on this machine. What to say of it.
+    fn skip(&self, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
+        skip(&self.recorder, nemesis, why)
+    }
+}
+
+fn skip(recorder: &Recorder, nemesis: Nemesis, why: &io::Error) -> io::Result<String> {
+    let (name, why) = (nemesis.name(), why.to_string());
+    recorder.nemesis(&format!("start-{name}"), Edn::Nil, vec![("skipped", why.as_str().into())])?;
+    eprintln!("SKIPPED: {name}: {why}");
+    Ok(format!("{name}: {why}"))
 }
 
 /// Runs the plan and judges it. An error unless every clause that it requires is valid; `Unsupported` if they are, but a
@@ -99,7 +116,7 @@ pub fn run(plan: &Plan) -> io::Result<String> {
     let recorder = Recorder::create(&plan.out.join("history.edn"), now)?;
     let network = match Network::create(NODES.len(), Rng::seeded(plan.seed)) {
         Ok(network) => Ok(Arc::new(network)),
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
         Err(error) => return Err(error),
     };
     let skipped = match &network {
@@ -122,6 +139,9 @@ pub fn run(plan: &Plan) -> io::Result<String> {
     }
 }
 
+/// The network that a run has to itself, or why there is none.
+type OwnNetwork = io::Result<Arc<Network>>;
+
 /// Tells the whole story, or as much of it as there is before a signal.
 fn until_told_or_ended(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) -> io::Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -136,51 +156,46 @@ fn until_told_or_ended(plan: &Plan, env: &Env, recorder: Recorder, network: &Own
     // With the runtime its clients end; those within an operation record that they do not know how it ended.
 }
 
-/// The network that a run has to itself, or why there is none.
-type OwnNetwork = Result<Arc<Network>, String>;
-
 /// The whole story. Gives the nemeses that could not be made, and why.
 async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) -> io::Result<Vec<String>> {
-    let mut nemeses = plan.nemeses.clone();
+    let rng = Rng::seeded(plan.seed);
     let mut skipped = Vec::new();
-    if let Err(why) = network {
-        eprintln!("on loopback: {why}");
-        for nemesis in plan.nemeses.iter().filter(|nemesis| nemesis.is_of_the_network()) {
-            recorder.nemesis(&format!("start-{}", nemesis.name()), Edn::Nil, vec![("skipped", why.as_str().into())])?;
-            skipped.push(format!("{}: {why}", nemesis.name()));
-        }
-        nemeses.retain(|nemesis| !nemesis.is_of_the_network());
-    }
-    let mut disks = Vec::new();
-    if nemeses.contains(&Nemesis::Power) {
-        match make_disks(&plan.dir) {
-            Ok(made) => disks = made,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                let why = error.to_string();
-                recorder.nemesis("start-power", Edn::Nil, vec![("skipped", why.as_str().into())])?;
-                skipped.push(format!("power: {why}"));
-                nemeses.retain(|nemesis| *nemesis != Nemesis::Power);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let root = |k: usize| disks.get(k).map_or(plan.dir.as_path(), Disk::mount_point);
+    let Outfit { nemeses, grounds, disks, speeds } =
+        outfit(plan, &recorder, network, rng.below(3) as usize, &mut skipped)?;
+    let root = |k: usize| disks[k].as_ref().map_or(plan.dir.as_path(), |disk| disk.mount_point());
     let data_dirs: [PathBuf; 3] = std::array::from_fn(|k| root(k).join(format!("broker-{}", k + 1)));
+    let full_files = nemeses.iter().any(|nemesis| nemesis.wants_full_files());
+    let settings = Settings {
+        // The smallest, and read through within seconds.
+        segment_mib: if full_files { 16 } else { Settings::default().segment_mib },
+        scrub_mib_per_s: if full_files { 64 } else { Settings::default().scrub_mib_per_s },
+        clocks: nemeses.contains(&Nemesis::ClockStep),
+        ..Settings::default()
+    };
     let hosts = network.as_ref().map_or(Hosts::LOOPBACK, |network| Hosts {
         brokers: std::array::from_fn(|k| network.host(k)),
         name_server: network.host(network.clients()),
     });
-    let cluster = Cluster::start_on(&hosts, &plan.program, &processes(plan), &data_dirs, Settings::default())?;
+    let cluster = Cluster::start_on(&hosts, &plan.program, &processes(plan), &data_dirs, settings)?;
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan, network)?))?;
-    let rng = Rng::seeded(plan.seed);
     let schedule = Schedule::new(rng.fork(), &nemeses);
-    let mut run = Run { env: env.clone(), rng, recorder, cluster, disks, network: network.clone().ok(), replicas };
+    let mut run = Run {
+        env: env.clone(),
+        rng,
+        recorder,
+        cluster,
+        disks,
+        grounds,
+        speeds,
+        network: network.as_ref().ok().cloned(),
+        replicas,
+    };
 
     let site = Site::new(env, &run.recorder, &run.replicas, run.cluster.name_server());
     let clients = Clients::start(plan.workload, site, &run.rng, plan.senders).await?;
     clients.succeed_more(1).await?;
-    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds)).await?;
+    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await?;
     clients.succeed_more(AFTERWARDS).await?;
     clients.stop().await?;
     ending::compare_chains(&run).await?;
@@ -188,11 +203,63 @@ async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) 
     Ok(skipped)
 }
 
-fn make_disks(dir: &Path) -> io::Result<Vec<Disk>> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "file systems of its own need root"));
+/// What this machine can do of a plan, and what brokers are given for it.
+struct Outfit {
+    nemeses: Vec<Nemesis>,
+    grounds: [Ground; 3],
+    disks: [Option<Arc<Disk>>; 3],
+    speeds: [Speed; 3],
+}
+
+/// Makes disks. Nemeses that cannot be made here are left out, recorded and told in `skipped`.
+fn outfit(
+    plan: &Plan,
+    recorder: &Recorder,
+    network: &OwnNetwork,
+    first: usize,
+    skipped: &mut Vec<String>,
+) -> io::Result<Outfit> {
+    let mut nemeses = plan.nemeses.clone();
+    if let Err(error) = network {
+        eprintln!("on loopback: {error}");
+        for nemesis in nemeses.extract_if(.., |nemesis| nemesis.is_of_the_network()) {
+            skipped.push(skip(recorder, nemesis, error)?);
+        }
     }
-    (1..=3).map(|k| Disk::create(dir, &format!("disk-{k}"), DISK_MIB)).collect()
+    if nemeses.contains(&Nemesis::ClockStep)
+        && let Err(error) = clock::library()
+    {
+        skipped.push(skip(recorder, Nemesis::ClockStep, &error)?);
+        nemeses.retain(|nemesis| *nemesis != Nemesis::ClockStep);
+    }
+    let mut disks: [Option<Arc<Disk>>; 3] = Default::default();
+    let grounds = 'made: loop {
+        let grounds = Ground::of_each(&nemeses, first);
+        for (k, ground) in grounds.into_iter().enumerate() {
+            match ground.make(&plan.dir, &format!("disk-{}", k + 1)) {
+                Ok(made) => disks[k] = made,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    disks = Default::default();
+                    // What wanted just that one goes.
+                    for nemesis in nemeses.extract_if(.., |nemesis| ground.is_for(*nemesis)) {
+                        skipped.push(skip(recorder, nemesis, &error)?);
+                    }
+                    continue 'made;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        break grounds;
+    };
+    let mut speeds = [Speed::default(); 3];
+    if nemeses.contains(&Nemesis::DiskSlow) {
+        for (speed, disk) in speeds.iter_mut().zip(&disks) {
+            if let Some(disk) = disk {
+                *speed = Speed::measure(disk)?;
+            }
+        }
+    }
+    Ok(Outfit { nemeses, grounds, disks, speeds })
 }
 
 /// Where configurations and logs of the processes are while they run.

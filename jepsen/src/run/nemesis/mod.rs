@@ -1,13 +1,21 @@
 //! The nemesis: faults drawn from a seed, one after the other, each with evidence that it took effect.
 //!
-//! A fault lasts from before the first signal until what it struck has been started or resumed; how long service takes to
-//! come back after that is the checkers' business. One whose evidence fails ends the run.
+//! A fault lasts from before the first signal until what it struck has been started, resumed or mended; how long service takes
+//! to come back after that is the checkers' business. One whose evidence fails ends the run; one that this machine cannot make
+//! is recorded as skipped and not tried again.
 //!
-//! Which fault when and for how long is a [`Schedule`], drawn here. Each file beside this one knows how to make some faults:
-//! a function that strikes gives evidence and what is [`AtWork`], which knows how to end it.
+//! Which fault when and for how long is drawn by a [`Schedule`]. Each of the other files knows how to make some faults: a
+//! function that strikes gives evidence and what is [`AtWork`], which knows how to end it. Meanwhile brokers are supervised:
+//! those whose disks or files are bad may end, with a reason, and are started again; any other that ends, ends the run.
 
+mod clock;
+mod cpu;
+mod damage;
+mod disk;
+mod members;
 mod network;
 mod process;
+mod schedule;
 
 use std::io;
 use std::time::Duration;
@@ -16,9 +24,14 @@ use clap::ValueEnum;
 use env::Rng;
 
 use super::{NODES, Run};
+use crate::cgroup::Group;
 use crate::cluster::PATIENCE;
+use crate::disk_fault::{DiskFault, Struck};
 use crate::history::edn::Edn;
 use crate::net::link::{Counts, Pairs};
+
+pub use disk::Ground;
+pub use schedule::{Schedule, Strike, Target};
 
 /// Between two looks at something that is about to happen.
 const LOOK: Duration = Duration::from_millis(10);
@@ -32,6 +45,32 @@ pub enum Nemesis {
     Pause,
     /// Power failure of the disk, and SIGKILL.
     Power,
+    /// One disk is full: ENOSPC.
+    DiskFull,
+    /// One disk is a hundred times slower.
+    DiskSlow,
+    /// One disk fails: EIO from every call.
+    DiskErrorWrite,
+    /// One disk fails: EIO from `fdatasync` after writes that succeed.
+    DiskErrorSync,
+    /// One disk cannot read parts of a full CommitLog file: EIO.
+    DiskErrorRead,
+    /// Writes to one disk do not return.
+    DiskFrozen,
+    /// A durable bit of a killed broker's files turns.
+    BitFlip,
+    /// The durable end of a stopped broker's log is cut off, or reads as zeros.
+    CutTail,
+    /// One disk is lost, and a new node put in its place.
+    Replace,
+    /// A member leaves, and comes back as a new node that learns and then votes.
+    Membership,
+    /// Leadership is handed over.
+    Transfer,
+    /// One wall clock jumps, or runs at another rate.
+    ClockStep,
+    /// A broker gets a twentieth of a processor.
+    Cpu,
     /// One of the four that follow, drawn each time.
     Partition,
     /// One replica is apart from everybody, clients too.
@@ -50,6 +89,9 @@ pub enum Nemesis {
     Duplicate,
 }
 
+const PARTITIONS: [Nemesis; 4] =
+    [Nemesis::PartitionHalves, Nemesis::PartitionLeader, Nemesis::PartitionOneWay, Nemesis::PartitionRing];
+
 impl Nemesis {
     /// As the command line and the history call it.
     pub fn name(self) -> &'static str {
@@ -57,6 +99,19 @@ impl Nemesis {
             Nemesis::Kill => "kill",
             Nemesis::Pause => "pause",
             Nemesis::Power => "power",
+            Nemesis::DiskFull => "disk-full",
+            Nemesis::DiskSlow => "disk-slow",
+            Nemesis::DiskErrorWrite => "disk-error-write",
+            Nemesis::DiskErrorSync => "disk-error-sync",
+            Nemesis::DiskErrorRead => "disk-error-read",
+            Nemesis::DiskFrozen => "disk-frozen",
+            Nemesis::BitFlip => "bit-flip",
+            Nemesis::CutTail => "cut-tail",
+            Nemesis::Replace => "replace",
+            Nemesis::Membership => "membership",
+            Nemesis::Transfer => "transfer",
+            Nemesis::ClockStep => "clock-step",
+            Nemesis::Cpu => "cpu",
             Nemesis::Partition => "partition",
             Nemesis::PartitionHalves => "partition-halves",
             Nemesis::PartitionLeader => "partition-leader",
@@ -68,24 +123,38 @@ impl Nemesis {
         }
     }
 
-    /// How long it lasts, in milliseconds: from, and up to. Elections time out within one second.
+    /// How long it lasts, in milliseconds: from, and up to. Elections time out within one second; a disk or a processor that
+    /// is too slow for a leader is noticed within some.
     fn lasts(self) -> (u64, u64) {
         match self {
-            Nemesis::Kill | Nemesis::Power => (0, 4_000),
+            Nemesis::Kill | Nemesis::Power | Nemesis::Replace | Nemesis::Membership => (0, 4_000),
             Nemesis::Pause => (2_500, 7_000),
+            Nemesis::BitFlip | Nemesis::CutTail | Nemesis::DiskErrorRead | Nemesis::Transfer => (0, 1_000),
+            Nemesis::DiskFull | Nemesis::DiskErrorWrite | Nemesis::DiskErrorSync => (3_000, 8_000),
+            Nemesis::DiskSlow | Nemesis::DiskFrozen | Nemesis::ClockStep | Nemesis::Cpu => (6_000, 12_000),
+            Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate => (3_000, 8_000),
             // Longer than service may take to come back meanwhile.
-            _ if self.is_partition() => (4_000, 12_000),
-            _ => (3_000, 8_000),
+            Nemesis::Partition
+            | Nemesis::PartitionHalves
+            | Nemesis::PartitionLeader
+            | Nemesis::PartitionOneWay
+            | Nemesis::PartitionRing => (5_500, 12_000),
         }
     }
 
-    fn is_partition(self) -> bool {
-        self == Nemesis::Partition || PARTITIONS.contains(&self)
+    /// Whether it may strike all replicas at once: the contract bears damaged and lost disks of a minority, and a minority's
+    /// wrong clocks. A partition turns around one.
+    pub fn may_strike_all(self) -> bool {
+        matches!(self, Nemesis::Kill | Nemesis::Pause | Nemesis::Power) || self.makes_links_bad()
     }
 
     /// Whether it needs a network of the harness's own.
     pub fn is_of_the_network(self) -> bool {
-        self.is_partition() || matches!(self, Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate)
+        self.makes_links_bad() || self == Nemesis::Partition || PARTITIONS.contains(&self)
+    }
+
+    fn makes_links_bad(self) -> bool {
+        matches!(self, Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate)
     }
 
     /// Itself, or one of its family.
@@ -93,133 +162,96 @@ impl Nemesis {
         if self == Nemesis::Partition { PARTITIONS[rng.below(PARTITIONS.len() as u64) as usize] } else { self }
     }
 
-    /// Whom it strikes of those that it is aimed at. A partition turns around one replica.
-    fn target(self, drawn: Target) -> Target {
-        match (self, drawn) {
-            (Nemesis::PartitionLeader, _) => Target::Leader,
-            (_, Target::All) if self.is_partition() => Target::Leader,
-            _ => drawn,
-        }
+    /// What brokers must be given so that it can strike: full CommitLog files, which are read through all the time.
+    pub fn wants_full_files(self) -> bool {
+        matches!(self, Nemesis::DiskErrorRead | Nemesis::BitFlip | Nemesis::CutTail)
+    }
+
+    /// Whether what it strikes may end by itself, with a reason.
+    fn is_fatal(self) -> bool {
+        matches!(
+            self,
+            Nemesis::DiskFull
+                | Nemesis::DiskErrorWrite
+                | Nemesis::DiskErrorSync
+                | Nemesis::DiskSlow
+                | Nemesis::DiskFrozen
+        )
     }
 }
 
-const PARTITIONS: [Nemesis; 4] =
-    [Nemesis::PartitionHalves, Nemesis::PartitionLeader, Nemesis::PartitionOneWay, Nemesis::PartitionRing];
-
-/// Whom it strikes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// That one.
-    One(usize),
-    /// Whoever leads then.
-    Leader,
-    /// All at once.
-    All,
-}
-
-/// One fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Strike {
-    /// Calm before it.
-    pub calm: Duration,
-    /// What.
-    pub nemesis: Nemesis,
-    /// Whom.
-    pub target: Target,
-    /// For how long.
-    pub lasts: Duration,
-    /// Draws whatever else there is to it.
-    pub seed: u64,
-}
-
-/// The faults of a run: rounds in which each nemesis has its turn, in an order drawn anew. A function of the seed.
-#[derive(Debug)]
-pub struct Schedule {
-    rng: Rng,
-    nemeses: Vec<Nemesis>,
-    /// What is left of this round.
-    round: Vec<Nemesis>,
-}
-
-impl Schedule {
-    /// A schedule of those nemeses.
-    pub fn new(rng: Rng, nemeses: &[Nemesis]) -> Schedule {
-        let mut nemeses = nemeses.to_vec();
-        nemeses.sort_unstable();
-        nemeses.dedup();
-        Schedule { rng, round: nemeses.clone(), nemeses }
-    }
-
-    /// Whether a round is under way.
-    pub fn is_within_a_round(&self) -> bool {
-        !self.round.is_empty()
-    }
-}
-
-impl Iterator for Schedule {
-    type Item = Strike;
-
-    fn next(&mut self) -> Option<Strike> {
-        if self.round.is_empty() {
-            self.round.clone_from(&self.nemeses);
-        }
-        if self.round.is_empty() {
-            return None;
-        }
-        let nemesis = self.round.swap_remove(self.rng.below(self.round.len() as u64) as usize);
-        let target = match self.rng.below(4) {
-            0 | 1 => Target::One(self.rng.below(NODES.len() as u64) as usize),
-            2 => Target::Leader,
-            _ => Target::All,
-        };
-        let (from, to) = nemesis.lasts();
-        let lasts = Duration::from_millis(from + self.rng.below(to - from));
-        let calm = Duration::from_millis(1_000 + self.rng.below(3_000));
-        Some(Strike { calm, nemesis, target, lasts, seed: self.rng.u64() })
-    }
-}
-
-/// Strikes again and again until the time is over and each nemesis had its turn. All brokers are ready then.
-pub(super) async fn strike_in_turn(run: &mut Run, mut schedule: Schedule, time: Duration) -> io::Result<()> {
+/// Strikes again and again until the time is over and each nemesis had its turn. All brokers are ready then. What turned out
+/// not to be possible on this machine, and why, is added to `skipped`.
+pub(super) async fn strike_in_turn(
+    run: &mut Run,
+    mut schedule: Schedule,
+    time: Duration,
+    skipped: &mut Vec<String>,
+) -> io::Result<()> {
     let clock = run.env.clock.clone();
     let end = clock.monotonic() + time;
     let mut first_round = schedule.is_within_a_round();
     while first_round || clock.monotonic() < end {
         let Some(fault) = schedule.next() else {
-            clock.sleep(end.saturating_sub(clock.monotonic())).await;
+            watch(run, None, end.saturating_sub(clock.monotonic())).await?;
             break;
         };
         first_round &= schedule.is_within_a_round();
-        clock.sleep(fault.calm).await;
-        strike(run, fault).await?;
+        watch(run, None, fault.calm).await?;
+        match strike(run, fault).await {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                skipped.push(run.skip(fault.nemesis, &error)?);
+                schedule.give_up(fault.nemesis);
+            }
+            struck => struck?,
+        }
+        for k in 0..NODES.len() {
+            until_ready(run, k, fault.nemesis).await?;
+        }
     }
     Ok(())
 }
 
-/// One fault, from calm to calm.
+/// One fault, from its beginning to its end.
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
-    let rng = Rng::seeded(fault.seed);
-    let (nemesis, lasts) = (fault.nemesis.member(&rng), fault.lasts);
-    let victims = match nemesis.target(fault.target) {
-        Target::One(victim) => vec![victim],
-        Target::Leader => vec![run.cluster.leader().unwrap_or(0)],
-        Target::All => vec![0, 1, 2],
-    };
+    let Strike { target, lasts, seed, .. } = fault;
+    let rng = Rng::seeded(seed);
+    let nemesis = fault.nemesis.member(&rng);
+    let victims = victims(run, nemesis, target);
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
+    // Links are never so bad that two replicas could not be in touch.
     let majority = victims.len() > 1 && !nemesis.is_of_the_network();
     run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into())])?;
-    let (evidence, at_work) = nemesis.begin(run, &victims, &rng).await?;
-    eprintln!("{} of {}", nemesis.name(), victims.iter().map(|k| NODES[*k]).collect::<Vec<_>>().join(", "));
-    run.recorder.nemesis(&start, by_node(evidence), Vec::new())?;
-    run.env.clock.sleep(lasts).await;
+    let (evidence, mut at_work) = nemesis.begin(run, &victims, &rng).await?;
+    let evidence = by_node(evidence);
+    eprintln!("{}: {evidence}", nemesis.name());
+    run.recorder.nemesis(&start, evidence, Vec::new())?;
+    watch(run, Some((nemesis, &mut at_work)), lasts).await?;
 
     run.recorder.nemesis(&stop, Edn::Nil, Vec::new())?;
-    let evidence = at_work.end(run).await?;
-    run.recorder.nemesis(&stop, by_node(evidence), Vec::new())?;
-    for k in 0..NODES.len() {
-        until_ready(run, k).await?;
-    }
-    Ok(())
+    let evidence = by_node(at_work.end(run).await?);
+    run.recorder.nemesis(&stop, evidence, Vec::new())
+}
+
+/// Whom it strikes: of those that are meant, the ones that it can strike, or else whoever it can.
+fn victims(run: &Run, nemesis: Nemesis, target: Target) -> Vec<usize> {
+    let leader = || run.cluster.leader().unwrap_or(0);
+    let meant = match target {
+        // The leader leads already.
+        Target::Leader if nemesis == Nemesis::Transfer => vec![(leader() + 1) % NODES.len()],
+        Target::One(k) if nemesis == Nemesis::Transfer && k == leader() => vec![(k + 2) % NODES.len()],
+        _ if nemesis == Nemesis::PartitionLeader => vec![leader()],
+        Target::One(k) => vec![k],
+        Target::Leader => vec![leader()],
+        Target::All => vec![0, 1, 2],
+    };
+    those_that_can(&meant, &run.grounds, nemesis)
+}
+
+fn those_that_can(meant: &[usize], grounds: &[Ground; 3], nemesis: Nemesis) -> Vec<usize> {
+    let can = |k: &usize| grounds[*k].can(nemesis);
+    let of_those: Vec<usize> = meant.iter().copied().filter(can).collect();
+    if of_those.is_empty() { (0..NODES.len()).find(can).into_iter().collect() } else { of_those }
 }
 
 /// What shows that a fault took effect, or that it is over, by node.
@@ -227,45 +259,154 @@ type Evidence = Vec<(usize, Edn)>;
 
 /// A fault that is to be ended.
 #[derive(Debug)]
-enum AtWork {
-    /// These processes have ended.
-    Down(Vec<usize>),
-    /// These are stopped.
-    Paused(Vec<usize>),
-    /// Links are not whole; what was counted on each before.
+struct AtWork {
+    victims: Vec<usize>,
+    undo: Undo,
+    /// The reasons of victims that have ended by themselves.
+    ends: Vec<String>,
+}
+
+/// What ends it.
+#[derive(Debug)]
+enum Undo {
+    /// The processes are to be started.
+    Start,
+    /// They are to go on.
+    Resume,
+    /// The disk is to be made good.
+    Disk(Struck),
+    /// The broker is to be started, and to mend what it cannot read. `said`: how often it had told of such a thing before.
+    BadBlocks { struck: Struck, said: usize },
+    /// It is to be started, and to mend its files.
+    Mend(damage::Damage),
+    /// A new node is to take the place of this one.
+    Replace { old: String },
+    /// A new node is to be added where this one was.
+    Add { old: String },
+    /// The clock is to be set right.
+    Clock(clock::Wrong),
+    /// The process is to be given the machine again.
+    Starved(Group),
+    /// The network is to be made whole. What was counted on each link before.
     Network(Pairs<Counts>),
+    /// It is over already.
+    Nothing,
 }
 
 impl Nemesis {
-    /// Strikes. An error if there is no evidence that it took effect.
+    /// Strikes. An error if there is no evidence that it took effect; `Unsupported` if this machine cannot make it.
     async fn begin(self, run: &mut Run, victims: &[usize], rng: &Rng) -> io::Result<(Evidence, AtWork)> {
+        let victim = victims[0];
         match self {
-            Nemesis::Kill => process::kill(run, victims).await,
+            Nemesis::Kill => process::kill(run, victims),
             Nemesis::Pause => process::pause(run, victims).await,
-            Nemesis::Power => process::cut_power(run, victims).await,
-            _ => network::begin(run, self, victims, rng),
+            Nemesis::Power => process::cut_power(run, victims),
+            Nemesis::DiskFull => disk::strike(run, DiskFault::Full, victim),
+            Nemesis::DiskSlow => disk::strike(run, DiskFault::Slow, victim),
+            Nemesis::DiskErrorWrite => disk::strike(run, DiskFault::ErrorWrite, victim),
+            Nemesis::DiskErrorSync => disk::strike(run, DiskFault::ErrorSync, victim),
+            Nemesis::DiskErrorRead => disk::spoil(run, victim).await,
+            Nemesis::DiskFrozen => disk::strike(run, DiskFault::Frozen, victim),
+            Nemesis::BitFlip => damage::flip(run, victim, rng).await,
+            Nemesis::CutTail => damage::cut_tail(run, victim, rng).await,
+            Nemesis::Replace => members::wipe(run, victim).await,
+            Nemesis::Membership => members::remove(run, victim).await,
+            Nemesis::Transfer => members::transfer(run, victim).await,
+            Nemesis::ClockStep => clock::bend(run, victim, rng).await,
+            Nemesis::Cpu => cpu::starve(run, victim).await,
+            Nemesis::Partition
+            | Nemesis::PartitionHalves
+            | Nemesis::PartitionLeader
+            | Nemesis::PartitionOneWay
+            | Nemesis::PartitionRing
+            | Nemesis::Delay
+            | Nemesis::Loss
+            | Nemesis::Duplicate => network::strike(run, self, victims, rng),
         }
     }
 }
 
 impl AtWork {
+    fn new(victims: Vec<usize>, undo: Undo) -> AtWork {
+        AtWork { victims, undo, ends: Vec::new() }
+    }
+
     /// Takes the fault away. What it struck need not be well yet.
     async fn end(self, run: &mut Run) -> io::Result<Evidence> {
-        match self {
-            AtWork::Down(victims) => process::start(run, &victims),
-            AtWork::Paused(victims) => process::resume(run, &victims),
-            AtWork::Network(before) => network::heal(run, &before),
+        let AtWork { victims, undo, ends } = self;
+        match undo {
+            Undo::Start => process::start(run, &victims),
+            Undo::Resume => process::resume(run, &victims),
+            Undo::Disk(struck) => disk::heal(run, victims[0], struck, &ends),
+            Undo::BadBlocks { struck, said } => disk::mend(run, victims[0], struck, said).await,
+            Undo::Mend(damage) => damage::mend(run, damage).await,
+            Undo::Replace { old } => members::replace(run, victims[0], &old).await,
+            Undo::Add { old } => members::add(run, victims[0], &old).await,
+            Undo::Clock(wrong) => clock::set_right(run, wrong).await,
+            Undo::Starved(group) => cpu::feed(victims[0], group),
+            Undo::Network(before) => network::heal(run, &before),
+            Undo::Nothing => Ok(victims.into_iter().map(|victim| (victim, Edn::keyword("over"))).collect()),
+        }
+    }
+
+    /// Those that do not run because of it: nobody starts them.
+    fn down(&self) -> &[usize] {
+        match self.undo {
+            Undo::Start | Undo::BadBlocks { .. } | Undo::Mend(_) | Undo::Replace { .. } | Undo::Add { .. } => {
+                &self.victims
+            }
+            _ => &[],
         }
     }
 }
 
-async fn until_ready(run: &mut Run, k: usize) -> io::Result<()> {
+/// Lets time go by, and supervises the brokers.
+async fn watch(run: &mut Run, mut fault: Option<(Nemesis, &mut AtWork)>, time: Duration) -> io::Result<()> {
+    let end = run.env.clock.monotonic() + time;
+    loop {
+        match &mut fault {
+            Some((nemesis, at_work)) => {
+                let may_end = if nemesis.is_fatal() { &*at_work.victims } else { &[] };
+                let ends = look_after(run, at_work.down(), may_end)?;
+                at_work.ends.extend(ends);
+                if let Undo::Clock(wrong) = &at_work.undo {
+                    wrong.go_on(run)?;
+                }
+            }
+            None => drop(look_after(run, &[], &[])?),
+        }
+        let left = end.saturating_sub(run.env.clock.monotonic());
+        if left.is_zero() {
+            return Ok(());
+        }
+        run.env.clock.sleep(left.min(LOOK)).await;
+    }
+}
+
+/// What a supervisor does now and then, but for those that are `down` on purpose. The reasons of those that have ended; an
+/// error if one has that may not, or without a reason.
+fn look_after(run: &mut Run, down: &[usize], may_end: &[usize]) -> io::Result<Vec<String>> {
+    let mut reasons = Vec::new();
+    for k in (0..NODES.len()).filter(|k| !down.contains(k)) {
+        let Some(ended) = run.cluster.supervise(k)? else { continue };
+        match ended.said {
+            Some(reason) if may_end.contains(&k) && ended.status.code() == Some(1) => reasons.push(reason),
+            _ => {
+                let (name, status, told) = (NODES[k], ended.status, run.cluster.log_tail(k));
+                return Err(io::Error::other(format!("{name} ended: {status}; {told}")));
+            }
+        }
+    }
+    Ok(reasons)
+}
+
+async fn until_ready(run: &mut Run, k: usize, after: Nemesis) -> io::Result<()> {
     let clock = run.env.clock.clone();
     let deadline = clock.monotonic() + PATIENCE;
-    while !run.cluster.is_ready(k) {
-        if let Some(ended) = run.cluster.supervise(k)? {
-            return Err(io::Error::other(format!("{} ended: {ended:?}; {}", NODES[k], run.cluster.log_tail(k))));
-        }
+    // What a bad disk has told a broker may end it a moment after the disk is good again.
+    let may_end: &[usize] = if after.is_fatal() { &[0, 1, 2] } else { &[] };
+    while !(run.cluster.runs(k) && run.cluster.is_ready(k)) {
+        drop(look_after(run, &[], may_end)?);
         if clock.monotonic() > deadline {
             return Err(io::Error::other(format!("{} is not ready; {}", NODES[k], run.cluster.log_tail(k))));
         }
@@ -287,23 +428,20 @@ fn by_node(evidence: Evidence) -> Edn {
 mod tests {
     use super::*;
 
-    fn strikes(seed: u64) -> Vec<Strike> {
-        let nemeses = Nemesis::value_variants();
-        Schedule::new(Rng::seeded(seed), nemeses).take(20 * nemeses.len()).collect()
+    #[test]
+    fn a_nemesis_strikes_where_it_can() {
+        let grounds = [Ground::Checksums, Ground::Ext4, Ground::Memory];
+        assert_eq!(those_that_can(&[0, 1, 2], &grounds, Nemesis::Power), [1, 2]);
+        assert_eq!(those_that_can(&[0], &grounds, Nemesis::Power), [1], "somebody else");
+        assert_eq!(those_that_can(&[1], &grounds, Nemesis::DiskErrorRead), [0]);
+        assert_eq!(those_that_can(&[2], &grounds, Nemesis::Kill), [2]);
     }
 
     #[test]
-    fn a_seed_is_a_schedule_in_which_each_nemesis_has_its_turn() {
-        assert_eq!(strikes(1), strikes(1));
-        assert_ne!(strikes(1), strikes(2));
-        for round in strikes(3).chunks(Nemesis::value_variants().len()) {
-            let mut struck: Vec<_> = round.iter().map(|strike| strike.nemesis).collect();
-            struck.sort_unstable();
-            assert_eq!(struck, Nemesis::value_variants());
+    fn names_are_those_of_the_command_line() {
+        for nemesis in Nemesis::value_variants() {
+            let value = nemesis.to_possible_value().expect("each can be asked for");
+            assert_eq!(value.get_name(), nemesis.name());
         }
-        for target in [Target::Leader, Target::All] {
-            assert!(strikes(4).iter().any(|strike| strike.target == target));
-        }
-        assert_eq!(Schedule::new(Rng::seeded(1), &[]).next(), None);
     }
 }

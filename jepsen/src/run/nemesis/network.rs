@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use env::Rng;
 
-use super::{AtWork, Evidence, Nemesis, Run, name};
+use super::{AtWork, Evidence, Nemesis, Run, Undo, name};
 use crate::history::edn::Edn;
 use crate::net::Network;
 use crate::net::link::{Counts, Link, Pairs};
@@ -18,7 +18,7 @@ use crate::net::probe::Heard;
 use crate::run::NODES;
 
 /// Makes the fault. An error unless the probes tell of just that fault.
-pub fn begin(run: &Run, nemesis: Nemesis, victims: &[usize], rng: &Rng) -> io::Result<(Evidence, AtWork)> {
+pub fn strike(run: &Run, nemesis: Nemesis, victims: &[usize], rng: &Rng) -> io::Result<(Evidence, AtWork)> {
     let network = of(run)?;
     let before = network.wire().counts();
     let links = links(nemesis, victims, network.nodes(), rng);
@@ -28,7 +28,8 @@ pub fn begin(run: &Run, nemesis: Nemesis, victims: &[usize], rng: &Rng) -> io::R
         link if link.is_whole() => heard[pair].to_string(),
         link => format!("{link}: {}", heard[pair].in_full()),
     };
-    Ok((by_listener(network.nodes(), told), AtWork::Network(before)))
+    let at_work = AtWork::new(victims.to_vec(), Undo::Network(before));
+    Ok((by_listener(network.nodes(), told), at_work))
 }
 
 /// Makes the network whole. The fault must have been there to the end, and now be gone.

@@ -4,15 +4,15 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
-use super::{AtWork, Evidence, LOOK, Run};
+use super::{AtWork, Evidence, LOOK, Run, Undo};
 use crate::history::edn::Edn;
 
 /// SIGKILL, as an exit status tells it.
 const KILLED: i32 = 9;
 
 /// SIGKILL. The evidence: how each process ended.
-pub async fn kill(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
-    Ok((end(run, victims)?, AtWork::Down(victims.to_vec())))
+pub fn kill(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
+    Ok((end(run, victims)?, AtWork::new(victims.to_vec(), Undo::Start)))
 }
 
 /// SIGSTOP. The evidence: the state of each process, here and when it is resumed.
@@ -25,22 +25,23 @@ pub async fn pause(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, At
     };
     let in_time = run.env.clock.timeout(Duration::from_secs(1), stopped).await;
     in_time.ok_or_else(|| io::Error::other("SIGSTOP had no effect"))?;
-    Ok((states(run, victims)?, AtWork::Paused(victims.to_vec())))
+    Ok((states(run, victims)?, AtWork::new(victims.to_vec(), Undo::Resume)))
 }
 
 /// First everything stops, then the power goes, so that no victim sees another's end. The evidence: a file that was written
 /// and never synced is gone when the file systems are back.
-pub async fn cut_power(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
+pub fn cut_power(run: &mut Run, victims: &[usize]) -> io::Result<(Evidence, AtWork)> {
     run.cluster.pause_brokers(victims)?;
-    let canaries = victims.iter().map(|victim| run.disks[*victim].cut()).collect::<io::Result<Vec<_>>>()?;
+    let disk = |run: &Run, victim: usize| run.disks[victim].clone().expect("it has one of its own");
+    let canaries = victims.iter().map(|victim| disk(run, *victim).cut()).collect::<io::Result<Vec<_>>>()?;
     let mut evidence = end(run, victims)?;
     for ((victim, evidence), canary) in evidence.iter_mut().zip(canaries) {
-        run.disks[*victim].restore(&canary)?;
+        disk(run, *victim).restore(&canary)?;
         if let Edn::Map(entries) = evidence {
             entries.push((Edn::keyword("unsynced-canary"), Edn::keyword("gone")));
         }
     }
-    Ok((evidence, AtWork::Down(victims.to_vec())))
+    Ok((evidence, AtWork::new(victims.to_vec(), Undo::Start)))
 }
 
 /// Starts those that are down.
