@@ -1,5 +1,6 @@
-//! A NameServer and three brokers as processes of their own, on loopback.
+//! A NameServer and three brokers as processes of their own: on loopback, or each on a host of its own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -75,6 +76,51 @@ pub struct BrokerAddresses {
     pub peer: SocketAddr,
 }
 
+/// Where a process of the cluster runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Put before a program to start it there.
+    pub enter: Vec<String>,
+}
+
+impl Host {
+    /// This machine, which all processes share.
+    pub const LOOPBACK: Host = Host { address: Ipv4Addr::LOCALHOST, enter: Vec::new() };
+
+    /// A broker alone on its host listens where brokers commonly do; on loopback, where it is free.
+    fn broker_addresses(&self) -> io::Result<BrokerAddresses> {
+        let on = |port| if *self == Host::LOOPBACK { free_address() } else { Ok((self.address, port).into()) };
+        Ok(BrokerAddresses { client: on(10_911)?, http: on(5557)?, peer: on(10_912)? })
+    }
+
+    fn name_server_address(&self) -> io::Result<SocketAddr> {
+        if *self == Host::LOOPBACK { free_address() } else { Ok((self.address, 9876).into()) }
+    }
+
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut words = self.enter.iter().map(OsStr::new).chain([program.as_ref()]);
+        let mut command = Command::new(words.next().expect("the program at least"));
+        command.args(words);
+        command
+    }
+}
+
+/// The hosts of a cluster.
+#[derive(Clone, Debug)]
+pub struct Hosts {
+    /// Of the brokers.
+    pub brokers: [Host; 3],
+    /// Of the NameServer. The harness must be there too.
+    pub name_server: Host,
+}
+
+impl Hosts {
+    /// All on this machine.
+    pub const LOOPBACK: Hosts = Hosts { brokers: [Host::LOOPBACK; 3], name_server: Host::LOOPBACK };
+}
+
 /// A NameServer and three brokers of one group.
 #[derive(Debug)]
 pub struct Cluster {
@@ -90,6 +136,7 @@ pub struct Cluster {
 
 #[derive(Debug)]
 struct Broker {
+    host: Host,
     addresses: BrokerAddresses,
     data_dir: PathBuf,
     config: PathBuf,
@@ -105,16 +152,26 @@ struct Broker {
 }
 
 impl Cluster {
-    /// Writes the configuration and starts everything. `data_dirs` are the three brokers' data directories; logs and
-    /// configuration go to `dir`.
+    /// Writes the configuration and starts everything on loopback. `data_dirs` are the three brokers' data directories; logs
+    /// and configuration go to `dir`.
     pub fn start(program: &Path, dir: &Path, data_dirs: &[PathBuf; 3], settings: Settings) -> io::Result<Cluster> {
+        Cluster::start_on(&Hosts::LOOPBACK, program, dir, data_dirs, settings)
+    }
+
+    /// The same on those hosts.
+    pub fn start_on(
+        hosts: &Hosts,
+        program: &Path,
+        dir: &Path,
+        data_dirs: &[PathBuf; 3],
+        settings: Settings,
+    ) -> io::Result<Cluster> {
         fs::create_dir_all(dir)?;
-        let name_server = free_address()?;
-        let addresses: Vec<_> = (0..3)
-            .map(|_| Ok(BrokerAddresses { client: free_address()?, http: free_address()?, peer: free_address()? }))
-            .collect::<io::Result<_>>()?;
+        let name_server = hosts.name_server.name_server_address()?;
+        let addresses: Vec<_> = hosts.brokers.iter().map(Host::broker_addresses).collect::<io::Result<_>>()?;
         let founders: Vec<_> = addresses.iter().map(|broker| format!("\"{}\"", broker.peer)).collect();
-        let broker = |(k, (addresses, data_dir)): (usize, (BrokerAddresses, &PathBuf))| Broker {
+        let broker = |(k, ((addresses, data_dir), host)): (usize, ((BrokerAddresses, &PathBuf), &Host))| Broker {
+            host: host.clone(),
             addresses,
             data_dir: data_dir.clone(),
             config: dir.join(format!("broker-{k}.toml")),
@@ -125,9 +182,10 @@ impl Cluster {
             process: None,
             ended_at: None,
         };
-        let brokers = (1..).zip(addresses.into_iter().zip(data_dirs)).map(broker).collect();
+        let brokers = (1..).zip(addresses.into_iter().zip(data_dirs).zip(&hosts.brokers)).map(broker).collect();
         let config = dir.join("nameserver.toml");
-        fs::write(&config, format!("listen = \"{name_server}\"\n"))?;
+        let open = is_open(name_server);
+        fs::write(&config, format!("listen = \"{name_server}\"\nallow_unauthenticated = {open}\n"))?;
         let mut cluster = Cluster {
             program: program.to_owned(),
             name_server,
@@ -138,7 +196,7 @@ impl Cluster {
             founders: founders.join(", "),
             brokers,
         };
-        let mut command = Command::new(program);
+        let mut command = hosts.name_server.command(program);
         command.arg("nameserver").arg("-c").arg(&config);
         cluster.name_server_process = Some(spawn(command, &dir.join("nameserver.log"))?);
         cluster.write_configuration()?;
@@ -192,12 +250,13 @@ impl Cluster {
             Flush::Async => "ASYNC_FLUSH",
         };
         for Broker { addresses: BrokerAddresses { client, http, peer }, data_dir, config, .. } in &self.brokers {
+            let open = is_open(*client);
             // What was acknowledged is read back to the end: a small disk must not make retention drop any of it.
             fs::write(
                 config,
                 format!(
-                    "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\n[[group]]\n\
-                     broker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
+                    "cluster = \"DefaultCluster\"\nnamesrv = [\"{name_server}\"]\nhttp = \"{http}\"\n\
+                     allow_unauthenticated = {open}\n\n[[group]]\nbroker_name = \"broker-a\"\ndata_dir = {data_dir:?}\nlisten = \"{client}\"\nvip = false\n\
                      advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
                      founders = [{founders}]\nsegment_mib = {}\nscrub_mib_per_s = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
                      async_auto_recover = {async_auto_recover}\njoin = {join}\n\
@@ -229,13 +288,13 @@ impl Cluster {
     /// Starts a broker that does not run.
     pub fn start_broker(&mut self, k: usize) -> io::Result<()> {
         assert!(self.brokers[k].process.is_none(), "broker {k} runs already");
-        let Broker { config, log, boot_id, clock, .. } = &self.brokers[k];
+        let Broker { host, config, log, boot_id, clock, .. } = &self.brokers[k];
         let mut command = if self.settings.boots {
             // A mount namespace of its own, in which the kernel shows that boot. The other machines' disks are not seen in
             // it: they would stay mounted as long as this broker runs.
             let others = (0..3).filter(|other| *other != k).map(|other| &self.brokers[other].data_dir);
             let others = others.filter_map(|data_dir| data_dir.parent());
-            let mut command = Command::new("unshare");
+            let mut command = host.command("unshare");
             command.args(["--mount", "--propagation", "private", "sh", "-e", "-c"]).arg(format!(
                 "mount --bind \"$0\" {BOOT_ID}; for _ in 1 2; do if mountpoint -q \"$1\"; then umount \"$1\"; fi; shift; \
                  done; exec \"$@\""
@@ -243,7 +302,7 @@ impl Cluster {
             command.arg(boot_id).args(others).arg(&self.program);
             command
         } else {
-            Command::new(&self.program)
+            host.command(&self.program)
         };
         command.arg("broker").arg("-c").arg(config);
         if self.settings.clocks {
@@ -399,6 +458,11 @@ impl Drop for Cluster {
             let _ = process.wait();
         }
     }
+}
+
+/// Whether others than this machine reach what listens there; an operator must have allowed it.
+fn is_open(address: SocketAddr) -> bool {
+    !address.ip().is_loopback()
 }
 
 /// A loopback address that nobody listens on now. Not one of those that the kernel gives to outgoing connections: a broker

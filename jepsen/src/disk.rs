@@ -8,9 +8,13 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// How long the kernel may take to let go of a medium.
 const RELEASE: Duration = Duration::from_secs(10);
@@ -165,18 +169,30 @@ impl Disk {
     /// Unmounts, and waits until nothing holds the medium: the last process's namespace may end a little after it.
     fn unmount(&self) -> io::Result<()> {
         run("umount", &[path(&self.mount_point)?])?;
-        let Medium::File(image) = &self.medium else { return Ok(()) };
         let deadline = Instant::now() + RELEASE;
-        loop {
-            let loops = Command::new("losetup").args(["-j", path(image)?]).output()?;
-            if loops.status.success() && loops.stdout.is_empty() {
-                return Ok(());
-            }
+        while let Some(holder) = self.holder()? {
             if Instant::now() > deadline {
-                let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
-                return Err(io::Error::other(format!("{} is still in use: {loops}", image.display())));
+                return Err(io::Error::other(format!("{} is still in use: {holder}", self.source().display())));
             }
             std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Who holds the medium, if anybody does.
+    fn holder(&self) -> io::Result<Option<String>> {
+        match &self.medium {
+            Medium::File(image) => {
+                let loops = Command::new("losetup").args(["-j", path(image)?]).output()?;
+                let is_free = loops.status.success() && loops.stdout.is_empty();
+                Ok((!is_free).then(|| String::from_utf8_lossy(&loops.stdout).into_owned()))
+            }
+            // A block device is opened like that by one at a time, a mount counts as one.
+            Medium::Memory(_) => match rustix::fs::open(self.source(), OFlags::RDONLY | OFlags::EXCL, Mode::empty()) {
+                Ok(_) => Ok(None),
+                Err(Errno::BUSY) => Ok(Some("it is mounted somewhere".to_owned())),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 }
@@ -200,6 +216,22 @@ impl Drop for Disk {
             }
         }
     }
+}
+
+/// Makes what this process mounts its own business: it begins again, as the same process, in a mount namespace that ends with
+/// it and with the processes that it starts, and all their mounts with that. Then even SIGKILL leaves no mount behind.
+/// Returns in that namespace, or where there cannot be one: then nothing can be mounted either.
+pub fn keep_mounts_private() -> io::Result<()> {
+    const BEGUN_AGAIN: &str = "JEPSEN_MOUNTS_OF";
+    let process = std::process::id().to_string();
+    let begun_again = std::env::var_os(BEGUN_AGAIN).is_some_and(|of| of == *process);
+    let private = ["--mount", "--propagation", "private"];
+    if begun_again || run("unshare", &[&private[..], &["true"]].concat()).is_err() {
+        return Ok(());
+    }
+    let mut again = Command::new("unshare");
+    again.args(private).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(BEGUN_AGAIN, process);
+    Err(again.exec())
 }
 
 /// A path as an argument of a program.

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
 use jepsen::run::nemesis::Nemesis;
 use jepsen::run::workload::Workload;
-use jepsen::{failover, faults, results, run, start, store, torture};
+use jepsen::{disk, failover, faults, results, run, start, store, torture};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
 const SKIPPED: u8 = 77;
@@ -182,8 +182,10 @@ fn main() -> ExitCode {
             start::run(&start::Plan { log_gib, queues, starts, program, dir })
         }),
         Command::Run { workload, nemesis: nemeses, seconds, seed, senders, out, raftmq, dir } => {
-            within(raftmq, dir, "run-", |program, dir| {
-                run::run(&run::Plan { workload, nemeses, seconds, seed, senders, program, dir, out })
+            disk::keep_mounts_private().and_then(|()| {
+                within(raftmq, dir, "run-", |program, dir| {
+                    run::run(&run::Plan { workload, nemeses, seconds, seed, senders, program, dir, out })
+                })
             })
         }
         Command::Torture { minutes, seed, out, raftmq } => program(raftmq)

@@ -20,14 +20,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use env::{Env, Rng};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Hosts};
 use crate::history::edn::Edn;
 use crate::history::recorder::Recorder;
+use crate::net::Network;
 use crate::results;
 
 use nemesis::{Nemesis, Schedule};
@@ -82,6 +84,8 @@ struct Run {
     cluster: Cluster,
     /// What brokers were given for the nemeses.
     outfit: Outfit,
+    /// `None` on loopback.
+    network: Option<Arc<Network>>,
     replicas: Vec<SocketAddr>,
 }
 
@@ -93,17 +97,15 @@ pub fn run(plan: &Plan) -> io::Result<String> {
     let (clock, began) = (env.clock.clone(), env.clock.monotonic());
     let now = Box::new(move || clock.monotonic() - began);
     let recorder = Recorder::create(&plan.out.join("history.edn"), now)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let skipped = runtime.block_on(async {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        tokio::select! { biased;
-            _ = interrupt.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
-            _ = terminate.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
-            skipped = tell(plan, &env, recorder) => skipped,
-        }
-    });
-    // Clients that were within an operation record that they do not know how it ended.
-    drop(runtime);
+    let network = match Network::create(NODES.len(), Rng::seeded(plan.seed)) {
+        Ok(network) => Ok(Arc::new(network)),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
+        Err(error) => return Err(error),
+    };
+    let skipped = match &network {
+        Ok(own) => own.within(own.clients(), || until_told_or_ended(plan, &env, recorder, &network)),
+        Err(_) => until_told_or_ended(plan, &env, recorder, &network),
+    };
     keep_logs(&processes(plan), &plan.out.join("nodes"))?;
     let again = |error: io::Error| io::Error::new(error.kind(), format!("{error}\nagain: {plan} --out DIR"));
     if let Err(error) = &skipped
@@ -120,18 +122,40 @@ pub fn run(plan: &Plan) -> io::Result<String> {
     }
 }
 
+/// The network that a run has to itself, or why there is none.
+type OwnNetwork = io::Result<Arc<Network>>;
+
+/// Tells the whole story, or as much of it as there is before a signal.
+fn until_told_or_ended(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) -> io::Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! { biased;
+            _ = interrupt.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            _ = terminate.recv() => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            skipped = tell(plan, env, recorder, network) => skipped,
+        }
+    })
+    // With the runtime its clients end; those within an operation record that they do not know how it ended.
+}
+
 /// The whole story. Gives the nemeses that could not be made, and why.
-async fn tell(plan: &Plan, env: &Env, recorder: Recorder) -> io::Result<Vec<String>> {
+async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) -> io::Result<Vec<String>> {
     let rng = Rng::seeded(plan.seed);
     let mut skipped = Vec::new();
-    let outfit = Outfit::make(plan, &recorder, rng.below(3) as usize, &mut skipped)?;
+    let outfit = Outfit::make(plan, &recorder, network, rng.below(3) as usize, &mut skipped)?;
     let root = |k: usize| outfit.disks[k].as_ref().map_or(plan.dir.as_path(), |disk| disk.mount_point());
     let data_dirs: [PathBuf; 3] = std::array::from_fn(|k| root(k).join(format!("broker-{}", k + 1)));
-    let cluster = Cluster::start(&plan.program, &processes(plan), &data_dirs, outfit.settings())?;
+    let hosts = network.as_ref().map_or(Hosts::LOOPBACK, |network| Hosts {
+        brokers: std::array::from_fn(|k| network.host(k)),
+        name_server: network.host(network.clients()),
+    });
+    let cluster = Cluster::start_on(&hosts, &plan.program, &processes(plan), &data_dirs, outfit.settings())?;
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
-    fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan)?))?;
+    fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan, network)?))?;
     let schedule = Schedule::new(rng.fork(), &outfit.nemeses);
-    let mut run = Run { env: env.clone(), rng, recorder, cluster, outfit, replicas };
+    let network = network.as_ref().ok().cloned();
+    let mut run = Run { env: env.clone(), rng, recorder, cluster, outfit, network, replicas };
 
     let site = Site::new(env, &run.recorder, &run.replicas, run.cluster.name_server());
     let clients = Clients::start(plan.workload, site, &run.rng, plan.senders).await?;
@@ -150,7 +174,7 @@ fn processes(plan: &Plan) -> PathBuf {
 }
 
 /// What a run says about itself: `test.edn`.
-fn declaration(plan: &Plan) -> io::Result<Edn> {
+fn declaration(plan: &Plan, network: &OwnNetwork) -> io::Result<Edn> {
     let program = fs::read(&plan.program)?;
     let config = fs::read_to_string(processes(plan).join("broker-1.toml"))?;
     // Of the harness; the program may be from elsewhere.
@@ -165,6 +189,7 @@ fn declaration(plan: &Plan) -> io::Result<Edn> {
         ("program-crc32c", format!("{:08x}", crc32c::crc32c(&program)).into()),
         ("nodes", Edn::vector(NODES)),
         ("nemeses", Edn::vector(plan.nemeses.iter().map(|nemesis| Edn::keyword(nemesis.name())))),
+        ("network", network.as_ref().map_or("loopback", |_| "wire").into()),
         ("require", Edn::vector(plan.workload.clauses().iter().map(|clause| Edn::keyword(clause)))),
         ("outage-limit-ms", 5_000_u64.into()),
         ("recovery-limit-ms", 15_000_u64.into()),

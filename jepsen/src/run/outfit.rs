@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use super::Plan;
 use super::nemesis::{Ground, Nemesis};
+use super::{OwnNetwork, Plan};
 use crate::clock;
 use crate::cluster::Settings;
 use crate::disk::Disk;
@@ -28,8 +28,20 @@ pub struct Outfit {
 impl Outfit {
     /// Makes disks; `first` draws who has what is special. Nemeses that cannot be made here are left out, recorded and told
     /// in `skipped`.
-    pub fn make(plan: &Plan, recorder: &Recorder, first: usize, skipped: &mut Vec<String>) -> io::Result<Outfit> {
+    pub fn make(
+        plan: &Plan,
+        recorder: &Recorder,
+        network: &OwnNetwork,
+        first: usize,
+        skipped: &mut Vec<String>,
+    ) -> io::Result<Outfit> {
         let mut nemeses = plan.nemeses.clone();
+        if let Err(error) = network {
+            eprintln!("on loopback: {error}");
+            for nemesis in nemeses.extract_if(.., |nemesis| nemesis.is_of_the_network()) {
+                skipped.push(skip(recorder, nemesis, error)?);
+            }
+        }
         if nemeses.contains(&Nemesis::ClockStep)
             && let Err(error) = clock::library()
         {

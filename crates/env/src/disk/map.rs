@@ -1,6 +1,6 @@
 //! The read-only memory map of one file: made when first asked for, re-made when the file has outgrown it.
 //!
-//! This is, but for one call in [`crate::memory`], the only `unsafe` code of the workspace. A map is sound, and keeps the
+//! This is, but for one call in [`crate::memory`], the only `unsafe` code of the program. A map is sound, and keeps the
 //! process alive, because of two things that its users promise, not the kernel:
 //!
 //! - **Nobody writes under a view.** [`Map::view`] is asked for sealed or committed ranges only, and those bytes never

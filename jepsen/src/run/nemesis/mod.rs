@@ -13,6 +13,7 @@ mod cpu;
 mod damage;
 mod disk;
 mod members;
+mod network;
 mod process;
 mod schedule;
 mod supervision;
@@ -28,6 +29,7 @@ use super::{NODES, Run};
 use crate::cgroup::Group;
 use crate::disk_fault::{DiskFault, Struck};
 use crate::history::edn::Edn;
+use crate::net::link::{Counts, Pairs};
 
 use supervision::{look_after, until_well, watch};
 
@@ -72,7 +74,26 @@ pub enum Nemesis {
     ClockStep,
     /// A broker gets a twentieth of a processor.
     Cpu,
+    /// One of the four that follow, drawn each time.
+    Partition,
+    /// One replica is apart from everybody, clients too.
+    PartitionHalves,
+    /// The leader is apart from the other replicas; clients still reach it.
+    PartitionLeader,
+    /// A replica does not hear the others, which hear it, or the other way round.
+    PartitionOneWay,
+    /// Two replicas do not reach each other, and both reach the third.
+    PartitionRing,
+    /// Packets are slow, and overtake each other.
+    Delay,
+    /// Packets are lost.
+    Loss,
+    /// Packets come twice.
+    Duplicate,
 }
+
+const PARTITIONS: [Nemesis; 4] =
+    [Nemesis::PartitionHalves, Nemesis::PartitionLeader, Nemesis::PartitionOneWay, Nemesis::PartitionRing];
 
 impl Nemesis {
     /// As the command line and the history call it.
@@ -94,6 +115,14 @@ impl Nemesis {
             Nemesis::Transfer => "transfer",
             Nemesis::ClockStep => "clock-step",
             Nemesis::Cpu => "cpu",
+            Nemesis::Partition => "partition",
+            Nemesis::PartitionHalves => "partition-halves",
+            Nemesis::PartitionLeader => "partition-leader",
+            Nemesis::PartitionOneWay => "partition-one-way",
+            Nemesis::PartitionRing => "partition-ring",
+            Nemesis::Delay => "delay",
+            Nemesis::Loss => "loss",
+            Nemesis::Duplicate => "duplicate",
         }
     }
 
@@ -108,13 +137,34 @@ impl Nemesis {
             // What was made ready of the log is used up first.
             Nemesis::DiskFull => (8_000, 16_000),
             Nemesis::DiskSlow | Nemesis::DiskFrozen | Nemesis::ClockStep | Nemesis::Cpu => (6_000, 12_000),
+            Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate => (3_000, 8_000),
+            // Longer than service may take to come back meanwhile.
+            Nemesis::Partition
+            | Nemesis::PartitionHalves
+            | Nemesis::PartitionLeader
+            | Nemesis::PartitionOneWay
+            | Nemesis::PartitionRing => (5_500, 12_000),
         }
     }
 
     /// Whether it may strike all replicas at once: the contract bears damaged and lost disks of a minority, and a minority's
-    /// wrong clocks.
+    /// wrong clocks. A partition turns around one.
     pub fn may_strike_all(self) -> bool {
-        matches!(self, Nemesis::Kill | Nemesis::Pause | Nemesis::Power)
+        matches!(self, Nemesis::Kill | Nemesis::Pause | Nemesis::Power) || self.makes_links_bad()
+    }
+
+    /// Whether it needs a network of the harness's own.
+    pub fn is_of_the_network(self) -> bool {
+        self.makes_links_bad() || self == Nemesis::Partition || PARTITIONS.contains(&self)
+    }
+
+    fn makes_links_bad(self) -> bool {
+        matches!(self, Nemesis::Delay | Nemesis::Loss | Nemesis::Duplicate)
+    }
+
+    /// Itself, or one of its family.
+    fn member(self, rng: &Rng) -> Nemesis {
+        if self == Nemesis::Partition { PARTITIONS[rng.below(PARTITIONS.len() as u64) as usize] } else { self }
     }
 
     /// Whether brokers are to have small CommitLog files, which are soon full, and which they read through all the time.
@@ -167,16 +217,19 @@ pub(super) async fn strike_in_turn(
 
 /// One fault, from its beginning to its end.
 async fn strike(run: &mut Run, fault: Strike) -> io::Result<()> {
-    let Strike { nemesis, target, lasts, .. } = fault;
+    let Strike { target, lasts, seed, .. } = fault;
+    let rng = Rng::seeded(seed);
+    let nemesis = fault.nemesis.member(&rng);
     let victims = victims(run, nemesis, target);
     if target == Target::Leader && nemesis != Nemesis::Transfer {
         members::let_lead(run, victims[0]).await?;
     }
     let (start, stop) = (format!("start-{}", nemesis.name()), format!("stop-{}", nemesis.name()));
-    let majority = victims.len() > 1;
+    // Links are never so bad that two replicas could not be in touch.
+    let majority = victims.len() > 1 && !nemesis.is_of_the_network();
     let leader = run.cluster.leader().map_or(Edn::Nil, |leader| NODES[leader].into());
     run.recorder.nemesis(&start, Edn::Nil, vec![("majority", majority.into()), ("leader", leader)])?;
-    let (evidence, mut at_work) = nemesis.begin(run, &victims, &Rng::seeded(fault.seed)).await?;
+    let (evidence, mut at_work) = nemesis.begin(run, &victims, &rng).await?;
     let evidence = by_node(evidence);
     eprintln!("{}: {evidence}", nemesis.name());
     run.recorder.nemesis(&start, evidence, Vec::new())?;
@@ -194,6 +247,7 @@ fn victims(run: &Run, nemesis: Nemesis, target: Target) -> Vec<usize> {
         // The leader leads already.
         Target::Leader if nemesis == Nemesis::Transfer => vec![(leader() + 1) % NODES.len()],
         Target::One(k) if nemesis == Nemesis::Transfer && k == leader() => vec![(k + 2) % NODES.len()],
+        _ if nemesis == Nemesis::PartitionLeader => vec![leader()],
         Target::One(k) => vec![k],
         Target::Leader => vec![leader()],
         Target::All => vec![0, 1, 2],
@@ -207,7 +261,7 @@ fn those_that_can(meant: &[usize], grounds: &[Ground; 3], nemesis: Nemesis) -> V
     if of_those.is_empty() { (0..NODES.len()).find(can).into_iter().collect() } else { of_those }
 }
 
-/// What shows that a fault took effect, or that it is over, by replica.
+/// What shows that a fault took effect, or that it is over, by node.
 type Evidence = Vec<(usize, Edn)>;
 
 /// A fault that is to be ended.
@@ -240,6 +294,8 @@ enum Undo {
     Clock(clock::Wrong),
     /// The process is to be given the machine again.
     Starved(Group),
+    /// The network is to be made whole. What was counted on each link before.
+    Network(Pairs<Counts>),
     /// It is over already.
     Nothing,
 }
@@ -265,6 +321,14 @@ impl Nemesis {
             Nemesis::Transfer => members::transfer(run, victim).await,
             Nemesis::ClockStep => clock::bend(run, victim, rng).await,
             Nemesis::Cpu => cpu::starve(run, victim).await,
+            Nemesis::Partition
+            | Nemesis::PartitionHalves
+            | Nemesis::PartitionLeader
+            | Nemesis::PartitionOneWay
+            | Nemesis::PartitionRing
+            | Nemesis::Delay
+            | Nemesis::Loss
+            | Nemesis::Duplicate => network::strike(run, self, victims, rng),
         }
     }
 }
@@ -287,6 +351,7 @@ impl AtWork {
             Undo::Add { old } => members::add(run, victims[0], &old).await,
             Undo::Clock(wrong) => clock::set_right(run, wrong).await,
             Undo::Starved(group) => cpu::feed(victims[0], group),
+            Undo::Network(before) => network::heal(run, &before),
             Undo::Nothing => Ok(victims.into_iter().map(|victim| (victim, Edn::keyword("over"))).collect()),
         }
     }
@@ -302,8 +367,13 @@ impl AtWork {
     }
 }
 
+/// What a node is called; who is no replica is a client.
+fn name(node: usize) -> &'static str {
+    NODES.get(node).copied().unwrap_or("clients")
+}
+
 fn by_node(evidence: Evidence) -> Edn {
-    Edn::Map(evidence.into_iter().map(|(k, shown)| (NODES[k].into(), shown)).collect())
+    Edn::Map(evidence.into_iter().map(|(k, shown)| (name(k).into(), shown)).collect())
 }
 
 #[cfg(test)]
