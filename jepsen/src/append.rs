@@ -300,6 +300,7 @@ pub async fn read_queue(
     env: &Env,
     client: &Client<NoRequests>,
     replica: SocketAddr,
+    topic: &str,
     queue: u32,
     from: u64,
 ) -> io::Result<Vec<u64>> {
@@ -307,7 +308,7 @@ pub async fn read_queue(
     let mut values = Vec::new();
     loop {
         let next = from + values.len() as u64;
-        let outcome = pull(client, replica, TOPIC, queue, next, AT_ONCE, env.clock.wall_ms()).await;
+        let outcome = pull(client, replica, topic, queue, next, AT_ONCE, env.clock.wall_ms()).await;
         if let Ok(Pulled { records, end }) = &outcome {
             for (offset, value) in places(records)? {
                 let expected = from + values.len() as u64;

@@ -59,7 +59,9 @@ impl Judge {
         for replica in replicas {
             let queues = self.shown.entry(*replica).or_insert_with(|| vec![Vec::new(); QUEUES as usize]);
             for (queue, values) in (0..).zip(queues) {
-                values.extend(append::read_queue(env, &client, *replica, queue, values.len() as u64).await?);
+                values.extend(
+                    append::read_queue(env, &client, *replica, append::TOPIC, queue, values.len() as u64).await?,
+                );
             }
         }
         verdict(&self.acknowledged, &self.shown).map_err(io::Error::other)

@@ -6,11 +6,13 @@ use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use jepsen::cluster::Flush;
 use jepsen::run::nemesis::Nemesis;
-use jepsen::{disk, faults, results, run, start, store};
+use jepsen::run::workload::Workload;
+use jepsen::{disk, failover, faults, results, run, start, store, torture};
 
 /// The machine cannot produce the fault: nothing was tested. As test harnesses commonly say it.
 const SKIPPED: u8 = 77;
@@ -90,7 +92,7 @@ enum Command {
     Run {
         /// What clients do.
         #[arg(long, value_enum, default_value = "append")]
-        workload: run::Workload,
+        workload: Workload,
         /// What strikes, in turn; without it, nothing does.
         #[arg(long, value_enum, value_delimiter = ',')]
         nemesis: Vec<Nemesis>,
@@ -100,12 +102,48 @@ enum Command {
         /// Draws faults, victims, queues and brokers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Senders, one message in flight each.
+        /// Senders of the append workload, one message in flight each.
         #[arg(long, default_value_t = 16)]
         senders: u32,
         /// Where history, verdict and logs go.
         #[arg(long)]
         out: PathBuf,
+        /// The raftmq program; by default the one beside this one.
+        #[arg(long)]
+        raftmq: Option<PathBuf>,
+        /// Where to work; a temporary directory by default.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Every workload under every mix of faults, one run after the other.
+    Torture {
+        /// For how long in all, about.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Draws everything.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where histories, reports and a summary go.
+        #[arg(long)]
+        out: PathBuf,
+        /// The raftmq program; by default the one beside this one.
+        #[arg(long)]
+        raftmq: Option<PathBuf>,
+    },
+    /// How long service is gone when the leader is killed, as the client library sees it.
+    Failover {
+        /// Leaders killed.
+        #[arg(long, default_value_t = 100)]
+        kills: u32,
+        /// Draws how long each has led.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Half of the gaps may be this long, in milliseconds.
+        #[arg(long, default_value_t = 2_000)]
+        median_ms: u64,
+        /// And none longer than this.
+        #[arg(long, default_value_t = 5_000)]
+        max_ms: u64,
         /// The raftmq program; by default the one beside this one.
         #[arg(long)]
         raftmq: Option<PathBuf>,
@@ -150,6 +188,15 @@ fn main() -> ExitCode {
                 })
             })
         }
+        Command::Torture { minutes, seed, out, raftmq } => program(raftmq)
+            .and_then(|program| torture::run(&torture::Plan { minutes, seed, program, out }))
+            .map(|report| println!("{report}")),
+        Command::Failover { kills, seed, median_ms, max_ms, raftmq, dir } => {
+            let (median_limit, limit) = (Duration::from_millis(median_ms), Duration::from_millis(max_ms));
+            within(raftmq, dir, "failover-", |program, dir| {
+                failover::run(&failover::Plan { kills, seed, median_limit, limit, program, dir })
+            })
+        }
         Command::Check { dir } => results::run(&dir),
         Command::StoreWriter { dir, seed } => store::writer(&dir, seed),
     };
@@ -166,6 +213,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// The raftmq program: by default the one beside this one.
+fn program(named: Option<PathBuf>) -> io::Result<PathBuf> {
+    named.map_or_else(|| Ok(std::env::current_exe()?.with_file_name("raftmq")), Ok)
+}
+
 /// Runs something with a program, by default the one beside this one, in a directory, by default a temporary one, and
 /// prints what it reports.
 fn within<R: Display>(
@@ -174,10 +226,7 @@ fn within<R: Display>(
     prefix: &str,
     run: impl FnOnce(PathBuf, PathBuf) -> io::Result<R>,
 ) -> io::Result<()> {
-    let program = match program {
-        Some(program) => program,
-        None => std::env::current_exe()?.with_file_name("raftmq"),
-    };
+    let program = self::program(program)?;
     let temporary = match dir {
         Some(_) => None,
         None => Some(tempfile::Builder::new().prefix(prefix).tempdir()?),

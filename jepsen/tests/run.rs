@@ -23,7 +23,7 @@ fn record(dir: &Path, shown: [&[(u64, u64)]; 3]) {
     let now = Box::new(move || began.elapsed());
     let recorder = Recorder::create(&dir.join("history.edn"), now).unwrap();
     let mut client = recorder.client();
-    for (offset, value) in (0..).zip(100..103) {
+    for (offset, value) in (0_u64..).zip(100..103) {
         client.invoke("send", send(2, value), vec![]).unwrap();
         client.ok(sent(2, offset, value), vec![]).unwrap();
         if offset == 0 {

@@ -30,6 +30,7 @@ use crate::admission::Admission;
 use crate::clients::{Clients, ConnectionId};
 use crate::config::{BrokerConfig, ConfigError, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig};
 use crate::consumer_offset::{self, PendingOffsets};
+use crate::dead_letters::DeadLetters;
 use crate::dispatch::{self, Place, Routes, Work};
 use crate::error::RequestError;
 use crate::http::Http;
@@ -291,6 +292,7 @@ pub struct BrokerGroup {
     pub(crate) rates: Rates,
     pub(crate) statistics: Statistics,
     pub(crate) pending_offsets: PendingOffsets,
+    pub(crate) dead_letters: DeadLetters,
     pub(crate) unique_keys: UniqueKeys,
     /// To NameServers and to the leader.
     pub(crate) peers: Client<NoRequests>,
@@ -335,6 +337,7 @@ impl BrokerGroup {
             rates: Rates::default(),
             statistics: Statistics::default(),
             pending_offsets: PendingOffsets::default(),
+            dead_letters: DeadLetters::default(),
             unique_keys: UniqueKeys::new(env, group.advertised_address.ip()),
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
             registration: Registration::default(),

@@ -27,6 +27,7 @@ pub mod clients;
 pub mod config;
 pub mod consumer_offset;
 pub mod creation;
+mod dead_letters;
 pub mod dispatch;
 pub mod due;
 pub mod error;

@@ -468,6 +468,8 @@ fn stored_properties(text: &str, additions: &Additions<'_>) -> String {
     let is_replaced = |name: &str| match name {
         // Of the consumer that sends a popped message again: its lease, not the message's.
         properties::POP_CK => true,
+        // Of a message's earlier life, if somebody sends a dead letter again.
+        properties::ORIGIN => true,
         properties::MSG_REGION | properties::TRACE_ON | properties::CLUSTER | properties::UNIQ_KEY => true,
         properties::DELAY => by_level || additions.is_dead_letter,
         properties::REAL_TOPIC | properties::REAL_QID => is_delayed,

@@ -2,17 +2,19 @@
 //! its chances, goes to the group's dead-letter topic.
 //!
 //! The message is stored anew, with its body, its properties and its birth, under the retry topic; it is a delayed message
-//! like any other.
+//! like any other. In the dead-letter queue it lies once ([`crate::dead_letters`]).
 
 use std::sync::Arc;
 
 use protocol::code::ResponseCode;
 use protocol::header::ConsumerSendMessageBackRequest;
 use protocol::message_id::MessageId;
+use protocol::names::group_of_retry_topic;
 use protocol::properties::{self, Properties};
 use protocol::record::{NewRecord, RecordView};
 use protocol::tag;
 use raft_store::entry::RecordOperation;
+use raft_store::position::PhysicalOffset;
 
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
@@ -73,6 +75,11 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         let origin = request.origin_msg_id.as_deref().unwrap_or(&own);
         stored.set(properties::ORIGIN_MESSAGE_ID, origin);
     }
+    // Only what this broker has written is trusted.
+    let is_retry = group_of_retry_topic(message.topic()) == Some(request.group.as_str());
+    let known = stored.get(properties::ORIGIN).filter(|_| is_retry).and_then(|origin| origin.parse().ok());
+    let origin = known.map_or(found.physical_offset, PhysicalOffset);
+    stored.set(properties::ORIGIN, origin.0);
     // As Java leaves it.
     stored.set(properties::WAIT, false);
     match delay {
@@ -107,7 +114,10 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         visibility: delay.visibility(),
         key_hashes: key_hashes(&queue.topic, stored.get(properties::UNIQ_KEY), stored.get(properties::KEYS)),
     };
-    broker.store(vec![operation], &queue.topic).await?;
+    match next {
+        Next::DeadLetter => broker.bury(origin, operation, &queue.topic).await?,
+        Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic).await?),
+    }
     Ok(done)
 }
 

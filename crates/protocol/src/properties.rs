@@ -142,6 +142,9 @@ property_names! {
     FORWARD_QUEUE_ID = "PROPERTY_FORWARD_QUEUE_ID";
     /// Checksum of a record.
     CRC32 = "__CRC32#";
+    /// Physical offset of the first record of a message that was given back: it tells one message from another in a
+    /// dead-letter queue. The broker's own; what a client sends under this name is left out.
+    ORIGIN = "RAFTMQ_ORIGIN";
     /// `true` on every send but the first under one UNIQ_KEY: our producers tell a retry from a message sent twice.
     RETRIED = "RAFTMQ_RETRIED";
 }

@@ -9,8 +9,9 @@ use env::Env;
 use futures::future::try_join_all;
 use remoting::{Client, Limits, NoRequests};
 
+use super::workload::{Workload, metadata};
 use super::{NODES, Run, operations};
-use crate::append::{self, AT_ONCE, QUEUES, TOPIC};
+use crate::append::{self, AT_ONCE, QUEUES};
 use crate::chain;
 use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
@@ -45,11 +46,27 @@ pub async fn compare_chains(run: &Run) -> io::Result<()> {
     }
 }
 
-/// Reads every queue from its start to its end, from each replica.
-pub async fn read_all(run: &Run) -> io::Result<()> {
+/// Reads everything that the workload has left behind from each replica: its queues from their start to their end, or the
+/// topics and groups.
+pub async fn read_all(run: &Run, workload: Workload) -> io::Result<()> {
     let replicas = NODES.into_iter().zip(&run.replicas);
-    let reads = replicas.map(|(node, replica)| read_replica(&run.env, run.recorder.client(), node, *replica));
-    try_join_all(reads).await.map(drop)
+    if let Some(topic) = workload.topic() {
+        let reads = replicas
+            .clone()
+            .map(|(node, replica)| read_replica(&run.env, run.recorder.client(), node, *replica, topic));
+        try_join_all(reads).await?;
+    }
+    if workload == Workload::Metadata {
+        for (node, replica) in replicas {
+            let mut recorded = run.recorder.client();
+            recorded.invoke("metadata-scan", Edn::Nil, vec![("node", node.into())])?;
+            match metadata::scan(&run.env, *replica).await {
+                Ok(known) => recorded.ok(known, vec![("node", node.into())])?,
+                Err(why) => recorded.fail(&why)?,
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn read_replica(
@@ -57,13 +74,14 @@ async fn read_replica(
     mut recorded: recorder::Client,
     node: &'static str,
     replica: SocketAddr,
+    topic: &str,
 ) -> io::Result<()> {
     let client = Client::new(env, Limits::default(), Arc::new(NoRequests));
     for queue in 0..QUEUES {
         let (mut next, mut end) = (0, None);
         while end.is_none_or(|end| next < end) {
             recorded.invoke("final-read", operations::poll(), vec![("node", node.into())])?;
-            match read_on(env, &client, replica, queue, next).await {
+            match read_on(env, &client, replica, topic, queue, next).await {
                 Ok((places, queue_end)) => {
                     recorded.ok(operations::polled(queue, &places), Vec::new())?;
                     next = places.last().map_or(next, |(offset, _)| offset + 1);
@@ -84,12 +102,13 @@ async fn read_on(
     env: &Env,
     client: &Client<NoRequests>,
     replica: SocketAddr,
+    topic: &str,
     queue: u32,
     from: u64,
 ) -> io::Result<(Vec<(u64, u64)>, u64)> {
     let deadline = env.clock.monotonic() + PATIENCE;
     loop {
-        let outcome = append::pull(client, replica, TOPIC, queue, from, AT_ONCE, env.clock.wall_ms()).await;
+        let outcome = append::pull(client, replica, topic, queue, from, AT_ONCE, env.clock.wall_ms()).await;
         if let Ok(pulled) = &outcome
             && (!pulled.records.is_empty() || from >= pulled.end)
         {

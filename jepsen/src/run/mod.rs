@@ -1,16 +1,16 @@
 //! `jepsen run`: a workload under faults drawn from a seed, recorded as a history and judged clause by clause.
 //!
-//! - [`operations`]: what the workload's operations look like in the history; `clients` does them.
+//! - [`workload`]: what clients do; [`operations`]: what that looks like in the history.
 //! - [`nemesis`]: which fault strikes whom, and how long; each is recorded with evidence of its effect.
 //! - `ending`: after the last fault, what each replica says and shows.
 //!
 //! The run itself judges nothing: it leaves `history.edn`, `test.edn` and the nodes' logs behind, and
 //! [`crate::results`] judges those.
 
-mod clients;
 mod ending;
 pub mod nemesis;
 pub mod operations;
+pub mod workload;
 
 use std::fmt;
 use std::fs;
@@ -21,11 +21,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use env::{Env, Rng};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::append;
 use crate::clock;
 use crate::cluster::{Cluster, Hosts, Settings};
 use crate::disk::Disk;
@@ -35,21 +33,14 @@ use crate::history::recorder::Recorder;
 use crate::net::Network;
 use crate::results;
 
-use clients::Clients;
 use nemesis::{Ground, Nemesis, Schedule};
+use workload::{Clients, Site, Workload};
 
 /// Names of the replicas in the history.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Acknowledged after the last fault before the load stops: the cluster is whole again.
+/// Operations that succeed after the last fault before the load stops: the cluster is whole again.
 const AFTERWARDS: u64 = 100;
-
-/// What clients do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Sends of unique values to queues at any broker, and polls.
-    Append,
-}
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -62,7 +53,7 @@ pub struct Plan {
     pub seconds: u64,
     /// Draws faults, victims, queues and brokers.
     pub seed: u64,
-    /// Senders, one message in flight each.
+    /// Senders of the append workload, one message in flight each.
     pub senders: u32,
     /// The `raftmq` program.
     pub program: PathBuf,
@@ -75,11 +66,8 @@ pub struct Plan {
 impl fmt::Display for Plan {
     /// The command that does it again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
-            value().map_or_else(String::new, |value| value.get_name().to_owned())
-        };
         let nemeses: Vec<_> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
-        write!(f, "jepsen run --workload {}", name(&|| self.workload.to_possible_value()))?;
+        write!(f, "jepsen run --workload {}", self.workload.name())?;
         if !nemeses.is_empty() {
             write!(f, " --nemesis {}", nemeses.join(","))?;
         }
@@ -191,7 +179,6 @@ async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) 
     let cluster = Cluster::start_on(&hosts, &plan.program, &processes(plan), &data_dirs, settings)?;
     let replicas: Vec<SocketAddr> = (0..3).map(|k| cluster.broker(k).client).collect();
     fs::write(plan.out.join("test.edn"), results::pretty(&declaration(plan, network)?))?;
-    append::create_topic(env, &replicas, append::TOPIC, append::QUEUES).await?;
     let schedule = Schedule::new(rng.fork(), &nemeses);
     let mut run = Run {
         env: env.clone(),
@@ -205,13 +192,14 @@ async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) 
         replicas,
     };
 
-    let clients = Clients::start(&run, plan.senders);
-    clients.acknowledge_more(env, 1).await?;
+    let site = Site::new(env, &run.recorder, &run.replicas, run.cluster.name_server());
+    let clients = Clients::start(plan.workload, site, &run.rng, plan.senders).await?;
+    clients.succeed_more(1).await?;
     nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await?;
-    clients.acknowledge_more(env, AFTERWARDS).await?;
+    clients.succeed_more(AFTERWARDS).await?;
     clients.stop().await?;
     ending::compare_chains(&run).await?;
-    ending::read_all(&run).await?;
+    ending::read_all(&run, plan.workload).await?;
     Ok(skipped)
 }
 
@@ -286,9 +274,8 @@ fn declaration(plan: &Plan, network: &OwnNetwork) -> io::Result<Edn> {
     // Of the harness; the program may be from elsewhere.
     let commit = Command::new("git").args(["rev-parse", "HEAD"]).output().ok().filter(|git| git.status.success());
     let commit = commit.map(|git| String::from_utf8_lossy(&git.stdout).trim().to_owned());
-    let required = ["append", "one-value", "loss", "visibility", "equality", "liveness", "stats"];
     Ok(Edn::map([
-        ("name", "append".into()),
+        ("name", plan.workload.name().into()),
         ("command", plan.to_string().into()),
         ("seed", plan.seed.into()),
         ("commit", commit.into()),
@@ -297,7 +284,7 @@ fn declaration(plan: &Plan, network: &OwnNetwork) -> io::Result<Edn> {
         ("nodes", Edn::vector(NODES)),
         ("nemeses", Edn::vector(plan.nemeses.iter().map(|nemesis| Edn::keyword(nemesis.name())))),
         ("network", network.as_ref().map_or("loopback", |_| "wire").into()),
-        ("require", Edn::vector(required.map(Edn::keyword))),
+        ("require", Edn::vector(plan.workload.clauses().iter().map(|clause| Edn::keyword(clause)))),
         ("outage-limit-ms", 5_000_u64.into()),
         ("recovery-limit-ms", 15_000_u64.into()),
         ("convergence-limit-ms", 60_000_u64.into()),

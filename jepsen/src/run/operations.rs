@@ -7,9 +7,9 @@ pub fn send(queue: u32, value: u64) -> Edn {
     Edn::vector([Edn::vector([Edn::keyword("send"), queue.into(), value.into()])])
 }
 
-/// It was acknowledged at that offset.
-pub fn sent(queue: u32, offset: u64, value: u64) -> Edn {
-    Edn::vector([Edn::vector([Edn::keyword("send"), queue.into(), Edn::vector([offset, value])])])
+/// It was acknowledged at that offset; nil for a delayed message, which has none yet.
+pub fn sent(queue: u32, offset: impl Into<Edn>, value: u64) -> Edn {
+    Edn::vector([Edn::vector([Edn::keyword("send"), queue.into(), Edn::vector([offset.into(), value.into()])])])
 }
 
 /// A queue is to be read.

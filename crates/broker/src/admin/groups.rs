@@ -83,6 +83,7 @@ pub async fn list(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
 /// Handles GET_SUBSCRIPTIONGROUP_CONFIG.
 pub async fn get(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let GroupRequest { group } = call.request.header()?;
+    broker.linearizable().await?;
     let tables = broker.reader.tables();
     let found = tables.groups().get(&group).ok_or(RequestError::NoGroup(group))?;
     Ok(call.request.reply(ResponseCode::SUCCESS).with_json(&config_body(found)))

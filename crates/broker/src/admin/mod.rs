@@ -2,7 +2,8 @@
 //! gate.
 //!
 //! - A change is a replicated command, made by the leader; a follower forwards it ([`topics`], [`groups`]).
-//! - A question is answered by the replica that was asked, with what it has: that is what tools want to see of it.
+//! - A question is answered by the replica that was asked, with what it has: that is what tools want to see of it. Only the
+//!   configuration of one topic or group is the leader's, with everything that was acknowledged before the question.
 //!   Progress, connections and configuration are folds of tables and clients ([`progress`], [`statistics`],
 //!   [`connections`]); what a replica says of itself is in [`runtime`] and [`replica`].
 //! - Who belongs to the group is changed by its leader, in the log ([`members`]).
@@ -35,13 +36,13 @@ pub const ROUTES: &[Route] = &[
     route!(UPDATE_AND_CREATE_TOPIC_LIST, Topic, Create, Leader, topics::create_list),
     route!(DELETE_TOPIC_IN_BROKER, Topic, Delete, Leader, topics::delete),
     route!(GET_ALL_TOPIC_CONFIG, Topic, List, AnyReplica, topics::list),
-    route!(GET_TOPIC_CONFIG, Topic, Get, AnyReplica, topics::get),
+    route!(GET_TOPIC_CONFIG, Topic, Get, Leader, topics::get),
     route!(GET_SYSTEM_TOPIC_LIST_FROM_BROKER, Topic, List, AnyReplica, topics::system_list),
     route!(UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, Group, Create, Leader, groups::create),
     route!(UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST, Group, Create, Leader, groups::create_list),
     route!(DELETE_SUBSCRIPTIONGROUP, Group, Delete, Leader, groups::delete),
     route!(GET_ALL_SUBSCRIPTIONGROUP_CONFIG, Group, List, AnyReplica, groups::list),
-    route!(GET_SUBSCRIPTIONGROUP_CONFIG, Group, Get, AnyReplica, groups::get),
+    route!(GET_SUBSCRIPTIONGROUP_CONFIG, Group, Get, Leader, groups::get),
     route!(GET_TOPIC_STATS_INFO, Topic, Get, AnyReplica, progress::topic_stats),
     route!(GET_CONSUME_STATS, Group, Get, AnyReplica, progress::consume_stats),
     route!(GET_BROKER_CONSUME_STATS, Cluster, Get, AnyReplica, progress::broker_consume_stats),

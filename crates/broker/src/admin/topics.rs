@@ -94,6 +94,7 @@ pub async fn list(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
 /// Handles GET_TOPIC_CONFIG.
 pub async fn get(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let TopicRequest { topic, .. } = call.request.header()?;
+    broker.linearizable().await?;
     let tables = broker.reader.tables();
     let found = tables.topics().get(&topic).ok_or(RequestError::NoTopic(topic))?;
     Ok(call.request.reply(ResponseCode::SUCCESS).with_json(&body::TopicConfig::from(&found.config)))

@@ -306,7 +306,18 @@ async fn a_message_that_cannot_be_consumed_is_retried_and_ends_as_a_dead_letter(
     assert_eq!((pulled.bodies(), pulled.messages[0].reconsume_times), (vec!["poison"], 3));
     assert_eq!(pulled.messages[0].property("DELAY").as_deref(), Some("0"));
 
-    assert_eq!(wire.send_back("g", first.physical_offset, -1).await.code, 0);
+    for again in [first.physical_offset, offset] {
+        assert_eq!(wire.send_back("g", again, -1).await.code, 0, "to a client that got it once more");
+    }
+    assert_eq!(wire.max_offset("%DLQ%g").await, 1, "it lies there already");
+
+    // Whoever sends a dead letter again has sent another message.
+    let dead = &pulled.messages[0];
+    let properties: Vec<_> =
+        ["UNIQ_KEY", "RAFTMQ_ORIGIN"].into_iter().map(|name| (name, dead.property(name).expect(name))).collect();
+    let properties: Vec<_> = properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let again: MessageId = wire.sent("T", "poison", &properties).await.msg_id.expect("an id").parse().expect("an id");
+    assert_eq!(wire.send_back("g", again.physical_offset, -1).await.code, 0);
     assert_eq!(wire.max_offset("%DLQ%g").await, 2, "the client gave up at once");
     assert_eq!(wire.send_back("g", 1 << 40, 0).await.code, 1, "no such message");
 }

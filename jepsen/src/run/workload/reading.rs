@@ -1,0 +1,45 @@
+//! Readers: pollers that read on from where they are, at one replica and then at another.
+
+use std::io;
+use std::time::Duration;
+
+use super::{Site, Worker};
+use crate::append::{self, AT_ONCE, Pulled, QUEUES};
+use crate::run::operations;
+
+/// A poller that has read everything looks again after this.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Polls every queue of a topic in turn until it is to end.
+pub(super) async fn poll(mut worker: Worker, topic: &str, is_over: fn(&Site) -> bool) -> io::Result<()> {
+    let mut next = [0; QUEUES as usize];
+    while !is_over(&worker.site) {
+        let mut read = 0;
+        for (queue, next) in (0..).zip(&mut next) {
+            let node = worker.node();
+            worker.recorded.invoke("poll", operations::poll(), vec![node])?;
+            let (broker, now_ms) = (worker.address(), worker.site.env.clock.wall_ms());
+            match append::pull(&worker.remoting, broker, topic, queue, *next, AT_ONCE, now_ms).await {
+                Ok(Pulled { records, .. }) => {
+                    let places = append::places(&records)?;
+                    worker.recorded.ok(operations::polled(queue, &places), Vec::new())?;
+                    *next = places.last().map_or(*next, |(offset, _)| offset + 1);
+                    read += places.len();
+                    worker.site.seen(&places);
+                }
+                Err(why) => {
+                    worker.recorded.fail(&why.to_string())?;
+                    worker.go_elsewhere();
+                }
+            }
+        }
+        // Another replica must go on where this one left off.
+        if worker.rng.chance(1, 20) {
+            worker.go_elsewhere();
+        }
+        if read == 0 {
+            worker.site.env.clock.sleep(IDLE).await;
+        }
+    }
+    Ok(())
+}
