@@ -45,3 +45,8 @@ fuzz target seconds="60":
 # Licences, sources, duplicates, advisories.
 deny:
     cargo deny check
+
+# Every workload under every mix of real faults, as root: `just torture 60 1 /tmp/torture`.
+torture minutes="60" seed="1" out="/tmp/torture":
+    cargo build --release -p raftmq -p jepsen
+    target/release/jepsen torture --minutes {{minutes}} --seed {{seed}} --out {{out}}
