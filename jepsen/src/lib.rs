@@ -6,8 +6,9 @@
 //!   after each fault asks [`chain`] whether the replicas are equal and [`judge`] whether anything is lost. The longer
 //!   stories are [`one_disk`], one bad disk among three, [`forgetful`], all machines of a group that flushes by a timer, and
 //!   `replace`, a new node in the place of one whose disk is gone.
-//! - [`torture`]: all workloads under all nemeses. [`failover`]: how long service is gone when a leader is killed.
 //! - [`members`]: who belongs to the group, by `raftmq admin`; [`clock`]: wall clocks of the brokers' own.
+//! - [`net`]: a network of our own, every link of which can be cut, slow, lossy or doubling.
+//! - [`torture`]: all workloads under all nemeses. [`failover`]: how long service is gone when a leader is killed.
 //! - [`start`]: how long a start takes on a directory with a very long log, most of which is holes ([`sparse`]).
 //! - [`history`]: what was asked and answered, in Jepsen's form; [`checker`] judges it clause by clause, and [`results`]
 //!   puts the verdicts together, for machines and for readers. [`run`] makes such a history: a workload under faults

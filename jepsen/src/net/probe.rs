@@ -116,15 +116,20 @@ fn send(nodes: &[(UdpSocket, Ipv4Addr)], round: u64, began: Instant) -> io::Resu
     Ok(())
 }
 
-/// What one node hears from each, until it is over.
+/// What one node hears from each, until it is over and nothing is left.
 fn listen(socket: &UdpSocket, nodes: usize, round: u64, began: Instant, over: &AtomicBool) -> io::Result<Vec<Heard>> {
     let mut heard = vec![Heard { times: vec![0; PROBES], took: None }; nodes];
     let mut datagram = [0; 32];
-    while !over.load(Ordering::Relaxed) {
+    loop {
         match socket.recv_from(&mut datagram) {
             Ok((32, _)) => {}
             Ok(_) => continue,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // What came while this thread waited for a processor is heard before it is over.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && over.load(Ordering::Relaxed) => {
+                return Ok(heard);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         }
         let now = began.elapsed();
@@ -133,7 +138,6 @@ fn listen(socket: &UdpSocket, nodes: usize, round: u64, began: Instant, over: &A
             heard[word(1) as usize].hear(word(2) as usize, now.saturating_sub(Duration::from_nanos(word(3))));
         }
     }
-    Ok(heard)
 }
 
 /// Where what was heard is not what such links let through. `name` names the nodes.

@@ -14,7 +14,6 @@ use crate::history::edn::Edn;
 use crate::net::Network;
 use crate::net::link::{Counts, Link, Pairs};
 use crate::net::partition::Partition;
-use crate::net::probe::Heard;
 use crate::run::NODES;
 
 /// Makes the fault. An error unless the probes tell of just that fault.
@@ -23,7 +22,7 @@ pub fn strike(run: &Run, nemesis: Nemesis, victims: &[usize], rng: &Rng) -> io::
     let before = network.wire().counts();
     let links = links(nemesis, victims, network.nodes(), rng);
     network.wire().set(|state| *state = links.clone());
-    let heard = checked_probe(network)?;
+    let heard = network.checked_probe(&|node| name(node).to_owned())?;
     let told = |pair| match links[pair] {
         link if link.is_whole() => heard[pair].to_string(),
         link => format!("{link}: {}", heard[pair].in_full()),
@@ -36,10 +35,10 @@ pub fn strike(run: &Run, nemesis: Nemesis, victims: &[usize], rng: &Rng) -> io::
 pub fn heal(run: &Run, before: &Pairs<Counts>) -> io::Result<Evidence> {
     let network = of(run)?;
     let links = network.wire().links();
-    let heard = checked_probe(network)?;
+    let heard = network.checked_probe(&|node| name(node).to_owned())?;
     network.heal();
     let counts = network.wire().counts();
-    let now = checked_probe(network)?;
+    let now = network.checked_probe(&|node| name(node).to_owned())?;
     let told = |pair| match links[pair] {
         link if link.is_whole() => now[pair].to_string(),
         _ => {
@@ -52,13 +51,6 @@ pub fn heal(run: &Run, before: &Pairs<Counts>) -> io::Result<Evidence> {
 
 fn of(run: &Run) -> io::Result<&Network> {
     run.network.as_deref().ok_or_else(|| io::Error::other("the run has no network of its own"))
-}
-
-/// Who hears whom; an error if that is not what the links should let through.
-fn checked_probe(network: &Network) -> io::Result<Pairs<Heard>> {
-    let heard = network.probe()?;
-    network.check(&heard, &|node| name(node).to_owned())?;
-    Ok(heard)
 }
 
 /// What a fault makes of the links. Clients are the last node.
