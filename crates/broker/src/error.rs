@@ -15,6 +15,7 @@ use protocol::names::NameError;
 use protocol::record::RecordError;
 use raft_store::consume_queue::UnitsError;
 use raft_store::group::{Peer, ReadError};
+use raft_store::planted::{self, Bug};
 use raft_store::proposer::ProposeError;
 
 use crate::admission::Overload;
@@ -121,6 +122,7 @@ impl RequestError {
             RequestError::NotLeader { .. } | RequestError::Stopped | RequestError::DiskFull { .. } => {
                 ResponseCode::SERVICE_NOT_AVAILABLE
             }
+            RequestError::Unknown if planted::is(Bug::UnknownIsFailure) => ResponseCode::SERVICE_NOT_AVAILABLE,
             RequestError::Unknown => return None,
         })
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use protocol::command::{RemotingCommand, SerializeType};
 use raft_store::group::Peer;
+use raft_store::planted::{self, Bug};
 use remoting::{CallError, Connection};
 
 use crate::broker::BrokerGroup;
@@ -100,6 +101,7 @@ pub async fn forward(broker: &BrokerGroup, call: &Call, leader: &Peer) -> Answer
             Ok(answer)
         }
         Err(CallError::NotSent(_)) => Err(certainly_not()),
+        Err(CallError::Unknown(_)) if planted::is(Bug::ForwardedTwice) => Err(certainly_not()),
         Err(CallError::Unknown(reason)) => {
             tracing::warn!(leader = %leader.client_address, %reason, "a forwarded request has no answer");
             Err(RequestError::Unknown)

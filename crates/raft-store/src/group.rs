@@ -132,7 +132,9 @@ impl GroupOptions {
             // its followers have committed.
             enable_leader_restore: Some(planted::is(Bug::LeaderRestored)),
             // One that flushes by a timer may come back with less than it had acknowledged.
-            allow_log_reversion: Some(self.flush_mode == FlushMode::AsyncFlush),
+            allow_log_reversion: Some(
+                self.flush_mode == FlushMode::AsyncFlush || planted::is(Bug::AcknowledgeBeforeQuorum),
+            ),
             ..Default::default()
         };
         config.validate()

@@ -1,8 +1,9 @@
-//! Planted bugs: mistakes that this crate makes on purpose, to prove that the tests which should find them do.
+//! Planted bugs: mistakes that this crate and the broker make on purpose, to prove that the tests which should find them
+//! do.
 //!
 //! Only with the feature `planted-bugs`, and then only those that a test has planted; else [`is`] is a constant. To add
 //! one: a variant here, its line in [`Bug::ALL`] and [`Bug::name`], the mistake where it would be made, and the check that
-//! must find it in `tests/crashes`.
+//! must find it: in `tests/crashes`, or a seed of the simulation in `tests/src/sim/planted.rs`.
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +42,35 @@ pub enum Bug {
     ForgetfulVotes,
     /// A leader that comes back goes on in its term.
     LeaderRestored,
+    /// A follower counts as holding what was sent to it.
+    AcknowledgeBeforeQuorum,
+    /// A new leader serves before its `Lead`, and all that was acknowledged before it, is applied.
+    ServeBeforeLead,
+    /// An entry that openraft discards here is said to be certainly not appended.
+    DiscardedIsNever,
+    /// One entry more is applied and answered than is committed.
+    CommitOffByOne,
+    /// A late one-way update of a consumer offset counts, whoever sent it.
+    OffsetBackwards,
+    /// A consumer offset is read without asking a majority who leads.
+    StaleRead,
+    /// A delayed message becomes visible a little early.
+    TimerEarly,
+    /// A delayed message becomes visible in one entry and is forgotten in the next one, if the same leader proposes both.
+    TimerTwice,
+    /// A queue lock is granted although another client holds it.
+    LockTwice,
+    /// A forwarded request whose answer was lost is carried out again.
+    ForwardedTwice,
+    /// Any replica says that an offset does not exist which it does not have.
+    FollowerMovesOffset,
+    /// An unknown outcome is answered like a certain refusal.
+    UnknownIsFailure,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 29] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -63,6 +88,18 @@ impl Bug {
         Bug::ImageUnsynced,
         Bug::ForgetfulVotes,
         Bug::LeaderRestored,
+        Bug::AcknowledgeBeforeQuorum,
+        Bug::ServeBeforeLead,
+        Bug::DiscardedIsNever,
+        Bug::CommitOffByOne,
+        Bug::OffsetBackwards,
+        Bug::StaleRead,
+        Bug::TimerEarly,
+        Bug::TimerTwice,
+        Bug::LockTwice,
+        Bug::ForwardedTwice,
+        Bug::FollowerMovesOffset,
+        Bug::UnknownIsFailure,
     ];
 
     /// What it is called on a command line.
@@ -85,6 +122,18 @@ impl Bug {
             Bug::ImageUnsynced => "image-unsynced",
             Bug::ForgetfulVotes => "forgetful-votes",
             Bug::LeaderRestored => "leader-restored",
+            Bug::AcknowledgeBeforeQuorum => "acknowledge-before-quorum",
+            Bug::ServeBeforeLead => "serve-before-lead",
+            Bug::DiscardedIsNever => "discarded-is-never",
+            Bug::CommitOffByOne => "commit-off-by-one",
+            Bug::OffsetBackwards => "offset-backwards",
+            Bug::StaleRead => "stale-read",
+            Bug::TimerEarly => "timer-early",
+            Bug::TimerTwice => "timer-twice",
+            Bug::LockTwice => "lock-twice",
+            Bug::ForwardedTwice => "forwarded-twice",
+            Bug::FollowerMovesOffset => "follower-moves-offset",
+            Bug::UnknownIsFailure => "unknown-is-failure",
         }
     }
 }
@@ -103,12 +152,12 @@ pub fn plant(bug: Option<Bug>) {
 
 /// Whether to make this mistake here.
 #[cfg(feature = "planted-bugs")]
-pub(crate) fn is(bug: Bug) -> bool {
+pub fn is(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
 /// Whether to make this mistake here: never.
 #[cfg(not(feature = "planted-bugs"))]
-pub(crate) const fn is(_: Bug) -> bool {
+pub const fn is(_: Bug) -> bool {
     false
 }

@@ -31,7 +31,8 @@ use crate::fold::{Outcome, Reader, Refusal, Tables};
 use crate::group::Peer;
 use crate::group_time::{GroupTime, Judgement, Others, Reading};
 use crate::member::Office;
-use crate::position::{NodeId, Timestamp};
+use crate::planted::{self, Bug};
+use crate::position::{LogId, NodeId, Timestamp};
 use crate::raft::machine::Machine;
 use crate::raft::peer::client::Links;
 use crate::raft::peer::vitals::clocks_of;
@@ -440,7 +441,8 @@ impl<T: Tables> Proposer<T> {
         let (links, refused_before) = (self.links.clone(), self.group_clock.borrow().steps_refused);
         async move {
             let mut applied = reader.watch_applied();
-            applied.wait_for(|applied| applied.is_some_and(|applied| applied.term >= term)).await.ok()?;
+            let is_served = |applied: &Option<LogId>| applied.is_some_and(|applied| applied.term >= term);
+            applied.wait_for(|applied| is_served(applied) || planted::is(Bug::ServeBeforeLead)).await.ok()?;
             let mut heard = links.heard().watch();
             let majority = async {
                 while !clocks_of(&raft, links.heard(), &clock).1.is_majority() && heard.changed().await.is_ok() {}
@@ -451,7 +453,11 @@ impl<T: Tables> Proposer<T> {
             loop {
                 let stamp = time.stamp(&clock);
                 let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
-                match propose(&raft, term, body).await.await {
+                let answer = propose(&raft, term, body).await;
+                if planted::is(Bug::ServeBeforeLead) {
+                    return Some(time);
+                }
+                match answer.await {
                     Some(Ok(_)) => return Some(time),
                     // A fresh leader has no lease yet; one that is none any more is told so by its office.
                     Some(Err(_)) => clock.sleep(NOT_YET_INTERVAL).await,
@@ -585,6 +591,10 @@ impl<T: Tables> Proposer<T> {
                     }
                 }
             }
+            Some(Err(_)) if planted::is(Bug::DiscardedIsNever) => {
+                answer_all(self.waiters.take(ticket), || ProposeError::NotLeader { leader: None });
+                false
+            }
             // Truncated here, which decides nothing: apply will.
             Some(Err(_)) => false,
             // Raft has stopped. Appended or not, nobody here can say any more.
@@ -609,6 +619,9 @@ impl<T: Tables> Proposer<T> {
                     Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
                         let leader = leader_told(forward);
                         answer_all(waiters.take(ticket), || ProposeError::NotLeader { leader: leader.clone() });
+                    }
+                    Some(Err(_)) if planted::is(Bug::DiscardedIsNever) => {
+                        answer_all(waiters.take(ticket), || ProposeError::NotLeader { leader: None });
                     }
                     Some(_) => {}
                     None => answer_all(waiters.take(ticket), || ProposeError::Unknown),

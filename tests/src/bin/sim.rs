@@ -4,10 +4,13 @@
 
 use std::io::IsTerminal;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use raft_store::planted::Bug;
 use tests::sim::plan::{Fault, Plan};
+use tests::sim::planted::{self, Catch};
 use tests::sim::sweep::{self, Failure, Sweep, replay};
 use tests::sim::{self, Outcome};
 
@@ -31,9 +34,19 @@ struct Arguments {
     /// Run each of so many seeds of a sweep alone as well, and compare what was seen.
     #[arg(long, default_value_t = 0)]
     repeat: usize,
-    /// Plant a bug of raft-store's, by its name (needs the feature `planted-bugs`).
+    /// Plant a bug, by its name (needs the feature `planted-bugs`). `all`: which of the seeds catches each, as a table;
+    /// `known`: whether the seeds of the stored table still do.
     #[arg(long)]
     planted: Option<String>,
+    /// Of the known ones only so many, chosen by `--sample-seed`.
+    #[arg(long)]
+    sample: Option<usize>,
+    /// See `--sample`.
+    #[arg(long, default_value_t = 0)]
+    sample_seed: u64,
+    /// Write the table of `--planted all` to this file as well.
+    #[arg(long)]
+    write: Option<PathBuf>,
     /// Print the outcome of one seed as JSON.
     #[arg(long)]
     json: bool,
@@ -59,6 +72,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     match (arguments.seed, arguments.seeds.clone()) {
+        (None, seeds) if matches!(arguments.planted.as_deref(), Some("all" | "known")) => planted(&arguments, seeds),
         (Some(seed), _) => one(&arguments, seed),
         (None, Some(seeds)) => many(&arguments, seeds),
         (None, None) => {
@@ -91,7 +105,9 @@ fn one(arguments: &Arguments, seed: u64) -> ExitCode {
     if !arguments.json {
         let strikes: Vec<String> =
             plan.strikes.iter().map(|strike| format!("{} ms {}", strike.at_ms, strike.fault)).collect();
-        println!("{} brokers, faults: {}", plan.brokers, strikes.join(", "));
+        let kept = plan.keeps.map_or("for ever".to_owned(), |keeps| format!("for {keeps:?}"));
+        let (brokers, flush) = (plan.brokers, plan.flush.name());
+        println!("{brokers} brokers, {flush}, messages kept {kept}, faults: {}", strikes.join(", "));
     }
     let outcome = sim::run(&plan);
     if arguments.json {
@@ -115,7 +131,7 @@ fn print(outcome: &Outcome) {
 
 #[cfg(feature = "planted-bugs")]
 fn plant(name: &str) -> Result<(), String> {
-    use raft_store::planted::{Bug, plant};
+    use raft_store::planted::plant;
     let names = || Bug::ALL.map(Bug::name).join(", ");
     let bug = Bug::ALL.into_iter().find(|bug| bug.name() == name);
     plant(Some(bug.ok_or_else(|| format!("no bug {name}: {}", names()))?));
@@ -124,19 +140,88 @@ fn plant(name: &str) -> Result<(), String> {
 
 #[cfg(not(feature = "planted-bugs"))]
 fn plant(_name: &str) -> Result<(), String> {
-    Err("build with --features planted-bugs to plant one".to_owned())
+    is_plantable()
 }
 
-fn many(arguments: &Arguments, seeds: Range<u64>) -> ExitCode {
-    let sweep = Sweep {
+fn is_plantable() -> Result<(), String> {
+    let refused = || "build with --features planted-bugs to plant one".to_owned();
+    cfg!(feature = "planted-bugs").then_some(()).ok_or_else(refused)
+}
+
+fn sweep_of(arguments: &Arguments, seeds: Range<u64>) -> Sweep {
+    Sweep {
         seeds,
         jobs: arguments.jobs,
         without: arguments.without.clone(),
         planted: arguments.planted.clone(),
         fail_fast: arguments.fail_fast,
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// What catches the planted bugs. Fails if one is caught by nothing.
+fn planted(arguments: &Arguments, seeds: Option<Range<u64>>) -> ExitCode {
+    if let Err(error) = is_plantable() {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    let looked = match seeds {
+        Some(seeds) if arguments.planted.as_deref() == Some("all") => runtime().block_on(all_planted(arguments, seeds)),
+        None if arguments.planted.as_deref() == Some("known") => runtime().block_on(known_planted(arguments)),
+        _ => {
+            eprintln!("--planted all --seeds 0..100, or --planted known --sample 10");
+            return ExitCode::from(2);
+        }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let ran = runtime.block_on(async {
+    match looked {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn all_planted(arguments: &Arguments, seeds: Range<u64>) -> std::io::Result<bool> {
+    let sweep = sweep_of(arguments, seeds.clone());
+    let mut caught = Vec::new();
+    for bug in Bug::ALL {
+        let catch = planted::find(bug, &sweep).await?;
+        println!("| {} | {catch} |", bug.name());
+        caught.push((bug, catch));
+    }
+    let table = planted::table(&caught, &format!("sim --planted all --seeds {}..{}", seeds.start, seeds.end));
+    if let Some(path) = &arguments.write {
+        std::fs::write(path, table)?;
+    }
+    Ok(caught.iter().all(|(_, catch)| *catch != Catch::Nothing))
+}
+
+async fn known_planted(arguments: &Arguments) -> std::io::Result<bool> {
+    let known = planted::known();
+    let count = arguments.sample.unwrap_or(known.len());
+    let sweep = sweep_of(arguments, 0..1);
+    let mut all_caught = true;
+    let chosen = planted::sample(known, count, arguments.sample_seed);
+    for pair in chosen.chunks(arguments.jobs.max(1)) {
+        let looks = pair.iter().map(async |(bug, seed)| (bug, seed, planted::is_caught(*bug, *seed, &sweep).await));
+        for (bug, seed, caught) in futures::future::join_all(looks).await {
+            let caught = caught?;
+            println!("{}, seed {seed}: {}", bug.name(), caught.as_deref().unwrap_or("NOT CAUGHT"));
+            all_caught &= caught.is_some();
+        }
+    }
+    println!("{} of the planted bugs were run", chosen.len());
+    Ok(all_caught && !chosen.is_empty())
+}
+
+fn many(arguments: &Arguments, seeds: Range<u64>) -> ExitCode {
+    let sweep = sweep_of(arguments, seeds);
+    let ran = runtime().block_on(async {
         let totals = sweep::run(&sweep, tell).await?;
         let differing = repeated(&sweep, &totals.good, arguments.repeat).await?;
         std::io::Result::Ok((totals, differing))

@@ -56,6 +56,8 @@ pub struct Pull {
     pub from: u64,
     /// What was shown: offsets and values.
     pub shown: Vec<(u64, u64)>,
+    /// The answer: that offset does not exist, go on there.
+    pub moved: Option<u64>,
 }
 
 /// An operation on a register.
@@ -69,6 +71,52 @@ pub struct Access {
     pub invoked: Moment,
     /// What became of it.
     pub end: End<u64>,
+}
+
+/// A consumer offset that was read, which is stored one way only: each time a larger one, by another client.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// What was read.
+    pub value: u64,
+    /// When it was asked for.
+    pub invoked: Moment,
+    /// When it was answered.
+    pub ended: Moment,
+}
+
+/// A queue lock that was granted, in simulated time.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// To whom.
+    pub client: String,
+    /// When it was asked for: the lease begins then or later.
+    pub invoked_ms: u64,
+    /// When it was answered: the lease has begun.
+    pub answered_ms: u64,
+    /// When the client began to give it back.
+    pub left_ms: u64,
+}
+
+/// What a replica holds of a queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The first offset that exists.
+    pub first: u64,
+    /// The values from there on.
+    pub values: Vec<u64>,
+}
+
+impl Held {
+    /// The next offset.
+    pub fn end(&self) -> u64 {
+        self.first + self.values.len() as u64
+    }
+
+    /// What stands at an offset.
+    pub fn at(&self, offset: u64) -> Option<u64> {
+        let at = offset.checked_sub(self.first)?;
+        self.values.get(at as usize).copied()
+    }
 }
 
 /// All that a judge needs of a run.
@@ -86,8 +134,20 @@ pub struct History {
     pub pulls: Vec<Pull>,
     /// Consumer offsets stored and read.
     pub accesses: Vec<Access>,
-    /// At the end: what each replica holds, the values of each queue by offset. The last queue is that of the delayed.
-    pub replicas: BTreeMap<String, Vec<Vec<u64>>>,
+    /// Consumer offsets read that are stored one way.
+    pub sightings: Vec<Sighting>,
+    /// Queue locks granted.
+    pub grants: Vec<Grant>,
+    /// How long a queue lock holds.
+    pub lease_ms: u64,
+    /// When a value was acknowledged, in simulated time.
+    pub acknowledged_ms: BTreeMap<u64, u64>,
+    /// At the end: what each replica holds of each queue. The last queue is that of the delayed.
+    pub replicas: BTreeMap<String, Vec<Held>>,
+    /// When that was read, in simulated time.
+    pub audited_ms: u64,
+    /// How long a message is kept at least; `None`: for ever.
+    pub keeps_ms: Option<u64>,
     /// Whether wall clocks were left alone.
     pub clocks_agree: bool,
 }
@@ -107,6 +167,7 @@ impl History {
 
     /// How many operations were asked for.
     pub fn operations(&self) -> usize {
-        self.appends.len() + self.delayed.len() + self.pulls.len() + self.accesses.len()
+        let consumed = self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len();
+        self.appends.len() + self.delayed.len() + consumed
     }
 }

@@ -16,6 +16,7 @@ use env::{Clock, Env, Executor, Net, Rng};
 use tokio::runtime::Handle;
 
 use super::invariants::Invariants;
+use super::plan::Plan;
 
 /// The port for clients.
 pub const CLIENT_PORT: u16 = 10911;
@@ -182,8 +183,39 @@ pub fn environment(seed: u64, disk: SimDisk) -> Env {
     Env { clock, rng: Rng::seeded(seed), disk: Arc::new(disk), net: Net::turmoil(), executor: Executor::Tasks }
 }
 
+/// What all brokers of a run are told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    raft: RaftTiming,
+    flush: Flush,
+    retention: Retention,
+    lease: Duration,
+}
+
+impl Settings {
+    /// As the plan says.
+    pub fn of(plan: &Plan) -> Settings {
+        let retention = match plan.keeps {
+            None => Retention::default(),
+            // A checkpoint every tenth of it, and at any hour.
+            Some(time) => Retention {
+                time,
+                hours: (0..24).collect(),
+                look_interval: Duration::from_millis(100),
+                ..Retention::default()
+            },
+        };
+        Settings {
+            raft: RaftTiming { heartbeat: plan.heartbeat, election: plan.election },
+            flush: plan.flush,
+            retention,
+            lease: plan.lease,
+        }
+    }
+}
+
 /// What the broker on `host` is told.
-pub fn config(raft: RaftTiming, host: &Host, founders: &[String], name_server: IpAddr) -> BrokerConfig {
+pub fn config(settings: &Settings, host: &Host, founders: &[String], name_server: IpAddr) -> BrokerConfig {
     let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
     let group = GroupConfig {
         broker_name: BROKER_NAME.to_owned(),
@@ -195,14 +227,18 @@ pub fn config(raft: RaftTiming, host: &Host, founders: &[String], name_server: I
         peer_address: host.peer_address(),
         founders: founders.to_vec(),
         join: host.joins.get(),
-        flush: Flush::Sync,
+        flush: settings.flush,
         segment_bytes: SEGMENT_BYTES,
         catch_up_bytes_per_s: 0,
         scrub_bytes_per_s: 4 << 20,
-        messages: MessagePolicy { delay_levels: vec![Duration::from_secs(1)], ..MessagePolicy::default() },
-        retention: Retention::default(),
+        messages: MessagePolicy {
+            delay_levels: vec![Duration::from_secs(1)],
+            queue_lock: settings.lease,
+            ..MessagePolicy::default()
+        },
+        retention: settings.retention.clone(),
         limits: Limits::default(),
-        raft,
+        raft: settings.raft,
     };
     BrokerConfig {
         cluster: "simulated".to_owned(),

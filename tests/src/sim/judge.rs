@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{Access, End, History, Moment};
+use super::history::{End, Held, History, Moment};
+use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
 
 /// A clause of the contract that does not hold, and how that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,14 +14,14 @@ pub struct Violation {
     pub what: String,
 }
 
-type Verdict = Result<(), String>;
+pub(super) type Verdict = Result<(), String>;
 
 /// What a clause says, and whether it holds.
 type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 9] = [
+    let clauses: [Clause; 11] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
@@ -28,6 +29,8 @@ pub fn judge(history: &History) -> Vec<Violation> {
         ("nothing is stored twice", nothing_is_twice),
         ("reads go on where they were", reads_go_on),
         ("consumer offsets are linearizable", offsets_are_registers),
+        ("offsets stored one way never go back", pushed_offsets_grow),
+        ("one client holds a queue's lock", locks_are_exclusive),
         ("nothing delayed is early or lost", delays_are_kept),
         ("replicas are equal", replicas_are_equal),
     ];
@@ -36,7 +39,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
 }
 
 /// The queue of delayed messages comes last in each replica; appends go to the others.
-fn plain_queues(queues: &[Vec<u64>]) -> &[Vec<u64>] {
+fn plain_queues(queues: &[Held]) -> &[Held] {
     &queues[..queues.len() - 1]
 }
 
@@ -89,16 +92,23 @@ fn one_offset_one_value(history: &History) -> Verdict {
         }
     }
     for (replica, queues) in &history.replicas {
-        for (queue, values) in queues.iter().enumerate() {
-            for (offset, value) in values.iter().enumerate() {
-                shows(queue as u32, offset as u64, *value, &format!("is on {replica}"))?;
+        for (queue, held) in queues.iter().enumerate() {
+            for (offset, value) in (held.first..).zip(&held.values) {
+                shows(queue as u32, offset, *value, &format!("is on {replica}"))?;
             }
         }
     }
     Ok(())
 }
 
-/// Every acknowledged append is at its place on every replica, and so is whatever a pull has shown.
+/// Whether retention may have let go what became visible at that time.
+fn may_be_trimmed(history: &History, visible_ms: u64) -> bool {
+    // A clock that was moved makes everything older.
+    history.keeps_ms.is_some_and(|keeps| !history.clocks_agree || visible_ms + keeps <= history.audited_ms)
+}
+
+/// Every acknowledged append is at its place on every replica, and so is whatever a pull has shown, unless it was old
+/// enough to be let go.
 fn nothing_is_lost(history: &History) -> Verdict {
     let acknowledged = history.appends.iter().filter_map(|append| match append.end {
         End::Ok(offset, _) => Some((append.queue, offset, append.value, "acknowledged")),
@@ -109,16 +119,24 @@ fn nothing_is_lost(history: &History) -> Verdict {
         .iter()
         .flat_map(|pull| pull.shown.iter().map(|(offset, value)| (pull.queue, *offset, *value, "pulled")));
     let kept: Vec<_> = acknowledged.chain(pulled).collect();
+    let is_old = |value: &u64| {
+        let visible_ms = history.acknowledged_ms.get(value).copied().unwrap_or_default();
+        may_be_trimmed(history, visible_ms)
+    };
     for (replica, queues) in &history.replicas {
-        let there = |queue: u32, offset: u64| queues[queue as usize].get(offset as usize);
-        let mut lost = kept.iter().filter(|(queue, offset, value, _)| there(*queue, *offset) != Some(value));
+        let held = |queue: u32| &queues[queue as usize];
+        let mut lost = kept.iter().filter(|(queue, offset, value, _)| {
+            let is_trimmed = *offset < held(*queue).first && is_old(value);
+            held(*queue).at(*offset) != Some(*value) && !is_trimmed
+        });
         if let Some((queue, offset, value, how)) = lost.next() {
             return Err(format!(
                 "LOST {} of {} on {replica}; the first: value {value}, {how} at queue {queue} offset {offset}, where there \
-                 is {:?} now",
+                 is {:?} now; the queue is {:?}",
                 1 + lost.count(),
                 kept.len(),
-                there(*queue, *offset),
+                held(*queue).at(*offset),
+                held(*queue).first..held(*queue).end(),
             ));
         }
     }
@@ -129,10 +147,15 @@ fn nothing_is_lost(history: &History) -> Verdict {
 fn nothing_is_made_up(history: &History) -> Verdict {
     let sent: BTreeMap<u64, (usize, bool)> =
         history.appends.iter().map(|append| (append.value, (append.queue as usize, append.end == End::Fail))).collect();
-    let scheduled: BTreeSet<u64> = history.delayed.iter().map(|delayed| delayed.value).collect();
+    let scheduled: BTreeSet<u64> = history
+        .delayed
+        .iter()
+        .filter(|delayed| delayed.end != End::Fail)
+        .map(|delayed| delayed.value)
+        .collect();
     for (replica, queues) in &history.replicas {
-        for (queue, values) in plain_queues(queues).iter().enumerate() {
-            for value in values {
+        for (queue, held) in plain_queues(queues).iter().enumerate() {
+            for value in &held.values {
                 match sent.get(value) {
                     None => return Err(format!("{replica} queue {queue}: {value} was never sent")),
                     Some((_, true)) => return Err(format!("{replica} queue {queue}: {value} was refused")),
@@ -143,8 +166,9 @@ fn nothing_is_made_up(history: &History) -> Verdict {
                 }
             }
         }
-        if let Some(value) = queues.last().and_then(|values| values.iter().find(|value| !scheduled.contains(value))) {
-            return Err(format!("{replica}: {value} was never scheduled"));
+        let made_up = |held: &Held| held.values.iter().copied().find(|value| !scheduled.contains(value));
+        if let Some(value) = queues.last().and_then(made_up) {
+            return Err(format!("{replica}: {value} was never scheduled, or refused"));
         }
     }
     Ok(())
@@ -156,7 +180,7 @@ fn nothing_is_twice(history: &History) -> Verdict {
         history.appends.iter().filter(|append| append.repeats).map(|append| append.value).collect();
     for (replica, queues) in &history.replicas {
         let mut seen = BTreeSet::new();
-        for value in queues.iter().flatten().filter(|value| !may_repeat.contains(value)) {
+        for value in queues.iter().flat_map(|held| &held.values).filter(|value| !may_repeat.contains(value)) {
             if !seen.insert(value) {
                 return Err(format!("{replica}: value {value}, sent once, stands at two places"));
             }
@@ -165,9 +189,18 @@ fn nothing_is_twice(history: &History) -> Verdict {
     Ok(())
 }
 
-/// A reader sees every offset from the one it asks for on, none left out, none again.
+/// A reader sees every offset from the one it asks for on, none left out, none again. It asks for what follows what it was
+/// shown, which nobody may say does not exist, unless it was let go.
 fn reads_go_on(history: &History) -> Verdict {
     for pull in &history.pulls {
+        if let Some(moved) = pull.moved
+            && (moved < pull.from || history.keeps_ms.is_none())
+        {
+            return Err(format!(
+                "reader {} of queue {} asked for offset {}, behind what it was shown, and was told to go on at {moved}",
+                pull.reader, pull.queue, pull.from
+            ));
+        }
         for (expected, (offset, value)) in (pull.from..).zip(&pull.shown) {
             if *offset != expected {
                 return Err(format!(
@@ -175,81 +208,6 @@ fn reads_go_on(history: &History) -> Verdict {
                     pull.reader, pull.queue
                 ));
             }
-        }
-    }
-    Ok(())
-}
-
-/// Consumer offsets are registers whose stored values differ; 0 is there before the first.
-///
-/// All operations of one value must happen within its *zone*: from the first end of one to the last beginning of one. In
-/// a forward zone the first end is before the last beginning: all that time the register holds the value. Linearizable
-/// if, and only if, no two forward zones overlap, and no other zone lies within a forward one (Gibbons and Korach,
-/// "Testing Shared Memories", 1997).
-fn offsets_are_registers(history: &History) -> Verdict {
-    let registers: BTreeSet<u32> = history.accesses.iter().map(|access| access.register).collect();
-    registers.into_iter().try_for_each(|register| {
-        let of_it: Vec<&Access> = history.accesses.iter().filter(|access| access.register == register).collect();
-        register_is_linearizable(&of_it).map_err(|what| format!("register {register}: {what}"))
-    })
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Zone {
-    value: u64,
-    first_end: Moment,
-    last_begin: Moment,
-}
-
-impl Zone {
-    fn is_forward(&self) -> bool {
-        self.first_end < self.last_begin
-    }
-}
-
-fn register_is_linearizable(accesses: &[&Access]) -> Verdict {
-    let mut zones: BTreeMap<u64, Zone> = BTreeMap::new();
-    zones.insert(0, Zone { value: 0, first_end: 0, last_begin: 0 });
-    let mut begins: BTreeMap<u64, Moment> = BTreeMap::from([(0, 0)]);
-    for access in accesses {
-        if let Some(value) = access.stores.filter(|_| access.end != End::Fail) {
-            begins.insert(value, access.invoked);
-        }
-    }
-    let read: BTreeSet<u64> = accesses
-        .iter()
-        .filter(|access| access.stores.is_none())
-        .filter_map(|access| match access.end {
-            End::Ok(value, _) => Some(value),
-            End::Fail | End::Info => None,
-        })
-        .collect();
-    for access in accesses {
-        let (value, ended) = match (&access.stores, &access.end) {
-            (Some(value), End::Ok(_, ended)) => (*value, *ended),
-            // It may have happened; if it was read, it has.
-            (Some(value), End::Info) if read.contains(value) => (*value, Moment::MAX),
-            (None, End::Ok(value, ended)) => (*value, *ended),
-            _ => continue,
-        };
-        let Some(begin) = begins.get(&value) else { return Err(format!("{value} was read and never stored")) };
-        if ended < *begin {
-            return Err(format!("{value} was read before it was stored"));
-        }
-        let zone = zones.entry(value).or_insert(Zone { value, first_end: Moment::MAX, last_begin: 0 });
-        zone.first_end = zone.first_end.min(ended);
-        zone.last_begin = zone.last_begin.max(access.invoked);
-    }
-    let (mut forward, backward): (Vec<Zone>, Vec<Zone>) = zones.into_values().partition(Zone::is_forward);
-    forward.sort_unstable_by_key(|zone| zone.first_end);
-    if let Some(pair) = forward.windows(2).find(|pair| pair[1].first_end < pair[0].last_begin) {
-        return Err(format!("{} and {} were both there at once", pair[0].value, pair[1].value));
-    }
-    for other in backward {
-        // Of a backward zone the last beginning comes first.
-        let around = |zone: &&Zone| zone.first_end < other.last_begin && other.first_end < zone.last_begin;
-        if let Some(zone) = forward.iter().find(around) {
-            return Err(format!("{} came and went while {} was there", other.value, zone.value));
         }
     }
     Ok(())
@@ -265,8 +223,9 @@ fn delays_are_kept(history: &History) -> Verdict {
             return Err(format!("value {} was seen {} ms early", delayed.value, delayed.due_ms - seen));
         }
         for (replica, queues) in &history.replicas {
-            let there = queues.last().is_some_and(|values| values.contains(&delayed.value));
-            if !there && matches!(delayed.end, End::Ok(..)) {
+            let there = queues.last().is_some_and(|held| held.values.contains(&delayed.value));
+            let is_old = may_be_trimmed(history, delayed.due_ms);
+            if !there && !is_old && matches!(delayed.end, End::Ok(..)) {
                 return Err(format!("value {}, delayed, acknowledged, is not on {replica}", delayed.value));
             }
         }
@@ -274,12 +233,12 @@ fn delays_are_kept(history: &History) -> Verdict {
     Ok(())
 }
 
-/// All replicas show the same.
+/// All replicas show the same, as far as retention has left it to both.
 fn replicas_are_equal(history: &History) -> Verdict {
     for ((one, a), (other, b)) in history.replicas.iter().zip(history.replicas.iter().skip(1)) {
         for (queue, (a, b)) in a.iter().zip(b).enumerate() {
-            if a != b {
-                let at = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+            let (begin, end) = (a.first.max(b.first), a.end().max(b.end()));
+            if let Some(at) = (begin..end).find(|at| a.at(*at) != b.at(*at)) {
                 return Err(format!("{one} and {other} differ in queue {queue} from offset {at} on"));
             }
         }
@@ -296,12 +255,20 @@ mod tests {
         Append { queue: 0, value, repeats: false, invoked, end }
     }
 
+    fn held(values: &[u64]) -> Held {
+        Held { first: 0, values: values.to_vec() }
+    }
+
+    fn pull(from: u64, shown: &[(u64, u64)]) -> Pull {
+        Pull { reader: 0, queue: 0, from, shown: shown.to_vec(), moved: None }
+    }
+
     /// 10 and 11 acknowledged one after the other; both replicas as given.
     fn history(one: &[u64], other: &[u64]) -> History {
         let replicas = [("a", one), ("b", other)];
         History {
             appends: vec![append(10, 1, End::Ok(0, 2)), append(11, 3, End::Ok(1, 4)), append(12, 5, End::Info)],
-            replicas: replicas.map(|(name, values)| (name.to_owned(), vec![values.to_vec(), Vec::new()])).into(),
+            replicas: replicas.map(|(name, values)| (name.to_owned(), vec![held(values), held(&[])])).into(),
             clocks_agree: true,
             ..History::default()
         }
@@ -340,12 +307,41 @@ mod tests {
     #[test]
     fn bad_pulls_are_told() {
         let mut pulled = history(&[10, 11], &[10, 11]);
-        pulled.pulls = vec![Pull { reader: 0, queue: 0, from: 0, shown: vec![(0, 10), (1, 11)] }];
+        pulled.pulls = vec![pull(0, &[(0, 10), (1, 11)])];
         assert_eq!(judge(&pulled), []);
         pulled.pulls[0].from = 1;
         assert_eq!(told(&pulled), ["reads go on where they were"]);
-        pulled.pulls = vec![Pull { reader: 0, queue: 0, from: 2, shown: vec![(2, 12)] }];
+        pulled.pulls = vec![pull(2, &[(2, 12)])];
         assert_eq!(told(&pulled), ["nothing acknowledged is lost"], "shown, and gone again");
+        pulled.pulls = vec![Pull { moved: Some(1), ..pull(2, &[]) }];
+        assert_eq!(told(&pulled), ["reads go on where they were"], "told that what it was shown is not there");
+        pulled.pulls = vec![Pull { moved: Some(2), ..pull(0, &[]) }];
+        assert_eq!(told(&pulled), ["reads go on where they were"], "nothing was let go");
+        pulled.keeps_ms = Some(1000);
+        assert_eq!(judge(&pulled), []);
+    }
+
+    #[test]
+    fn what_is_old_enough_may_be_gone_and_nothing_else() {
+        let mut trimmed = history(&[], &[]);
+        for queues in trimmed.replicas.values_mut() {
+            queues[0] = Held { first: 1, values: vec![11] };
+        }
+        let lost = "nothing acknowledged is lost";
+        assert_eq!(told(&trimmed), [lost]);
+        (trimmed.keeps_ms, trimmed.audited_ms) = (Some(1000), 2000);
+        trimmed.acknowledged_ms = [(10, 1000)].into();
+        assert_eq!(judge(&trimmed), []);
+        trimmed.acknowledged_ms = [(10, 1001)].into();
+        assert_eq!(told(&trimmed), [lost]);
+        // One replica is further than the other.
+        trimmed.acknowledged_ms.clear();
+        trimmed.replicas.insert("a".to_owned(), vec![held(&[10, 11]), held(&[])]);
+        assert_eq!(judge(&trimmed), []);
+        trimmed.replicas.insert("a".to_owned(), vec![Held { first: 2, values: Vec::new() }, held(&[])]);
+        assert_eq!(judge(&trimmed), []);
+        trimmed.replicas.insert("a".to_owned(), vec![held(&[10, 12]), held(&[])]);
+        assert!(told(&trimmed).contains(&"replicas are equal"));
     }
 
     #[test]
@@ -354,7 +350,7 @@ mod tests {
         delayed.delayed = vec![Delayed { value: 7, due_ms: 100, end: End::Ok((), 9) }];
         assert_eq!(told(&delayed), ["nothing delayed is early or lost"]);
         for queues in delayed.replicas.values_mut() {
-            queues[1] = vec![7];
+            queues[1] = held(&[7]);
         }
         delayed.seen_ms = [(7, 100)].into();
         assert_eq!(judge(&delayed), []);
@@ -363,49 +359,12 @@ mod tests {
         delayed.clocks_agree = false;
         assert_eq!(judge(&delayed), []);
         let mut show = |values: &[u64]| {
-            delayed.replicas.values_mut().for_each(|queues| queues[1] = values.to_vec());
+            delayed.replicas.values_mut().for_each(|queues| queues[1] = held(values));
             told(&delayed)
         };
         assert_eq!(show(&[7, 7]), ["nothing is stored twice"]);
         assert_eq!(show(&[7, 8]), ["nothing is made up"]);
-    }
-
-    fn stored(value: u64, invoked: Moment, end: End<u64>) -> Access {
-        Access { register: 0, stores: Some(value), invoked, end }
-    }
-
-    fn read(value: u64, invoked: Moment, ended: Moment) -> Access {
-        Access { register: 0, stores: None, invoked, end: End::Ok(value, ended) }
-    }
-
-    fn register(accesses: &[Access]) -> Verdict {
-        register_is_linearizable(&accesses.iter().collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn registers_that_could_be_are_let_pass() {
-        let ok = |at| End::Ok(0, at);
-        assert_eq!(register(&[read(0, 1, 2), stored(5, 3, ok(4)), read(5, 5, 6)]), Ok(()));
-        // At the same time: either order.
-        assert_eq!(register(&[stored(5, 1, ok(4)), stored(6, 2, ok(3)), read(5, 5, 6)]), Ok(()));
-        assert_eq!(register(&[stored(5, 1, ok(4)), stored(6, 2, ok(3)), read(6, 5, 6)]), Ok(()));
-        // Unknown: it may take effect late, or never.
-        assert_eq!(register(&[stored(5, 1, End::Info), read(0, 2, 3), read(5, 4, 5)]), Ok(()));
-        assert_eq!(register(&[stored(5, 1, End::Info), read(0, 2, 3)]), Ok(()));
-    }
-
-    #[test]
-    fn registers_that_could_not_be_are_told() {
-        let ok = |at| End::Ok(0, at);
-        let told = |accesses: &[Access], what: &str| {
-            let error = register(accesses).expect_err(what);
-            assert!(error.contains(what), "{error}");
-        };
-        told(&[stored(5, 1, ok(2)), read(0, 3, 4)], "came and went");
-        told(&[stored(5, 1, ok(2)), stored(6, 3, ok(4)), read(5, 5, 6)], "came and went");
-        told(&[stored(5, 1, ok(2)), stored(6, 3, ok(4)), read(6, 5, 6), read(5, 7, 8)], "");
-        told(&[read(7, 1, 2)], "never stored");
-        told(&[stored(5, 1, End::Fail), read(5, 2, 3)], "never stored");
-        told(&[read(5, 1, 2), stored(5, 3, ok(4))], "before it was stored");
+        delayed.delayed[0].end = End::Fail;
+        assert_eq!(told(&delayed), ["nothing is made up"], "refused, and there");
     }
 }

@@ -5,17 +5,23 @@
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`]: what is done to it.
-//! - [`clients`], [`history`]: what is asked and answered. [`invariants`], [`judge`]: what must hold.
-//! - [`sweep`]: many seeds, one process each.
+//! - [`workload`], [`clients`], [`consumers`], [`operators`], [`history`]: what is asked and answered.
+//! - [`invariants`], [`judge`], [`registers`]: what must hold.
+//! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
 
 pub mod clients;
+pub mod consumers;
 pub mod history;
 pub mod host;
 pub mod invariants;
 pub mod judge;
 pub mod nemesis;
+pub mod operators;
 pub mod plan;
+pub mod planted;
+pub mod registers;
 pub mod sweep;
+pub mod workload;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -150,7 +156,12 @@ impl Run {
         let preparing = self.world.client("preparer", |caller| caller.prepare());
         self.until(nemesis, "topics are made", SERVICE_MS, |world| world.is_done(&preparing))?;
 
-        self.world.work.history.borrow_mut().clocks_agree = true;
+        {
+            let mut history = self.world.work.history.borrow_mut();
+            history.clocks_agree = true;
+            history.lease_ms = plan.lease.as_millis() as u64;
+            history.keeps_ms = plan.keeps.map(|keeps| keeps.as_millis() as u64);
+        }
         let clients = self.start_clients(plan);
         let end = self.world.now_ms() + plan.faults_ms;
         *nemesis = Some(Nemesis::new(plan, &self.world));
@@ -187,6 +198,8 @@ impl Run {
         clients.push(world.client("scheduler", |caller| caller.schedule()));
         clients.extend((0..2).map(|reader| world.client("reader", move |caller| caller.read(reader))));
         clients.extend((0..2).map(|_| world.client("keeper", |caller| caller.keep_offsets())));
+        clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));
+        clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
         clients
     }
 

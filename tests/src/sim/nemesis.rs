@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use broker::config::Flush;
 use env::Rng;
 use env::disk::simulated::Latency;
 use raft_store::log::segment::HEAD_BYTES;
@@ -60,6 +61,8 @@ pub struct Nemesis {
     /// Hosts whose disk failed or is damaged: their process may end by itself.
     troubled: Vec<bool>,
     change: Option<Change>,
+    /// Power may fail at one replica, and at another only when that one has made up for what it lost.
+    one_at_a_time: bool,
     rng: Rng,
 }
 
@@ -120,6 +123,7 @@ impl Nemesis {
             awaited: vec![None; world.hosts.len()],
             troubled: vec![false; world.hosts.len()],
             change: None,
+            one_at_a_time: plan.flush != Flush::Sync,
             rng: Rng::seeded(plan.seed ^ 0x6E65_6D65_7369_7300),
         }
     }
@@ -203,6 +207,8 @@ impl Nemesis {
             }
             Fault::Crash => {
                 let several = match rng.below(4) {
+                    _ if self.one_at_a_time && !world.members().all(|member| world.is_whole(member)) => return,
+                    _ if self.one_at_a_time => vec![at],
                     0 => running,
                     1 => running.into_iter().filter(|_| rng.chance(1, 2)).collect(),
                     _ => vec![at],

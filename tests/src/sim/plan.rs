@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use broker::config::Flush;
 use env::Rng;
 
 /// A kind of fault. `sim SEED --without partition,crash` leaves kinds out and changes nothing else of the plan.
@@ -140,6 +141,13 @@ pub struct Plan {
     pub appenders: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
+    /// How long a queue lock holds.
+    pub lease: Duration,
+    /// How long messages are kept at least; `None`: for ever. Where they are not, checkpoints, images and the purge of the
+    /// log come several times a second.
+    pub keeps: Option<Duration>,
+    /// When brokers sync what they acknowledge.
+    pub flush: Flush,
     /// How long faults strike.
     pub faults_ms: u64,
     /// What strikes, in order of time.
@@ -149,6 +157,20 @@ pub struct Plan {
 /// Kinds that a seed draws: few enough that each strikes several times, and that seeds differ.
 const KINDS: std::ops::RangeInclusive<u64> = 3..=6;
 
+/// What ASYNC_FLUSH promises to survive without any loss: everything but damage to a disk, as long as power fails at one
+/// replica at a time.
+const SURVIVED_UNSYNCED: [Fault; 9] = [
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Loss,
+    Fault::Hold,
+    Fault::Delay,
+    Fault::Kill,
+    Fault::Crash,
+    Fault::SlowDisk,
+    Fault::Transfer,
+];
+
 /// Pause between two strikes.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 150..=1200;
 
@@ -157,6 +179,11 @@ const LASTS_MS: std::ops::RangeInclusive<u64> = 100..=2500;
 
 fn within(rng: &Rng, range: std::ops::RangeInclusive<u64>) -> u64 {
     range.start() + rng.below(range.end() - range.start() + 1)
+}
+
+/// ASYNC_FLUSH, with an interval in which power may well fail.
+fn flush_later(rng: &Rng) -> Flush {
+    Flush::Async { interval: Duration::from_millis(within(rng, 500..=2500)), auto_recover: false }
 }
 
 impl Plan {
@@ -174,9 +201,15 @@ impl Plan {
             appenders: within(&rng, 2..=4) as usize,
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
+            lease: Duration::from_millis(within(&rng, 300..=1500)),
+            keeps: rng.chance(1, 3).then(|| Duration::from_millis(within(&rng, 2000..=5000))),
+            flush: if rng.chance(1, 8) { flush_later(&rng) } else { Flush::Sync },
             strikes: Vec::new(),
         };
         let mut kinds: Vec<Fault> = Fault::ALL.to_vec();
+        if plan.flush != Flush::Sync {
+            kinds.retain(|fault| SURVIVED_UNSYNCED.contains(fault));
+        }
         let wanted = within(&rng, KINDS) as usize;
         while kinds.len() > wanted {
             kinds.swap_remove(rng.below(kinds.len() as u64) as usize);

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::broker::BrokerGroup;
-use broker::config::RaftTiming;
 use env::disk::simulated::Latency;
 use env::net::simulated::break_connections;
 use env::{Rng, witness};
 use nameserver::{NameServer, NameServerConfig};
 use raft_store::group::Role;
 
-use super::clients::{Caller, Workload};
+use super::clients::Caller;
 use super::host::{self, Host, NAME_SERVER_PORT, Process};
 use super::invariants::Invariants;
 use super::plan::Plan;
+use super::workload::Workload;
 
 /// Longer than any run; turmoil ends one that takes longer.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -73,7 +73,7 @@ impl World {
         let founders: Vec<String> = hosts[..plan.brokers].iter().map(|host| host.peer_address()).collect();
         let invariants = Rc::<Invariants>::default();
         let brokers = hosts.iter().map(|host| host.client_address()).collect();
-        let work = Rc::new(Workload::new(brokers, name_server, plan.pause_ms));
+        let work = Rc::new(Workload::new(brokers, name_server, plan));
         let mut world = World {
             sim,
             restarts: vec![None; hosts.len()],
@@ -87,12 +87,12 @@ impl World {
         };
         for (at, host) in world.hosts.clone().into_iter().enumerate() {
             let (founders, invariants) = (founders.clone(), world.invariants.clone());
-            let raft = RaftTiming { heartbeat: plan.heartbeat, election: plan.election };
+            let settings = host::Settings::of(plan);
             let name = host.name.clone();
             host.joins.set(at == plan.brokers);
             host.begin_process();
             world.sim.host(name, move || {
-                let config = host::config(raft, &host, &founders, name_server);
+                let config = host::config(&settings, &host, &founders, name_server);
                 host.clone().run(config, invariants.clone())
             });
         }
@@ -172,6 +172,16 @@ impl World {
     /// Hosts whose process runs.
     pub fn running(&self) -> Vec<usize> {
         (0..self.hosts.len()).filter(|at| self.hosts[*at].process() == Process::Running).collect()
+    }
+
+    /// Hosts that carry a member of the group, whether or not its process runs.
+    pub fn members(&self) -> impl Iterator<Item = usize> {
+        (0..self.hosts.len()).filter(|at| !self.stand_by[*at])
+    }
+
+    /// Whether a replica holds what it has acknowledged.
+    pub fn is_whole(&self, at: usize) -> bool {
+        self.hosts[at].group().is_some_and(|group| !group.raft().status().on_probation)
     }
 
     fn end_process(&mut self, at: usize) {

@@ -19,6 +19,7 @@ use crate::consume_queue::{Queue, Restored, Unit, UnitKind};
 use crate::entry::{CoreCommand, RecordView, RollView, Visibility};
 use crate::index::IndexRow;
 use crate::log::Boundary;
+use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
 use crate::state_hash;
 
@@ -334,10 +335,22 @@ impl Core {
     fn fire_timers(&mut self, limit: u32, changes: &mut Changes) -> CoreReply {
         let now = self.now();
         let mut fired = 0;
-        let due = self.shared.pending.lock().take_due(now, limit as usize);
-        for (key, row) in due {
-            changes.row(rows::pending_key(key), None);
+        let until = if planted::is(Bug::TimerEarly) { Timestamp(now.0 + 200) } else { now };
+        let due = self.shared.pending.lock().take_due(until, limit as usize);
+        for (key, mut row) in due {
             fired += 1;
+            if planted::is(Bug::TimerTwice) {
+                let mark = Timestamp(-self.applied.map_or(0, |applied| applied.id.term as i64));
+                if row.stored_at == mark {
+                    changes.row(rows::pending_key(key), None);
+                    continue;
+                }
+                row.stored_at = mark;
+                changes.row(rows::pending_key(key), Some(codec::to_bytes(&row)));
+                self.shared.pending.lock().insert(key, row.clone());
+            } else {
+                changes.row(rows::pending_key(key), None);
+            }
             if self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed) {
                 continue;
             }

@@ -16,6 +16,8 @@ pub enum Target {
     Fold,
     /// `tests/group/planted.rs`.
     Group,
+    /// No test of this crate: `sim --planted all`.
+    Simulation,
 }
 
 impl Target {
@@ -36,6 +38,18 @@ impl Target {
                 Target::Fold
             }
             Bug::ForgetfulVotes | Bug::LeaderRestored => Target::Group,
+            Bug::AcknowledgeBeforeQuorum
+            | Bug::ServeBeforeLead
+            | Bug::DiscardedIsNever
+            | Bug::CommitOffByOne
+            | Bug::OffsetBackwards
+            | Bug::StaleRead
+            | Bug::TimerEarly
+            | Bug::TimerTwice
+            | Bug::LockTwice
+            | Bug::ForwardedTwice
+            | Bug::FollowerMovesOffset
+            | Bug::UnknownIsFailure => Target::Simulation,
         }
     }
 }

@@ -33,6 +33,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::consume_queue::aside;
 use crate::image;
 use crate::log::Log;
+use crate::planted::{self, Bug};
 use crate::position::NodeId;
 use crate::raft::machine::{Snapshot, SnapshotImage};
 use crate::raft::peer::PeerCounters;
@@ -42,7 +43,7 @@ use crate::raft::peer::wire::{
     Append, Appended, AskVote, Channel, Hello, Message, Reply, Request, SnapshotHead, Transfer, Transferred, Vitals,
     Voted,
 };
-use crate::raft::types::{Node, Types, Vote};
+use crate::raft::types::{Node, Types, Vote, to_raft};
 
 /// A peer that owes an answer says at least `Working` every [`WORKING_INTERVAL`]; after this long without a byte it, or
 /// the link, is gone.
@@ -689,12 +690,25 @@ impl RaftNetworkV2<Types> for Client {
             let sent = Arc::new(AtomicU64::new(0));
             let term = first.vote.leader_id.term;
             let input = futures::stream::iter([first]).chain(input);
+            let early = planted::is(Bug::AcknowledgeBeforeQuorum).then(futures::channel::mpsc::unbounded);
+            let (early, early_answers) = early.unzip();
+            let input = input.inspect(move |request: &AppendEntriesRequest<Types>| {
+                if let (Some(early), Some(last)) = (&early, request.entries.last()) {
+                    // Perhaps nobody asks any more.
+                    let _ = early.unbounded_send(Ok(Ok(Some(to_raft(last.id())))));
+                }
+            });
             let writing = AbortOnDrop(Types::spawn(write_session(self.links.clone(), input, writer, sent.clone())));
             let heard = self.links.env.clock.monotonic();
             let checks = self.links.env.clock.ticks(WORKING_INTERVAL);
             let session =
                 Session { client: self, reader, writing, writer: None, term, sent, answered: 0, heard, checks };
             let answers = futures::stream::unfold(Some(session), |session| async move { session?.next().await });
+            if let Some(early_answers) = early_answers {
+                // What is answered later is less than what was said before.
+                let answers = answers.filter(|answer| std::future::ready(!matches!(answer, Ok(Ok(Some(_))))));
+                return Ok(futures::stream::select(early_answers, answers).boxed());
+            }
             Ok(answers.boxed())
         })
     }

@@ -1,0 +1,109 @@
+//! Clients that do what operators do: make topics, replace members, hand leadership over, and read all of a replica.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use client::admin::Admin;
+use protocol::body::SubscriptionGroupConfig;
+use protocol::code::ResponseCode;
+use protocol::header::CreateTopicRequest;
+
+use super::clients::{Caller, shown};
+use super::history::Held;
+use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, now_ms, place};
+
+impl Caller {
+    /// Makes topics and group; returns when that is done.
+    pub async fn prepare(mut self) {
+        let admin = self.admin();
+        let topic = |topic: &str, queues: u32| CreateTopicRequest {
+            topic: topic.to_owned(),
+            default_topic: Some("TBW102".to_owned()),
+            read_queue_nums: queues as i32,
+            write_queue_nums: queues as i32,
+            perm: 6,
+            topic_filter_type: Some("SINGLE_TAG".to_owned()),
+            ..CreateTopicRequest::default()
+        };
+        let group = SubscriptionGroupConfig { group_name: GROUP.to_owned(), ..SubscriptionGroupConfig::default() };
+        loop {
+            let broker = self.broker();
+            if admin.put_topic(&broker, &topic(TOPIC, QUEUES)).await.is_ok()
+                && admin.put_topic(&broker, &topic(DELAYED_TOPIC, 1)).await.is_ok()
+                && admin.put_group(&broker, &group).await.is_ok()
+            {
+                return;
+            }
+            self.try_next();
+            self.pause().await;
+        }
+    }
+
+    /// Puts the member on `to` in the place of `old`, as an operator does: the new one is named, catches up, and gets the
+    /// vote of the other in one change. Returns when that is done.
+    pub async fn replace(mut self, to: String, old: u64) {
+        let admin = self.admin();
+        loop {
+            let broker = self.broker();
+            if let Ok(added) = admin.add_learner(&broker, &to).await {
+                if admin.change_voters(&broker, Some(added.node_id), Some(old)).await.is_ok() {
+                    return;
+                }
+                lead_elsewhere(&admin, &broker, old).await;
+            }
+            self.try_next();
+            self.env.clock.sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Reads every queue of every replica from where it begins to its end.
+    pub async fn audit(self, replicas: Vec<usize>) {
+        let admin = self.admin();
+        for at in replicas {
+            let address = self.work.brokers[at].to_string();
+            let mut queues = Vec::new();
+            for queue in 0..=QUEUES {
+                let (topic, queue_id) = place(queue);
+                queues.push(self.all_values(&admin, &address, topic, queue_id).await);
+            }
+            self.work.history.borrow_mut().replicas.insert(address, queues);
+        }
+        self.work.history.borrow_mut().audited_ms = now_ms();
+    }
+
+    async fn all_values(&self, admin: &Admin, replica: &str, topic: &str, queue_id: i32) -> Held {
+        let mut held = Held::default();
+        loop {
+            let next = held.first + held.values.len() as u64;
+            let Ok(pulled) = admin.pull(replica, GROUP, topic, queue_id, next as i64, 128).await else {
+                self.pause().await;
+                continue;
+            };
+            if pulled.code == ResponseCode::PULL_OFFSET_MOVED {
+                // Retention goes on meanwhile.
+                held = Held { first: pulled.bounds.next_begin_offset as u64, values: Vec::new() };
+                continue;
+            }
+            held.values.extend(pulled.records.iter().map(|record| shown(record).1));
+            if held.end() as i64 >= pulled.bounds.max_offset {
+                return held;
+            }
+        }
+    }
+
+    /// Asks for a new leader, once.
+    pub async fn transfer(self, from: SocketAddr, to: u64) {
+        let _ = self.admin().transfer_leader(&from.to_string(), to).await;
+    }
+}
+
+/// If `old` leads, somebody else is to: who leads cannot leave.
+async fn lead_elsewhere(admin: &Admin, broker: &str, old: u64) {
+    let Ok(status) = admin.replica_status(broker).await else { return };
+    let leads = status.members.iter().find(|member| member.node_id == old && status.leader == Some(old));
+    let other = status.members.iter().find(|member| member.node_id != old && member.voter);
+    if let (Some(leads), Some(other)) = (leads, other) {
+        // Refused or late: the operator looks again.
+        let _ = admin.transfer_leader(&leads.client_address, other.node_id).await;
+    }
+}

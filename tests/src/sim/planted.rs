@@ -1,0 +1,164 @@
+//! Which check catches each planted bug: `sim --planted all` looks, and writes a table; `sim --planted known` repeats some
+//! of what stands there, to see that it is still so.
+//!
+//! A bug that no seed brings to light is left to the crash tests of `raft-store`, which are asked for it then.
+
+use std::fmt;
+use std::io;
+use std::process::Stdio;
+
+use env::Rng;
+use raft_store::planted::Bug;
+use tokio::process::Command;
+
+use super::sweep::{self, Failure, Sweep};
+
+/// The table as it was written last.
+const TABLE: &str = include_str!("../../../docs/results/planted-bugs.md");
+
+/// What catches a bug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Catch {
+    /// A seed of the simulation, and what it says.
+    Seed(u64, String),
+    /// A test of `raft-store`, and what it says.
+    Test(String),
+    /// Nothing.
+    Nothing,
+}
+
+impl fmt::Display for Catch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Catch::Seed(seed, what) => write!(f, "seed {seed} | {what}"),
+            Catch::Test(what) => write!(f, "`just planted` | {what}"),
+            Catch::Nothing => write!(f, "NOTHING |"),
+        }
+    }
+}
+
+/// The first of the seeds that catches the bug; else the crash tests.
+pub async fn find(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
+    let sweep = Sweep { planted: Some(bug.name().to_owned()), fail_fast: true, ..seeds.clone() };
+    let totals = sweep::run(&sweep, |_| {}).await?;
+    match totals.failures.first() {
+        // Seeds are taken in order: those before it have ended well.
+        Some(failure) => Ok(Catch::Seed(failure.seed, what_of(failure))),
+        None => Ok(crash_tests(bug).await?.map_or(Catch::Nothing, Catch::Test)),
+    }
+}
+
+/// Whether the bug is caught by this seed.
+pub async fn is_caught(bug: Bug, seed: u64, seeds: &Sweep) -> io::Result<Option<String>> {
+    let sweep = Sweep { planted: Some(bug.name().to_owned()), seeds: seed..seed + 1, jobs: 1, ..seeds.clone() };
+    let totals = sweep::run(&sweep, |_| {}).await?;
+    Ok(totals.failures.first().map(what_of))
+}
+
+/// What did not hold, in a line that fits into a table.
+fn what_of(failure: &Failure) -> String {
+    let panicked = |line: &&String| line.contains("panicked at");
+    let at_panic = failure.what.iter().position(|line| panicked(&line)).and_then(|at| failure.what.get(at + 1));
+    let what = at_panic.or(failure.what.first()).map_or("", String::as_str);
+    let line: String = what.chars().take(160).collect();
+    line.replace('|', "/")
+}
+
+/// Asks the tests of `raft-store`; what catches it there.
+async fn crash_tests(bug: Bug) -> io::Result<Option<String>> {
+    let arguments = "test --release -q -p raft-store --features planted-bugs --test log --test fold --test group planted:: -- \
+                     --nocapture";
+    let mut command = Command::new("cargo");
+    command.args(arguments.split_whitespace()).env("RAFTMQ_PLANTED", bug.name()).stdin(Stdio::null());
+    let output = command.output().await?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    Ok(found_line(&told, bug.name()).filter(|_| output.status.success()))
+}
+
+fn found_line(told: &str, name: &str) -> Option<String> {
+    let lines = told.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    lines.filter(|what| *what != "NOT FOUND").map(|what| what.chars().take(160).collect()).next()
+}
+
+/// The table, as Markdown.
+pub fn table(caught: &[(Bug, Catch)], command: &str) -> String {
+    let by_seed = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Seed(..))).count();
+    let by_test = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Test(_))).count();
+    let mut text = format!(
+        "# Planted bugs, and what catches them\n\nMade by `{command}`: of {} bugs (`crates/raft-store/src/planted.rs`) {by_seed} \
+         are caught by a seed of the\nsimulation, the first of the range, {by_test} by the crash tests of `raft-store`, {} by \
+         nothing.\n\n| bug | caught by | what it says |\n|---|---|---|\n",
+        caught.len(),
+        caught.len() - by_seed - by_test,
+    );
+    for (bug, catch) in caught {
+        text += &format!("| {} | {catch} |\n", bug.name());
+    }
+    text
+}
+
+/// Bugs and the seeds that caught them when the table was written.
+pub fn known() -> Vec<(Bug, u64)> {
+    known_in(TABLE)
+}
+
+fn known_in(table: &str) -> Vec<(Bug, u64)> {
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let (name, by) = (cells.next()?, cells.next()?);
+        let bug = Bug::ALL.into_iter().find(|bug| bug.name() == name)?;
+        Some((bug, by.strip_prefix("seed ")?.parse().ok()?))
+    };
+    table.lines().filter_map(row).collect()
+}
+
+/// So many of them, chosen by a seed.
+pub fn sample(mut known: Vec<(Bug, u64)>, count: usize, seed: u64) -> Vec<(Bug, u64)> {
+    let rng = Rng::seeded(seed);
+    while known.len() > count {
+        known.remove(rng.below(known.len() as u64) as usize);
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_was_written_is_read() {
+        let caught = [
+            (Bug::SkipSync, Catch::Seed(3, "what is lost: a lot".to_owned())),
+            (Bug::StaleFrames, Catch::Test("the test so and so".to_owned())),
+            (Bug::LockTwice, Catch::Nothing),
+        ];
+        let table = table(&caught, "sim --planted all");
+        assert!(table.contains("| skip-sync | seed 3 | what is lost: a lot |"), "{table}");
+        assert_eq!(known_in(&table), [(Bug::SkipSync, 3)]);
+    }
+
+    #[test]
+    fn every_bug_stands_in_the_table_and_is_caught() {
+        for bug in Bug::ALL {
+            let row = TABLE.lines().find(|line| line.starts_with(&format!("| {} |", bug.name())));
+            let row = row.unwrap_or_else(|| panic!("{} is not there: just planted-table", bug.name()));
+            assert!(!row.contains("NOTHING"), "{row}");
+        }
+    }
+
+    #[test]
+    fn a_sample_is_a_function_of_its_seed() {
+        let known: Vec<(Bug, u64)> = Bug::ALL.into_iter().zip(0..).collect();
+        assert_eq!(sample(known.clone(), 10, 7), sample(known.clone(), 10, 7));
+        assert_eq!(sample(known.clone(), 10, 7).len(), 10);
+        assert_ne!(sample(known.clone(), 10, 7), sample(known, 10, 8));
+    }
+
+    #[test]
+    fn what_a_test_says_is_found_in_its_output() {
+        let told = "planted, and found by:\nskip-sync: crashes, after 7\nstale-frames: NOT FOUND\n";
+        assert_eq!(found_line(told, "skip-sync"), Some("crashes, after 7".to_owned()));
+        assert_eq!(found_line(told, "stale-frames"), None);
+        assert_eq!(found_line(told, "lock-twice"), None);
+    }
+}
