@@ -7,6 +7,7 @@ mod clock;
 mod faults;
 mod link;
 mod members;
+mod named;
 mod offline;
 #[cfg(feature = "planted-bugs")]
 mod planted;
