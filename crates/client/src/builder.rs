@@ -249,7 +249,10 @@ impl Client {
                         Ok(response) if is_not_now(response.response_code()) => RequestError::refused(&response),
                         Ok(response) => return Ok(response),
                         Err(CallError::NotSent(reason)) => RequestError::NotSent(reason),
-                        Err(error) => return Err(error.into()),
+                        Err(error) => {
+                            routes.doubt(topic);
+                            return Err(error.into());
+                        }
                     }
                 }
             };

@@ -483,7 +483,12 @@ impl Inner {
             let Settings { after_unknown, max_attempts, .. } = self.settings;
             let pause = match attempts.failed(broker, failure, after_unknown, max_attempts) {
                 Next::Retry(pause) if client.env.clock.monotonic() + pause < deadline => pause,
-                _ => return Err(attempts.error(&outgoing.unique_key)),
+                _ => {
+                    if !is_overload {
+                        client.routes.doubt(outgoing.topic);
+                    }
+                    return Err(attempts.error(&outgoing.unique_key));
+                }
             };
             // A busy broker is where it was; anything else may mean that the route is not what it was.
             if !is_overload {

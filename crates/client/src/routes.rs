@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -117,6 +117,8 @@ impl TopicRoute {
 #[derive(Debug)]
 struct Topic {
     route: ArcSwapOption<TopicRoute>,
+    /// Whoever uses it next asks first.
+    is_doubted: AtomicBool,
     /// Held while a question is on its way.
     last_answer: tokio::sync::Mutex<Option<Answer>>,
 }
@@ -167,9 +169,17 @@ impl Routes {
 
     /// The route as cached, unless there is reason to ask for another.
     pub(crate) fn fresh(&self, topic: &str) -> Option<Arc<TopicRoute>> {
-        let route = self.topics.lock().get(topic)?.route.load_full()?;
+        let known = self.topics.lock().get(topic)?.clone();
+        let route = known.route.load_full().filter(|_| !known.is_doubted.load(Ordering::Relaxed))?;
         let is_old_template = route.is_template && self.clock.monotonic() >= route.fetched_at + TEMPLATE_AGE;
         (!is_old_template).then_some(route)
+    }
+
+    /// Somebody has given up on what the route says, and has no time left to ask again: whoever uses it next does.
+    pub(crate) fn doubt(&self, topic: &str) {
+        if let Some(known) = self.topics.lock().get(topic) {
+            known.is_doubted.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Asks a NameServer, or takes the answer to a question that was on its way, or whose answer has just come. Falls
@@ -180,6 +190,8 @@ impl Routes {
         let mut last_answer = entry.last_answer.lock().await;
         if last_answer.as_ref().is_none_or(|answer| wanted_at >= answer.at + FRESH_FOR) {
             let error = self.ask(topic, &entry).await.err();
+            // Also without an answer: not everybody is to wait for a NameServer that is gone.
+            entry.is_doubted.store(false, Ordering::Relaxed);
             *last_answer = Some(Answer { at: self.clock.monotonic(), error });
         }
         let error = last_answer.as_ref().and_then(|answer| answer.error.clone());
@@ -224,7 +236,11 @@ impl Routes {
         if let Some(known) = topics.get(topic) {
             return known.clone();
         }
-        let entry = Arc::new(Topic { route: ArcSwapOption::empty(), last_answer: tokio::sync::Mutex::new(None) });
+        let entry = Arc::new(Topic {
+            route: ArcSwapOption::empty(),
+            is_doubted: AtomicBool::new(false),
+            last_answer: tokio::sync::Mutex::new(None),
+        });
         topics.insert(topic.to_owned(), entry.clone());
         entry
     }

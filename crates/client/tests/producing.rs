@@ -190,6 +190,28 @@ async fn a_change_of_leader_is_outlived() {
     assert!(cluster.calls(RequestCode::GET_ROUTEINFO_BY_TOPIC) < 100, "a hundred failing sends share their questions");
 }
 
+/// A leader that its peers have replaced and that clients still reach keeps silent; the route has had its successor all the
+/// time. Who has no time left for a second attempt must not send the next message there, too.
+#[tokio::test]
+async fn after_a_send_without_an_answer_the_next_one_goes_where_the_route_says_now() {
+    let cluster = Cluster::new(&[("T", 1)]);
+    let name_server = cluster.start("ns").await;
+    let elsewhere = Cluster::new(&[("T", 1)]);
+    let deposed = elsewhere.start("a").await;
+    cluster.set_master("ns", &deposed.address.to_string());
+    let client = client_of(&name_server).build().unwrap();
+    let producer = client.producer("pg").timeout(Duration::from_millis(300)).after_unknown(AfterUnknown::GiveUp);
+    let producer = producer.start().unwrap();
+    producer.send(Message::new("T", "to the one that led")).await.unwrap();
+    let leader = cluster.start("a").await;
+    cluster.set_master("ns", &leader.address.to_string());
+    elsewhere.afflict("a", Misfortune::Lose);
+    let error = producer.send(Message::new("T", "lost")).await.unwrap_err();
+    assert!(matches!(error, SendError::Unknown { .. }), "{error:?}");
+    producer.send(Message::new("T", "to the one that leads")).await.unwrap();
+    assert_eq!((elsewhere.stored(), cluster.stored()), (1, 1));
+}
+
 #[tokio::test]
 async fn nobody_to_ask_is_not_stored() {
     let client = Client::builder().name_servers("127.0.0.1:1").build().unwrap();

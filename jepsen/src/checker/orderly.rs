@@ -6,7 +6,8 @@
 //! - `concurrent-consume`: a message was begun while another one of the queue was in a listener. A lock is a lease: what
 //!   lasts longer than the declared time in which a client is surely alone is no anomaly.
 //! - `consume-skip`: begun though one before it was never done.
-//! - `nonmonotonic-consume`: one process went back, though it had lost nothing.
+//! - `nonmonotonic-consume`: one process went back, though it had lost nothing. Where a fault was at work since, or within the
+//!   lease before, it may have lost the queue and got it again, from the offset that is stored: that is counted.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ use super::delivery::delivery;
 use super::log::{Queue, malformed, number};
 use super::{Checked, Evidence, Verdict};
 use crate::history::edn::Edn;
+use crate::history::faults::{Fault, faults};
 use crate::history::operation::Process;
 use crate::history::{Call, Outcome};
 
@@ -35,10 +37,12 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
         return Ok(None);
     }
     let mut verdict = Verdict::default();
+    let (faults, mut again) = (faults(evidence.history), 0_u64);
     for messages in queues.values() {
         one_at_a_time(messages, evidence.bounds.exclusive, &mut verdict);
-        in_order(messages, &mut verdict);
+        again += in_order(messages, &faults, evidence.bounds.exclusive, &mut verdict);
     }
+    verdict.figure("gone-back-after-faults-count", again);
     verdict.figure("queue-count", queues.len());
     verdict.figure("delivered-count", queues.values().map(Vec::len).sum::<usize>());
     Ok(Some(verdict))
@@ -66,7 +70,9 @@ fn one_at_a_time(messages: &[(u64, Call<'_>)], exclusive: u64, verdict: &mut Ver
     }
 }
 
-fn in_order(messages: &[(u64, Call<'_>)], verdict: &mut Verdict) {
+/// How often a process went back and may have lost the queue.
+fn in_order(messages: &[(u64, Call<'_>)], faults: &[Fault], exclusive: u64, verdict: &mut Verdict) -> u64 {
+    let mut again = 0;
     let mut events: Vec<_> = messages.iter().map(|(offset, call)| (call.start, false, *offset, call)).collect();
     // Whoever crashed within a message may have been done with it.
     let done = messages.iter().filter(|(_, call)| call.completion.is_some() && call.outcome() != Outcome::Fail);
@@ -74,7 +80,7 @@ fn in_order(messages: &[(u64, Call<'_>)], verdict: &mut Verdict) {
     events.sort_unstable_by_key(|(at, ..)| *at);
     // The offset from which on nothing is surely done, and who began what last.
     let mut next: Option<u64> = None;
-    let mut newest: Option<(Process, u64)> = None;
+    let mut newest: Option<(Process, u64, u64)> = None;
     for (_, is_done, offset, call) in events {
         let from = *next.get_or_insert(offset);
         if is_done {
@@ -86,17 +92,21 @@ fn in_order(messages: &[(u64, Call<'_>)], verdict: &mut Verdict) {
                 Edn::map([("not-done", from.into()), ("begun", call.invocation.summary())])
             });
         }
-        let process = call.invocation.process;
-        if let Some((before, reached)) = newest
-            && before == process
-            && offset < reached
-        {
+        let (process, now) = (call.invocation.process, call.invocation.time);
+        let went_back = newest.filter(|(before, reached, _)| *before == process && offset < *reached);
+        if let Some((_, reached, at)) = went_back {
+            if faults.iter().any(|fault| fault.overlaps(at.saturating_sub(exclusive), now)) {
+                again += 1;
+                newest = Some((process, offset, now));
+                continue;
+            }
             verdict.anomaly("nonmonotonic-consume", || {
                 Edn::map([("reached", reached.into()), ("begun", call.invocation.summary())])
             });
         }
-        newest = Some((process, offset));
+        newest = Some((process, offset, now));
     }
+    again
 }
 
 #[cfg(test)]
@@ -146,5 +156,12 @@ mod tests {
     fn nonmonotonic_consume() {
         let bad = [whole(1, 4), whole(1, 5), whole(1, 4)];
         assert_eq!(anomalies(check, &steps(&bad.concat())), [("nonmonotonic-consume", 1)]);
+        let fault = "[:nemesis :info :start-partition nil] [:nemesis :info :stop-partition nil]";
+        let after_a_fault = [steps(&bad[..2].concat()), fault.to_owned(), steps(&bad[2])].concat();
+        assert_eq!(
+            validity(check, &after_a_fault),
+            Validity::Valid,
+            "the queue may have been somebody else's meanwhile"
+        );
     }
 }
