@@ -1,5 +1,6 @@
 //! While a fault lasts, and after it: brokers that may end are started again, and the next fault waits until all is well.
 
+use std::fs;
 use std::io;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ pub async fn until_well(run: &mut Run, after: Nemesis) -> io::Result<()> {
         drop(look_after(run, &[], may_end)?);
         let lacking = (0..NODES.len()).find(|k| !(run.cluster.runs(*k) && run.cluster.is_ready(*k)));
         let told = match (lacking, run.cluster.leader()) {
-            (Some(k), _) => format!("{} is not ready; {}", NODES[k], run.cluster.log_tail(k)),
+            (Some(k), _) => format!("{} is not ready; {}{}", NODES[k], run.cluster.log_tail(k), silent(run, k)),
             (None, None) => "nobody leads".to_owned(),
             (None, Some(leader)) => match chain::status(&client, run.replicas[leader]).await {
                 Ok(status) if all_hold_enough(&status) => return Ok(()),
@@ -74,6 +75,24 @@ pub async fn until_well(run: &mut Run, after: Nemesis) -> io::Result<()> {
     }
 }
 
+/// What the threads of a broker do, for people: one that is silent and runs may wait for ever, or turn in circles.
+fn silent(run: &Run, k: usize) -> String {
+    if run.cluster.runs(k) { threads(run.cluster.broker_pid(k)) } else { String::new() }
+}
+
+fn threads(pid: u32) -> String {
+    let tasks = format!("/proc/{pid}/task");
+    let mut told = format!("\nits threads, in {tasks}: name, state, what they wait for, ticks used:");
+    for task in fs::read_dir(tasks).into_iter().flatten().filter_map(Result::ok) {
+        let of = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let stat = of("stat");
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+        told += &format!("\n{} {} {} {}+{}", of("comm").trim(), field(0), of("wchan"), field(11), field(12));
+    }
+    told
+}
+
 /// Whether all replicas vote and lack no more than somebody may who begins to.
 fn all_hold_enough(leader: &ReplicaStatus) -> bool {
     let enough = leader.members.iter().filter(|member| member.voter && member.caught_up == Some(true));
@@ -85,6 +104,14 @@ mod tests {
     use protocol::body::ReplicaMember;
 
     use super::*;
+
+    #[test]
+    fn what_a_processs_threads_do_is_told() {
+        let own = fs::read_to_string("/proc/thread-self/comm").expect("it has a name");
+        let told = threads(std::process::id());
+        let running = format!("{} R ", own.trim());
+        assert!(told.lines().any(|line| line.starts_with(&running)), "{running} is not in {told}");
+    }
 
     #[test]
     fn all_is_well_when_three_vote_and_have_caught_up() {
