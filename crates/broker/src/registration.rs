@@ -80,7 +80,8 @@ pub async fn run(broker: Arc<BrokerGroup>, name_server: String) {
     let mut last = None;
     loop {
         wanted.borrow_and_update();
-        let now = standing(&broker, &role.borrow_and_update().clone());
+        let role_now = role.borrow_and_update().clone();
+        let now = standing(&role_now, broker.raft.node(), broker.raft.status().voters);
         // Between two leaders a replica stays what it was, but one that led says nothing: it may have been replaced.
         let standing = now.or_else(|| last.filter(|standing: &Standing| standing.broker_id != 0));
         // Nor does one that lacks what clients would ask it for.
@@ -104,15 +105,17 @@ pub async fn run(broker: Arc<BrokerGroup>, name_server: String) {
 }
 
 /// `None` while it is not known who leads.
-fn standing(broker: &BrokerGroup, role: &Role) -> Option<Standing> {
-    let own = broker.raft.node();
+///
+/// It is told all that it needs: who looked at the group's status here, while the role was still borrowed, waited for
+/// whoever was about to change the role, who waited for the borrower.
+fn standing(role: &Role, own: NodeId, voters: Vec<NodeId>) -> Option<Standing> {
     let (leader, term) = match role {
         Role::Leader { term, ready: true } => (own, *term),
         Role::Follower { term, leader: Some(leader) } => (leader.id, *term),
         Role::Leader { ready: false, .. } | Role::Follower { leader: None, .. } => return None,
         Role::Candidate { .. } | Role::Stopped { .. } => return None,
     };
-    Some(Standing { broker_id: broker_id(own, leader, broker.raft.status().voters), term })
+    Some(Standing { broker_id: broker_id(own, leader, voters), term })
 }
 
 async fn register(broker: &BrokerGroup, name_server: &str, standing: Standing) -> Result<(), String> {
@@ -153,15 +156,17 @@ fn topics_to_register(tables: &Tables, creates_topics: bool, term: u64) -> Topic
 
 /// Tells every NameServer that this replica is gone. One that cannot be told strikes it out by itself.
 pub async fn unregister(broker: &BrokerGroup) {
+    let status = broker.raft.status();
+    let broker_id = match &status.role {
+        Role::Leader { .. } => 0,
+        role => standing(role, status.node, status.voters.clone()).map_or(1, |standing| standing.broker_id),
+    };
     let farewells = broker.name_servers.iter().map(|name_server| async move {
         let header = BrokerRequest {
             broker_name: broker.broker_name().to_owned(),
             broker_addr: broker.config.advertised_address.to_string(),
             cluster_name: broker.cluster.clone(),
-            broker_id: match &*broker.role.borrow() {
-                Role::Leader { .. } => 0,
-                role => standing(broker, role).map_or(1, |standing| standing.broker_id),
-            },
+            broker_id,
         };
         let request = RemotingCommand::request_with(RequestCode::UNREGISTER_BROKER, &header);
         let call = broker.peers.call(name_server, request, FAREWELL_LIMIT);
@@ -186,6 +191,19 @@ mod tests {
         assert_eq!(broker_id(30, 20, voters.clone()), 2);
         assert_eq!(broker_id(30, 10, voters), 2);
         assert_eq!(broker_id(5, 5, vec![5]), 0);
+    }
+
+    #[test]
+    fn who_does_not_know_who_leads_has_no_standing() {
+        let leads = Role::Leader { term: 7, ready: true };
+        assert_eq!(standing(&leads, 20, vec![10, 20, 30]), Some(Standing { broker_id: 0, term: 7 }));
+        let nobody = [
+            Role::Leader { term: 7, ready: false },
+            Role::Follower { term: 7, leader: None },
+            Role::Candidate { term: 7 },
+            Role::Stopped { reason: None },
+        ];
+        assert!(nobody.iter().all(|role| standing(role, 20, vec![10, 20, 30]).is_none()));
     }
 
     #[test]

@@ -115,7 +115,9 @@ impl Caller {
         };
         let request = RemotingCommand::request_with(RequestCode::QUERY_CONSUMER_OFFSET, &header);
         match self.call(request).await {
-            Ok(answer) => answer.header::<OffsetResponse>().map(|answer| answer.offset as u64).map_err(|_| Lost::Unknown),
+            Ok(answer) => {
+                answer.header::<OffsetResponse>().map(|answer| answer.offset as u64).map_err(|_| Lost::Unknown)
+            }
             Err(Lost::Told(ResponseCode::QUERY_NOT_FOUND)) => Ok(0),
             Err(lost) => Err(lost),
         }

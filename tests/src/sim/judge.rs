@@ -147,12 +147,8 @@ fn nothing_is_lost(history: &History) -> Verdict {
 fn nothing_is_made_up(history: &History) -> Verdict {
     let sent: BTreeMap<u64, (usize, bool)> =
         history.appends.iter().map(|append| (append.value, (append.queue as usize, append.end == End::Fail))).collect();
-    let scheduled: BTreeSet<u64> = history
-        .delayed
-        .iter()
-        .filter(|delayed| delayed.end != End::Fail)
-        .map(|delayed| delayed.value)
-        .collect();
+    let scheduled: BTreeSet<u64> =
+        history.delayed.iter().filter(|delayed| delayed.end != End::Fail).map(|delayed| delayed.value).collect();
     for (replica, queues) in &history.replicas {
         for (queue, held) in plain_queues(queues).iter().enumerate() {
             for value in &held.values {

@@ -90,7 +90,8 @@ pub(super) fn pushed_offsets_grow(history: &History) -> Verdict {
     by_end.sort_unstable_by_key(|sighting| sighting.ended);
     for later in &history.sightings {
         let before = by_end.iter().take_while(|earlier| earlier.ended < later.invoked);
-        if let Some(earlier) = before.max_by_key(|earlier| earlier.value).filter(|earlier| earlier.value > later.value) {
+        if let Some(earlier) = before.max_by_key(|earlier| earlier.value).filter(|earlier| earlier.value > later.value)
+        {
             return Err(format!("{} was read, and {} after that", earlier.value, later.value));
         }
     }
