@@ -160,7 +160,12 @@ async fn tell(plan: &Plan, env: &Env, recorder: Recorder, network: &OwnNetwork) 
     let site = Site::new(env, &run.recorder, &run.replicas, run.cluster.name_server());
     let clients = Clients::start(plan.workload, site, &run.rng, plan.senders).await?;
     clients.succeed_more(1).await?;
-    nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await?;
+    let struck = nemesis::strike_in_turn(&mut run, schedule, Duration::from_secs(plan.seconds), &mut skipped).await;
+    if struck.is_err() {
+        // The brokers are about to go, and that is no outage of theirs.
+        clients.abandon();
+    }
+    struck?;
     clients.succeed_more(AFTERWARDS).await?;
     clients.stop().await?;
     ending::compare_chains(&run).await?;

@@ -241,6 +241,12 @@ impl Clients {
         in_time.ok_or_else(|| io::Error::other(format!("no service: nothing like {count} successes in {PATIENCE:?}")))
     }
 
+    /// They begin nothing more.
+    pub fn abandon(&self) {
+        self.site.progress.stopped.store(true, Ordering::Relaxed);
+        self.site.progress.ended.store(true, Ordering::Relaxed);
+    }
+
     /// Stops those that change something, waits for their last answers and until everything that was acknowledged has been
     /// seen, or patience ends; then stops the others. An error if one could not go on.
     pub async fn stop(self) -> io::Result<()> {
