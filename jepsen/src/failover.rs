@@ -59,8 +59,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} leaders killed, {} sends acknowledged; longest time without an acknowledgement, of each kill: p50 {:.0?}, p90 \
-             {:.0?}, p99 {:.0?}, max {:.0?}",
+            "{} leaders killed, {} sends acknowledged; longest time without an acknowledgement, of each kill: p50 {:.2?}, p90 \
+             {:.2?}, p99 {:.2?}, max {:.2?}",
             self.gaps.len(),
             self.acknowledged,
             self.at(50),
@@ -137,7 +137,7 @@ async fn kill_again_and_again(plan: &Plan) -> io::Result<Report> {
         // The gap ends before it is looked at.
         more(SENDERS).await?;
         let gap = acknowledged.lock().longest_gap;
-        eprintln!("leader {} killed, {}/{}: {gap:.0?}", leader + 1, gaps.len() + 1, plan.kills);
+        eprintln!("leader {} killed, {}/{}: {gap:.2?}", leader + 1, gaps.len() + 1, plan.kills);
         gaps.push(gap);
     }
     stop.store(true, Ordering::Relaxed);
@@ -148,7 +148,7 @@ async fn kill_again_and_again(plan: &Plan) -> io::Result<Report> {
     let report = Report { gaps, acknowledged: acknowledged.lock().count };
     if report.at(50) > plan.median_limit || report.at(100) > plan.limit {
         let (median, limit) = (plan.median_limit, plan.limit);
-        return Err(io::Error::other(format!("{report}: p50 may be {median:.0?}, max {limit:.0?}")));
+        return Err(io::Error::other(format!("{report}: p50 may be {median:.2?}, max {limit:.2?}")));
     }
     Ok(report)
 }
