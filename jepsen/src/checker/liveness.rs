@@ -131,11 +131,18 @@ fn outages(attempts: &Attempts<'_>, faults: &[Fault], bounds: &Bounds, verdict: 
     longest
 }
 
-/// When, after the last fault, the newest chains of all replicas stand at one index.
+/// When, after the last fault, the newest chains of all replicas stand at one index. As long as clients change something
+/// they cannot: the time counts from the last operation before the chains were told, if that is later.
 fn convergence(evidence: &Evidence<'_>, faults: &[Fault], verdict: &mut Verdict) -> Result<(), Malformed> {
     let tellings = tellings(evidence, "chain")?;
     let calm = faults.iter().filter(|fault| fault.skipped.is_none()).map(|fault| fault.end.unwrap_or(u64::MAX)).max();
-    let Some(calm) = calm.filter(|_| !tellings.is_empty()) else { return Ok(()) };
+    let (Some(calm), Some(told)) = (calm, tellings.iter().map(|telling| telling.operation.time).max()) else {
+        return Ok(());
+    };
+    let works = |operation: &&Operation| operation.process != Process::Nemesis && &*operation.f != "chain";
+    let history = evidence.history.operations();
+    let quiet = history.iter().filter(works).map(|operation| operation.time).take_while(|time| *time <= told).max();
+    let calm = calm.max(quiet.unwrap_or_default());
     let mut nodes: Vec<&str> = evidence.bounds.nodes.iter().map(String::as_str).collect();
     if nodes.is_empty() {
         nodes = tellings.iter().map(|telling| telling.node).collect();
@@ -234,6 +241,12 @@ mod tests {
         assert_eq!(validity(check, &[&*struck, &chain(300, 5, 4), &chain(400, 5, 5)].concat()), Validity::Valid);
         assert_eq!(anomalies(check, &[&*struck, &chain(300, 5, 4)].concat()), [("no-convergence", 1)], "never");
         assert_eq!(anomalies(check, &[&*struck, &chain(60300, 5, 5)].concat()), [("no-convergence", 1)], "too late");
+        let drained = "[2 :invoke :drain \"g\" :time 60200] [2 :ok :drain \"g\" :time 60250]";
+        assert_eq!(
+            validity(check, &[&*struck, drained, &chain(60300, 5, 5)].concat()),
+            Validity::Valid,
+            "as soon as it can"
+        );
         assert_eq!(
             validity(
                 check,

@@ -28,15 +28,10 @@ use crate::world::{Counter, Ledger, Place, QUEUE, free_address, record, record_o
 
 /// Three members behind links.
 pub async fn linked(seed: u64) -> (Three, Links) {
-    linked_of(3, seed).await
-}
-
-/// So many members behind links.
-pub async fn linked_of(count: usize, seed: u64) -> (Three, Links) {
     let links = Links::default();
-    let (outer, inner): (Vec<_>, Vec<_>) = (0..count).map(|_| (free_address(), free_address())).unzip();
+    let (outer, inner): (Vec<_>, Vec<_>) = (0..3).map(|_| (free_address(), free_address())).unzip();
     let mut places = Vec::new();
-    for at in 0..count {
+    for at in 0..3 {
         let mut place = Place::simulated(seed + at as u64, outer[at], &outer);
         place.options.peer_listen = inner[at];
         links.add(&place.env, outer[at], inner[at]).await;

@@ -7,7 +7,6 @@ mod clock;
 mod faults;
 mod link;
 mod members;
-mod named;
 mod offline;
 #[cfg(feature = "planted-bugs")]
 mod planted;
