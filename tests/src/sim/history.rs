@@ -140,8 +140,8 @@ pub struct History {
     pub grants: Vec<Grant>,
     /// How long a queue lock holds.
     pub lease_ms: u64,
-    /// When a value was acknowledged, in simulated time.
-    pub acknowledged_ms: BTreeMap<u64, u64>,
+    /// When a value was asked to be appended, in simulated time.
+    pub asked_ms: BTreeMap<u64, u64>,
     /// At the end: what each replica holds of each queue. The last queue is that of the delayed.
     pub replicas: BTreeMap<String, Vec<Held>>,
     /// When that was read, in simulated time.

@@ -119,10 +119,8 @@ fn nothing_is_lost(history: &History) -> Verdict {
         .iter()
         .flat_map(|pull| pull.shown.iter().map(|(offset, value)| (pull.queue, *offset, *value, "pulled")));
     let kept: Vec<_> = acknowledged.chain(pulled).collect();
-    let is_old = |value: &u64| {
-        let visible_ms = history.acknowledged_ms.get(value).copied().unwrap_or_default();
-        may_be_trimmed(history, visible_ms)
-    };
+    // It became visible later than it was asked for.
+    let is_old = |value: &u64| may_be_trimmed(history, history.asked_ms.get(value).copied().unwrap_or_default());
     for (replica, queues) in &history.replicas {
         let held = |queue: u32| &queues[queue as usize];
         let mut lost = kept.iter().filter(|(queue, offset, value, _)| {
@@ -330,12 +328,12 @@ mod tests {
         let lost = "nothing acknowledged is lost";
         assert_eq!(told(&trimmed), [lost]);
         (trimmed.keeps_ms, trimmed.audited_ms) = (Some(1000), 2000);
-        trimmed.acknowledged_ms = [(10, 1000)].into();
+        trimmed.asked_ms = [(10, 1000)].into();
         assert_eq!(judge(&trimmed), []);
-        trimmed.acknowledged_ms = [(10, 1001)].into();
+        trimmed.asked_ms = [(10, 1001)].into();
         assert_eq!(told(&trimmed), [lost]);
         // One replica is further than the other.
-        trimmed.acknowledged_ms.clear();
+        trimmed.asked_ms.clear();
         trimmed.replicas.insert("a".to_owned(), vec![held(&[10, 11]), held(&[])]);
         assert_eq!(judge(&trimmed), []);
         trimmed.replicas.insert("a".to_owned(), vec![Held { first: 2, values: Vec::new() }, held(&[])]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use broker::config::Flush;
 use env::Rng;
+use env::disk::simulated::Latency;
 
 /// A kind of fault. `sim SEED --without partition,crash` leaves kinds out and changes nothing else of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,6 +149,8 @@ pub struct Plan {
     pub keeps: Option<Duration>,
     /// When brokers sync what they acknowledge.
     pub flush: Flush,
+    /// What a disk takes that is well: in half of the seeds nothing.
+    pub disk: Latency,
     /// How long faults strike.
     pub faults_ms: u64,
     /// What strikes, in order of time.
@@ -187,6 +190,25 @@ fn flush_later(rng: &Rng) -> Flush {
 }
 
 impl Plan {
+    /// A cluster of so many with a workload, on which a scenario strikes by itself.
+    pub fn calm(seed: u64, brokers: usize) -> Plan {
+        Plan {
+            seed,
+            brokers,
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(250), Duration::from_millis(500)),
+            latency: Duration::from_millis(2),
+            appenders: 4,
+            pause_ms: 10,
+            lease: Duration::from_secs(1),
+            keeps: None,
+            flush: Flush::Sync,
+            disk: Latency { sync: Duration::from_millis(3), ..Latency::default() },
+            faults_ms: 0,
+            strikes: Vec::new(),
+        }
+    }
+
     /// The plan of a seed, less the kinds in `without`.
     pub fn draw(seed: u64, without: &[Fault]) -> Plan {
         let rng = Rng::seeded(seed);
@@ -204,6 +226,10 @@ impl Plan {
             lease: Duration::from_millis(within(&rng, 300..=1500)),
             keeps: rng.chance(1, 3).then(|| Duration::from_millis(within(&rng, 2000..=5000))),
             flush: if rng.chance(1, 8) { flush_later(&rng) } else { Flush::Sync },
+            disk: Latency {
+                sync: Duration::from_millis(if rng.chance(1, 2) { within(&rng, 1..=8) } else { 0 }),
+                ..Latency::default()
+            },
             strikes: Vec::new(),
         };
         let mut kinds: Vec<Fault> = Fault::ALL.to_vec();

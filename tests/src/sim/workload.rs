@@ -72,6 +72,7 @@ impl Workload {
     /// An append that was asked for.
     pub fn append(&self, queue: u32, value: u64, repeats: bool) -> usize {
         self.invoke(|history, invoked| {
+            history.asked_ms.insert(value, now_ms());
             history.appends.push(Append { queue, value, repeats, invoked, end: End::Info });
             history.appends.len() - 1
         })
@@ -80,12 +81,9 @@ impl Workload {
     /// It was acknowledged.
     pub fn appended(&self, at: usize, offset: u64) {
         let ended = self.ends(offset);
-        let mut history = self.history.borrow_mut();
-        let append = &mut history.appends[at];
+        let append = &mut self.history.borrow_mut().appends[at];
         append.end = End::Ok(offset, ended);
-        let (queue, value) = (append.queue, append.value);
-        history.acknowledged_ms.insert(value, now_ms());
-        let end = &mut self.acknowledged_ends.borrow_mut()[queue as usize];
+        let end = &mut self.acknowledged_ends.borrow_mut()[append.queue as usize];
         *end = (*end).max(offset + 1);
     }
 
