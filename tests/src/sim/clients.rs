@@ -22,8 +22,8 @@ use super::history::{Delayed, End, Pull};
 use super::host::{NAME_SERVER_PORT, environment};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, Workload, now_ms, place};
 
-/// How long a raw request may take before its outcome is unknown.
-const CALL: Duration = Duration::from_secs(4);
+/// How long a patient client waits for an answer: longer than a broker does.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Why a request has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct Caller {
     pub(super) env: Env,
     pub(super) rng: Rng,
     raw: remoting::Client<NoRequests>,
+    /// How long it waits for an answer before the outcome is unknown.
+    patience: Duration,
     /// Whom it asks next.
     pub(super) at: usize,
 }
@@ -70,7 +72,8 @@ impl Caller {
         let raw = connector(&env);
         let rng = Rng::seeded(seed);
         let at = rng.below(work.brokers.len() as u64) as usize;
-        Caller { work: work.clone(), rng, raw, env, at }
+        let impatient = rng.chance(1, 2).then(|| Duration::from_millis(300 + rng.below(700)));
+        Caller { work: work.clone(), rng, raw, env, patience: impatient.unwrap_or(PATIENCE), at }
     }
 
     pub(super) fn broker(&self) -> String {
@@ -93,7 +96,7 @@ impl Caller {
 
     /// Asks once; after anything but a success somebody else is asked next.
     pub(super) async fn call(&mut self, request: RemotingCommand) -> Result<RemotingCommand, Lost> {
-        let answered = match self.raw.call(&self.broker(), request, CALL).await {
+        let answered = match self.raw.call(&self.broker(), request, self.patience).await {
             Ok(answer) if answer.is_success() => return Ok(answer),
             Ok(answer) => Lost::of_code(answer.response_code()),
             Err(CallError::NotSent(_)) => Lost::Refused,

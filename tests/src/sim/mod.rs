@@ -7,6 +7,7 @@
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
 //! - [`workload`], [`clients`], [`consumers`], [`operators`], [`history`]: what is asked and answered.
 //! - [`invariants`], [`judge`], [`registers`]: what must hold.
+//! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
 
 pub mod clients;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod planted;
 pub mod points;
 pub mod registers;
+pub mod scenarios;
 pub mod sweep;
 pub mod workload;
 pub mod world;
@@ -232,6 +234,7 @@ impl<'p> Run<'p> {
         clients.push(world.client("scheduler", |caller| caller.schedule()));
         clients.extend((0..2).map(|reader| world.client("reader", move |caller| caller.read(reader))));
         clients.extend((0..2).map(|_| world.client("keeper", |caller| caller.keep_offsets())));
+        clients.extend((0..2).map(|_| world.client("watcher", |caller| caller.watch_offsets())));
         clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));
         clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
         self.clients = clients;

@@ -226,6 +226,8 @@ impl Nemesis {
                 world.hosts[at].disk.fail_write(DATA, 1 + rng.below(4));
             }
             Fault::FullDisk => {
+                // The log has its space already: it takes a while until something else needs some.
+                let end = end + 3 * strike.lasts_ms;
                 self.await_effect(world, at, Fault::FullDisk, end);
                 world.hosts[at].disk.set_capacity(0);
                 self.undo.push((end, Box::new(move |world| world.hosts[at].disk.set_capacity(AMPLE_BYTES))));

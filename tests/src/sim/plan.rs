@@ -224,7 +224,7 @@ impl Plan {
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),
-            keeps: rng.chance(1, 3).then(|| Duration::from_millis(within(&rng, 2000..=5000))),
+            keeps: rng.chance(1, 2).then(|| Duration::from_millis(within(&rng, 300..=4000))),
             flush: if rng.chance(1, 8) { flush_later(&rng) } else { Flush::Sync },
             disk: Latency {
                 sync: Duration::from_millis(if rng.chance(1, 2) { within(&rng, 1..=8) } else { 0 }),

@@ -10,7 +10,7 @@ use super::plan::Fault;
 use super::world::World;
 
 /// Points in the code at which power may fail.
-const POINTS: [&str; 22] = [
+const POINTS: [&str; 24] = [
     "log.before_hard_state",
     "log.between_hard_states",
     "log.piece_written",
@@ -24,6 +24,8 @@ const POINTS: [&str; 22] = [
     "log.recovery_zeroed",
     "derived.log_synced",
     "derived.units_synced",
+    "derived.rows_written",
+    "keyed.before_sync",
     "derived.reset_half_way",
     "checkpoint.before_write",
     "checkpoint.before_rename",
@@ -92,6 +94,21 @@ pub struct Passed {
 /// Power is to fail at this host at one point or another.
 pub fn arm(world: &World, at: usize, rng: &Rng) {
     arm_at(world, at, POINTS[rng.below(POINTS.len() as u64) as usize], Fault::FaultPoint, rng);
+}
+
+/// Points at which derived state, its index and its images are being made durable.
+pub const DERIVED: [&str; 6] = [
+    "derived.log_synced",
+    "derived.units_synced",
+    "derived.rows_written",
+    "keyed.before_sync",
+    "checkpoint.before_write",
+    "checkpoint.before_rename",
+];
+
+/// Power is to fail at this host at this point.
+pub fn arm_one(world: &World, at: usize, name: &'static str, rng: &Rng) {
+    arm_at(world, at, name, Fault::FaultPoint, rng);
 }
 
 /// Power is to fail at this host while it writes a group of frames.
