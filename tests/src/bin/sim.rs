@@ -125,9 +125,9 @@ fn one(arguments: &Arguments, seed: u64) -> ExitCode {
     if !arguments.json {
         let strikes: Vec<String> =
             plan.strikes.iter().map(|strike| format!("{} ms {}", strike.at_ms, strike.fault)).collect();
-        let kept = plan.keeps.map_or("for ever".to_owned(), |keeps| format!("for {keeps:?}"));
+        let kept = plan.keeps.map_or("all".to_owned(), |kept| format!("{} KiB", kept.bytes >> 10));
         let (brokers, flush) = (plan.brokers, plan.flush.name());
-        println!("{brokers} brokers, {flush}, messages kept {kept}, faults: {}", strikes.join(", "));
+        println!("{brokers} brokers, {flush}, {kept} of log kept, faults: {}", strikes.join(", "));
     }
     tell_outcome(arguments, &sim::run(&plan))
 }

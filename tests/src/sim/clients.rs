@@ -204,7 +204,7 @@ impl Caller {
             let queue = self.rng.below(next.len() as u64) as usize;
             let (topic, queue_id) = place(queue as u32);
             let from: u64 = next[queue];
-            match admin.pull(&self.broker(), GROUP, topic, queue_id, from as i64, 32).await {
+            match admin.pull(&self.broker(), GROUP, topic, queue_id, from as i64, 128).await {
                 Ok(pulled) => {
                     let shown: Vec<(u64, u64)> = pulled.records.iter().map(|record| shown(record)).collect();
                     for (_, value) in shown.iter().filter(|_| topic == DELAYED_TOPIC) {
@@ -213,7 +213,7 @@ impl Caller {
                     self.work.ends(shown.len() as u64);
                     let moved = pulled.code == ResponseCode::PULL_OFFSET_MOVED;
                     let moved = moved.then_some(pulled.bounds.next_begin_offset as u64);
-                    next[queue] = moved.unwrap_or(from + shown.len() as u64);
+                    next[queue] = moved.or(shown.last().map(|(offset, _)| offset + 1)).unwrap_or(from);
                     self.work.history.borrow_mut().pulls.push(Pull { reader, queue: queue as u32, from, shown, moved });
                     if self.rng.chance(1, 8) {
                         self.try_next();

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use self::judge::judge;
 use self::nemesis::Nemesis;
-use self::plan::Plan;
+use self::plan::{AMPLE_BYTES, Plan};
 use self::world::World;
 
 /// Between two looks at the invariants, in ticks: less than it takes a new leader to acknowledge anything.
@@ -171,7 +171,7 @@ impl<'p> Run<'p> {
             let mut history = self.world.work.history.borrow_mut();
             history.clocks_agree = true;
             history.lease_ms = self.plan.lease.as_millis() as u64;
-            history.keeps_ms = self.plan.keeps.map(|keeps| keeps.as_millis() as u64);
+            history.is_trimmed = self.plan.keeps.is_some_and(|kept| kept.bytes < AMPLE_BYTES);
         }
         self.start_clients();
         self.nemesis = Some(Nemesis::new(self.plan, &self.world));
@@ -232,7 +232,7 @@ impl<'p> Run<'p> {
             (0..self.plan.appenders).map(|_| world.client("appender", |caller| caller.append())).collect();
         clients.push(world.client("producer", |caller| caller.produce()));
         clients.push(world.client("scheduler", |caller| caller.schedule()));
-        clients.extend((0..2).map(|reader| world.client("reader", move |caller| caller.read(reader))));
+        clients.extend((0..4).map(|reader| world.client("reader", move |caller| caller.read(reader))));
         clients.extend((0..2).map(|_| world.client("keeper", |caller| caller.keep_offsets())));
         clients.extend((0..2).map(|_| world.client("watcher", |caller| caller.watch_offsets())));
         clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));

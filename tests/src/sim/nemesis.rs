@@ -13,12 +13,9 @@ use env::disk::simulated::Met;
 use raft_store::log::segment::HEAD_BYTES;
 
 use super::host::{DATA, Process};
-use super::plan::{Fault, Plan, Strike};
+use super::plan::{AMPLE_BYTES, Fault, Plan, Strike};
 use super::points::{self, Passed};
 use super::world::{World, slow};
-
-/// A disk that is larger than any run.
-const AMPLE_BYTES: u64 = 1 << 40;
 
 /// Ends a fault that lasts.
 type Undo = Box<dyn FnOnce(&mut World)>;

@@ -125,6 +125,15 @@ pub struct Strike {
     pub rng: Rng,
 }
 
+/// How much is kept where not everything is: checkpoints, images and purges of the log come several times a second then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// So many bytes of log, which may be more than there are.
+    pub bytes: u64,
+    /// Between two checkpoints.
+    pub checkpoints: Duration,
+}
+
 /// What a seed decides.
 #[derive(Debug)]
 pub struct Plan {
@@ -144,9 +153,8 @@ pub struct Plan {
     pub pause_ms: u64,
     /// How long a queue lock holds.
     pub lease: Duration,
-    /// How long messages are kept at least; `None`: for ever. Where they are not, checkpoints, images and the purge of the
-    /// log come several times a second.
-    pub keeps: Option<Duration>,
+    /// How much is kept; `None`: everything.
+    pub keeps: Option<Kept>,
     /// When brokers sync what they acknowledge.
     pub flush: Flush,
     /// What a disk takes that is well: in half of the seeds nothing.
@@ -173,6 +181,9 @@ const SURVIVED_UNSYNCED: [Fault; 9] = [
     Fault::SlowDisk,
     Fault::Transfer,
 ];
+
+/// More than any run writes: checkpoints come, and nothing is let go.
+pub const AMPLE_BYTES: u64 = 1 << 40;
 
 /// Pause between two strikes.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 150..=1200;
@@ -224,7 +235,10 @@ impl Plan {
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),
-            keeps: rng.chance(1, 2).then(|| Duration::from_millis(within(&rng, 300..=4000))),
+            keeps: rng.chance(1, 2).then(|| Kept {
+                bytes: if rng.chance(1, 2) { within(&rng, 50..=500) << 10 } else { AMPLE_BYTES },
+                checkpoints: Duration::from_millis(within(&rng, 50..=400)),
+            }),
             flush: if rng.chance(1, 8) { flush_later(&rng) } else { Flush::Sync },
             disk: Latency {
                 sync: Duration::from_millis(if rng.chance(1, 2) { within(&rng, 1..=8) } else { 0 }),
@@ -235,6 +249,8 @@ impl Plan {
         let mut kinds: Vec<Fault> = Fault::ALL.to_vec();
         if plan.flush != Flush::Sync {
             kinds.retain(|fault| SURVIVED_UNSYNCED.contains(fault));
+            // Checkpoints come faster than syncs do: its end would never be durable everywhere.
+            plan.keeps = None;
         }
         let wanted = within(&rng, KINDS) as usize;
         while kinds.len() > wanted {

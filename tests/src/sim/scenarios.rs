@@ -8,7 +8,7 @@ use env::Rng;
 use env::disk::simulated::SimDisk;
 
 use super::host::{DATA, Process};
-use super::plan::Plan;
+use super::plan::{AMPLE_BYTES, Kept, Plan};
 use super::{Outcome, Run, points};
 
 /// What is done in a scenario, once a group is founded and clients are at work.
@@ -32,14 +32,14 @@ pub const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "nats-7567", plan: five, script: nats_7567 },
     Scenario { name: "nats-7567-async", plan: five_that_sync_later, script: nats_7567 },
     Scenario { name: "nats-7545", plan: five, script: nats_7545 },
-    Scenario { name: "etcd-3.5", plan: three_that_forget, script: etcd_applied_index },
+    Scenario { name: "etcd-3.5", plan: three_with_checkpoints, script: etcd_applied_index },
     Scenario { name: "kafka-last-replica", plan: three, script: last_replica_standing },
     Scenario { name: "openraft-1802", plan: five, script: openraft_1802 },
     Scenario { name: "dledger-b", plan: three, script: dledger_failed_flush },
     Scenario { name: "dledger-c", plan: three, script: dledger_votes },
     Scenario { name: "dledger-e", plan: three, script: dledger_failures },
     Scenario { name: "resumed-term", plan: three, script: restarted_leader },
-    Scenario { name: "covered-by-an-image", plan: three_that_forget, script: covered_by_an_image },
+    Scenario { name: "covered-by-an-image", plan: three_that_forget_under_load, script: covered_by_an_image },
 ];
 
 impl Scenario {
@@ -71,12 +71,22 @@ fn five() -> Plan {
 }
 
 /// Checkpoints, images and purges come all the time.
+const KEPT: Kept = Kept { bytes: 100 << 10, checkpoints: Duration::from_millis(50) };
+
 fn three_that_forget() -> Plan {
-    Plan { keeps: Some(Duration::from_millis(300)), ..three() }
+    Plan { keeps: Some(KEPT), ..three() }
+}
+
+fn three_with_checkpoints() -> Plan {
+    Plan { keeps: Some(Kept { bytes: AMPLE_BYTES, ..KEPT }), ..three() }
+}
+
+fn three_that_forget_under_load() -> Plan {
+    Plan { appenders: 8, ..three_that_forget() }
 }
 
 fn five_that_forget() -> Plan {
-    Plan { keeps: Some(Duration::from_secs(2)), ..five() }
+    Plan { keeps: Some(KEPT), ..five() }
 }
 
 fn five_that_sync_later() -> Plan {
@@ -384,7 +394,7 @@ fn restarted_leader(run: &mut Run) -> Result<(), String> {
 /// Here a leader appends, its followers take it over from there, and it hears of nothing before an image covers it all.
 /// Nobody may be told that what is in the log is not.
 fn covered_by_an_image(run: &mut Run) -> Result<(), String> {
-    for _ in 0..5 {
+    for _ in 0..8 {
         let (leader, others) = leader_and_others(run)?;
         // What it sends arrives, and nothing comes back.
         others.iter().for_each(|at| run.world.cut(*at, leader, true));

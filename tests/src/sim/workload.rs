@@ -72,7 +72,6 @@ impl Workload {
     /// An append that was asked for.
     pub fn append(&self, queue: u32, value: u64, repeats: bool) -> usize {
         self.invoke(|history, invoked| {
-            history.asked_ms.insert(value, now_ms());
             history.appends.push(Append { queue, value, repeats, invoked, end: End::Info });
             history.appends.len() - 1
         })
