@@ -30,6 +30,14 @@ sim *arguments:
 sim-planted name seeds="0..100":
     cargo run --release -p tests --features planted-bugs --bin sim -- --seeds {{seeds}} --planted {{name}} --fail-fast
 
+# Which of the seeds catches each planted bug, or which test of raft-store: writes docs/results/planted-bugs.md.
+planted-table seeds="0..100":
+    cargo run --release -p tests --features planted-bugs --bin sim -- --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
+
+# Whether some of the planted bugs, chosen by a number, are still caught by the seeds that stand in that table.
+planted-sample count="10" seed="0":
+    cargo run --release -p tests --features planted-bugs --bin sim -- --planted known --sample {{count}} --sample-seed {{seed}}
+
 # The cluster of three in one process that proves itself.
 demo *arguments:
     cargo run --release -- demo {{arguments}}

@@ -108,8 +108,13 @@ impl Clock {
         }
     }
 
-    /// From now on a simulated wall clock gains `ppm` microseconds a second. Panics on the real clock.
+    /// From now on a simulated wall clock gains `ppm` microseconds a second. To be called in the runtime in whose time the
+    /// clock lives: elsewhere it is another time. Panics there, and on the real clock.
     pub fn drift_wall(&self, ppm: i64) {
+        assert!(
+            tokio::runtime::Handle::try_current().is_ok(),
+            "a clock is bent in its runtime's time, not outside of it"
+        );
         match &self.source {
             Source::Real => panic!("the real clock is not ours to bend"),
             Source::Simulated(wall) => {
@@ -169,6 +174,12 @@ mod tests {
         clock.sleep(10 * second).await;
         assert_eq!(clock.wall_ms(), SIMULATED_START_MS + 30_005);
         assert_eq!(clock.monotonic(), 30 * second);
+    }
+
+    #[test]
+    #[should_panic(expected = "in its runtime's time")]
+    fn a_clock_is_not_bent_outside_of_its_runtime() {
+        Clock::simulated().drift_wall(1000);
     }
 
     #[tokio::test(start_paused = true)]

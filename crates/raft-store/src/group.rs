@@ -520,7 +520,8 @@ impl<T: Tables> Group<T> {
             node: opened.node,
             role: opened.role.borrow().clone(),
             term: metrics.current_term,
-            committed: metrics.local_committed.as_ref().map(from_raft),
+            // Metrics come a little later, when more may be applied already.
+            committed: metrics.local_committed.max(*opened.committed.lock()).as_ref().map(from_raft),
             applied: opened.reader.applied(),
             last,
             synced: opened.log.synced().borrow().index,

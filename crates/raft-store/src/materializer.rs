@@ -926,6 +926,7 @@ impl Worker {
             rows.push((CHECKPOINT.to_vec(), Some(codec::to_bytes(&upto.id))));
         }
         self.keyed.write(rows, upto).await?;
+        env::fault!("derived.rows_written");
         if planted::is(Bug::KeyedBeforeUnits) {
             self.write_units(&grown).await?;
         }

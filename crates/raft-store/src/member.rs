@@ -43,7 +43,7 @@ use crate::raft::probation::Probation;
 use crate::raft::purge;
 use crate::raft::removal;
 use crate::raft::slow_disk;
-use crate::raft::storage::{NextBeginning, Storage};
+use crate::raft::storage::{Committed, NextBeginning, Storage};
 use crate::raft::tickets::Tickets;
 use crate::raft::types::{Node, Types};
 use crate::repair::{self, Repaired};
@@ -104,6 +104,7 @@ pub(crate) struct Opened<T: Tables> {
     pub role: watch::Receiver<Role>,
     pub raft: RaftOf<T>,
     pub log: Log,
+    pub committed: Committed,
     pub waiters: Arc<Waiters<T::Reply>>,
     pub counters: Arc<PeerCounters>,
     pub links: Arc<Links>,
@@ -321,7 +322,8 @@ impl<T: Tables> Member<T> {
         let tickets = Arc::new(Tickets::default());
         let waiters: Arc<Waiters<T::Reply>> = Arc::default();
         let beginning = NextBeginning::default();
-        let storage = Storage::new(log.clone(), tickets.clone(), beginning.clone());
+        let committed = Committed::default();
+        let storage = Storage::new(log.clone(), tickets.clone(), beginning.clone(), committed.clone());
         let machine = Machine {
             env: env.clone(),
             log: log.clone(),
@@ -434,6 +436,7 @@ impl<T: Tables> Member<T> {
             role: watch_role,
             raft: raft.clone(),
             log: log.clone(),
+            committed,
             waiters: waiters.clone(),
             counters,
             links,

@@ -46,7 +46,7 @@ pub enum Bug {
     AcknowledgeBeforeQuorum,
     /// A new leader serves before its `Lead`, and all that was acknowledged before it, is applied.
     ServeBeforeLead,
-    /// An entry that openraft discards here is said to be certainly not appended.
+    /// An entry that is discarded here, cut off or covered by an image, is said to be certainly not appended.
     DiscardedIsNever,
     /// One entry more is applied and answered than is committed.
     CommitOffByOne,

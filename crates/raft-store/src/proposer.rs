@@ -230,6 +230,9 @@ impl<R> Waiters<R> {
         let submissions = self.take(ticket);
         match ended {
             Ended::Superseded => answer_all(submissions, || ProposeError::NotLeader { leader: None }),
+            Ended::Covered if planted::is(Bug::DiscardedIsNever) => {
+                answer_all(submissions, || ProposeError::NotLeader { leader: None });
+            }
             Ended::Covered => answer_all(submissions, || ProposeError::Unknown),
             Ended::Applied => {
                 let outcomes = outcomes();

@@ -11,6 +11,7 @@ use clap::Parser;
 use raft_store::planted::Bug;
 use tests::sim::plan::{Fault, Plan};
 use tests::sim::planted::{self, Catch};
+use tests::sim::scenarios::{SCENARIOS, Scenario};
 use tests::sim::sweep::{self, Failure, Sweep, replay};
 use tests::sim::{self, Outcome};
 
@@ -22,6 +23,9 @@ struct Arguments {
     /// Many: `0..500`.
     #[arg(long, value_parser = parse_range, conflicts_with = "seed")]
     seeds: Option<Range<u64>>,
+    /// A scenario of what went wrong elsewhere, in this process.
+    #[arg(long, conflicts_with_all = ["seed", "seeds"])]
+    scenario: Option<String>,
     /// Fault kinds to leave out.
     #[arg(long, value_delimiter = ',')]
     without: Vec<Fault>,
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
     }
     match (arguments.seed, arguments.seeds.clone()) {
         (None, seeds) if matches!(arguments.planted.as_deref(), Some("all" | "known")) => planted(&arguments, seeds),
+        _ if arguments.scenario.is_some() => scenario(&arguments),
         (Some(seed), _) => one(&arguments, seed),
         (None, Some(seeds)) => many(&arguments, seeds),
         (None, None) => {
@@ -88,10 +93,25 @@ fn is_tokio_seeded() -> bool {
     cfg!(tokio_unstable)
 }
 
+fn scenario(arguments: &Arguments) -> ExitCode {
+    let name = arguments.scenario.as_deref().unwrap_or_default();
+    let Some(scenario) = Scenario::named(name) else {
+        eprintln!("no scenario {name}: {}", SCENARIOS.map(|scenario| scenario.name).join(", "));
+        return ExitCode::from(2);
+    };
+    if let Err(error) = plant_what_is_asked_for(arguments) {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    tell_outcome(arguments, &scenario.run())
+}
+
+fn plant_what_is_asked_for(arguments: &Arguments) -> Result<(), String> {
+    arguments.planted.as_deref().map_or(Ok(()), plant)
+}
+
 fn one(arguments: &Arguments, seed: u64) -> ExitCode {
-    if let Some(bug) = &arguments.planted
-        && let Err(error) = plant(bug)
-    {
+    if let Err(error) = plant_what_is_asked_for(arguments) {
         eprintln!("{error}");
         return ExitCode::from(2);
     }
@@ -105,15 +125,18 @@ fn one(arguments: &Arguments, seed: u64) -> ExitCode {
     if !arguments.json {
         let strikes: Vec<String> =
             plan.strikes.iter().map(|strike| format!("{} ms {}", strike.at_ms, strike.fault)).collect();
-        let kept = plan.keeps.map_or("for ever".to_owned(), |keeps| format!("for {keeps:?}"));
+        let kept = plan.keeps.map_or("all".to_owned(), |kept| format!("{} KiB", kept.bytes >> 10));
         let (brokers, flush) = (plan.brokers, plan.flush.name());
-        println!("{brokers} brokers, {flush}, messages kept {kept}, faults: {}", strikes.join(", "));
+        println!("{brokers} brokers, {flush}, {kept} of log kept, faults: {}", strikes.join(", "));
     }
-    let outcome = sim::run(&plan);
+    tell_outcome(arguments, &sim::run(&plan))
+}
+
+fn tell_outcome(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
     if arguments.json {
-        println!("{}", serde_json::to_string(&outcome).expect("an outcome is JSON"));
+        println!("{}", serde_json::to_string(outcome).expect("an outcome is JSON"));
     } else {
-        print(&outcome);
+        print(outcome);
     }
     if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -186,6 +209,7 @@ fn planted(arguments: &Arguments, seeds: Option<Range<u64>>) -> ExitCode {
     }
 }
 
+#[allow(clippy::disallowed_methods)] // The table is the sweep's result, not a broker's file.
 async fn all_planted(arguments: &Arguments, seeds: Range<u64>) -> std::io::Result<bool> {
     let sweep = sweep_of(arguments, seeds.clone());
     let mut caught = Vec::new();
@@ -208,10 +232,10 @@ async fn known_planted(arguments: &Arguments) -> std::io::Result<bool> {
     let mut all_caught = true;
     let chosen = planted::sample(known, count, arguments.sample_seed);
     for pair in chosen.chunks(arguments.jobs.max(1)) {
-        let looks = pair.iter().map(async |(bug, seed)| (bug, seed, planted::is_caught(*bug, *seed, &sweep).await));
-        for (bug, seed, caught) in futures::future::join_all(looks).await {
+        let looks = pair.iter().map(async |(bug, by)| (bug, by, planted::is_caught(*bug, by, &sweep).await));
+        for (bug, by, caught) in futures::future::join_all(looks).await {
             let caught = caught?;
-            println!("{}, seed {seed}: {}", bug.name(), caught.as_deref().unwrap_or("NOT CAUGHT"));
+            println!("{}, {by}: {}", bug.name(), caught.as_deref().unwrap_or("NOT CAUGHT"));
             all_caught &= caught.is_some();
         }
     }

@@ -22,8 +22,8 @@ use super::history::{Delayed, End, Pull};
 use super::host::{NAME_SERVER_PORT, environment};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, Workload, now_ms, place};
 
-/// How long a raw request may take before its outcome is unknown.
-const CALL: Duration = Duration::from_secs(4);
+/// How long a patient client waits for an answer: longer than a broker does.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Why a request has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct Caller {
     pub(super) env: Env,
     pub(super) rng: Rng,
     raw: remoting::Client<NoRequests>,
+    /// How long it waits for an answer before the outcome is unknown.
+    patience: Duration,
     /// Whom it asks next.
     pub(super) at: usize,
 }
@@ -70,7 +72,8 @@ impl Caller {
         let raw = connector(&env);
         let rng = Rng::seeded(seed);
         let at = rng.below(work.brokers.len() as u64) as usize;
-        Caller { work: work.clone(), rng, raw, env, at }
+        let impatient = rng.chance(1, 2).then(|| Duration::from_millis(300 + rng.below(700)));
+        Caller { work: work.clone(), rng, raw, env, patience: impatient.unwrap_or(PATIENCE), at }
     }
 
     pub(super) fn broker(&self) -> String {
@@ -93,7 +96,7 @@ impl Caller {
 
     /// Asks once; after anything but a success somebody else is asked next.
     pub(super) async fn call(&mut self, request: RemotingCommand) -> Result<RemotingCommand, Lost> {
-        let answered = match self.raw.call(&self.broker(), request, CALL).await {
+        let answered = match self.raw.call(&self.broker(), request, self.patience).await {
             Ok(answer) if answer.is_success() => return Ok(answer),
             Ok(answer) => Lost::of_code(answer.response_code()),
             Err(CallError::NotSent(_)) => Lost::Refused,
@@ -201,7 +204,7 @@ impl Caller {
             let queue = self.rng.below(next.len() as u64) as usize;
             let (topic, queue_id) = place(queue as u32);
             let from: u64 = next[queue];
-            match admin.pull(&self.broker(), GROUP, topic, queue_id, from as i64, 32).await {
+            match admin.pull(&self.broker(), GROUP, topic, queue_id, from as i64, 128).await {
                 Ok(pulled) => {
                     let shown: Vec<(u64, u64)> = pulled.records.iter().map(|record| shown(record)).collect();
                     for (_, value) in shown.iter().filter(|_| topic == DELAYED_TOPIC) {
@@ -210,7 +213,7 @@ impl Caller {
                     self.work.ends(shown.len() as u64);
                     let moved = pulled.code == ResponseCode::PULL_OFFSET_MOVED;
                     let moved = moved.then_some(pulled.bounds.next_begin_offset as u64);
-                    next[queue] = moved.unwrap_or(from + shown.len() as u64);
+                    next[queue] = moved.or(shown.last().map(|(offset, _)| offset + 1)).unwrap_or(from);
                     self.work.history.borrow_mut().pulls.push(Pull { reader, queue: queue as u32, from, shown, moved });
                     if self.rng.chance(1, 8) {
                         self.try_next();

@@ -68,6 +68,25 @@ impl Caller {
         }
     }
 
+    /// Reads stored offsets, for a while at the same broker: one that may not lead any more.
+    pub async fn watch_offsets(mut self) {
+        while !self.work.stops.get() {
+            let register = self.rng.below(u64::from(REGISTERS)) as u32;
+            let at = self.work.invoke(|history, invoked| {
+                history.accesses.push(Access { register, stores: None, invoked, end: End::Info });
+                history.accesses.len() - 1
+            });
+            if let Ok(value) = self.query(register).await {
+                let ended = self.work.ends(value);
+                self.work.history.borrow_mut().accesses[at].end = End::Ok(value, ended);
+            }
+            if self.rng.chance(1, 30) {
+                self.try_next();
+            }
+            self.pause().await;
+        }
+    }
+
     /// Takes and gives back the lock of a queue, or lets it end by itself.
     pub async fn lock_queue(mut self, name: &'static str) {
         let mut lives = 0;

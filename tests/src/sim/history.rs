@@ -140,14 +140,10 @@ pub struct History {
     pub grants: Vec<Grant>,
     /// How long a queue lock holds.
     pub lease_ms: u64,
-    /// When a value was acknowledged, in simulated time.
-    pub acknowledged_ms: BTreeMap<u64, u64>,
     /// At the end: what each replica holds of each queue. The last queue is that of the delayed.
     pub replicas: BTreeMap<String, Vec<Held>>,
-    /// When that was read, in simulated time.
-    pub audited_ms: u64,
-    /// How long a message is kept at least; `None`: for ever.
-    pub keeps_ms: Option<u64>,
+    /// Whether retention lets go what is old.
+    pub is_trimmed: bool,
     /// Whether wall clocks were left alone.
     pub clocks_agree: bool,
 }

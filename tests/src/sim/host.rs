@@ -197,10 +197,11 @@ impl Settings {
     pub fn of(plan: &Plan) -> Settings {
         let retention = match plan.keeps {
             None => Retention::default(),
-            // A checkpoint every tenth of it, and at any hour.
-            Some(time) => Retention {
-                time,
-                hours: (0..24).collect(),
+            Some(kept) => Retention {
+                bytes: Some(kept.bytes),
+                // A checkpoint every tenth of it. No hour is that at which it counts.
+                time: 10 * kept.checkpoints,
+                hours: Vec::new(),
                 look_interval: Duration::from_millis(100),
                 ..Retention::default()
             },

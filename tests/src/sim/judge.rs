@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{End, Held, History, Moment};
+use super::history::{End, History, Moment};
 use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
+use super::workload::QUEUES;
 
 /// A clause of the contract that does not hold, and how that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +39,6 @@ pub fn judge(history: &History) -> Vec<Violation> {
     judged.filter_map(|(clause, verdict)| verdict.err().map(|what| Violation { clause, what })).collect()
 }
 
-/// The queue of delayed messages comes last in each replica; appends go to the others.
-fn plain_queues(queues: &[Held]) -> &[Held] {
-    &queues[..queues.len() - 1]
-}
-
 /// What ended before something else began stands before it. Offsets are the order; so no append may have ended before
 /// one with a lower offset began.
 fn appends_are_linearizable(history: &History) -> Verdict {
@@ -74,59 +70,24 @@ fn appends_are_linearizable(history: &History) -> Verdict {
 
 /// Acknowledgements, pulls and replicas never show two values at one offset.
 fn one_offset_one_value(history: &History) -> Verdict {
-    let mut places: BTreeMap<(u32, u64), u64> = BTreeMap::new();
-    let mut shows = |queue: u32, offset: u64, value: u64, where_: &str| match places.insert((queue, offset), value) {
-        Some(other) if other != value => {
-            Err(format!("queue {queue} offset {offset}: {value} {where_}, and {other} elsewhere"))
-        }
-        _ => Ok(()),
-    };
-    for append in &history.appends {
-        if let End::Ok(offset, _) = append.end {
-            shows(append.queue, offset, append.value, "was acknowledged")?;
-        }
-    }
-    for pull in &history.pulls {
-        for (offset, value) in &pull.shown {
-            shows(pull.queue, *offset, *value, "was pulled")?;
-        }
-    }
-    for (replica, queues) in &history.replicas {
-        for (queue, held) in queues.iter().enumerate() {
-            for (offset, value) in (held.first..).zip(&held.values) {
-                shows(queue as u32, offset, *value, &format!("is on {replica}"))?;
-            }
+    let mut known: BTreeMap<(u32, u64), u64> = BTreeMap::new();
+    for (queue, offset, value, who) in places(history) {
+        let before = *known.entry((queue, offset)).or_insert(value);
+        if before != value {
+            return Err(format!("queue {queue} offset {offset}: {value} ({who}), and {before} elsewhere"));
         }
     }
     Ok(())
 }
 
-/// Whether retention may have let go what became visible at that time.
-fn may_be_trimmed(history: &History, visible_ms: u64) -> bool {
-    // A clock that was moved makes everything older.
-    history.keeps_ms.is_some_and(|keeps| !history.clocks_agree || visible_ms + keeps <= history.audited_ms)
-}
-
-/// Every acknowledged append is at its place on every replica, and so is whatever a pull has shown, unless it was old
-/// enough to be let go.
+/// Every acknowledged append is at its place on every replica, and so is whatever a pull has shown; where retention lets go
+/// what is old, from the first offset on that a replica still holds.
 fn nothing_is_lost(history: &History) -> Verdict {
-    let acknowledged = history.appends.iter().filter_map(|append| match append.end {
-        End::Ok(offset, _) => Some((append.queue, offset, append.value, "acknowledged")),
-        End::Fail | End::Info => None,
-    });
-    let pulled = history
-        .pulls
-        .iter()
-        .flat_map(|pull| pull.shown.iter().map(|(offset, value)| (pull.queue, *offset, *value, "pulled")));
-    let kept: Vec<_> = acknowledged.chain(pulled).collect();
-    let is_old = |value: &u64| {
-        let visible_ms = history.acknowledged_ms.get(value).copied().unwrap_or_default();
-        may_be_trimmed(history, visible_ms)
-    };
+    let kept: Vec<_> = places(history).filter(|(.., who)| ["acknowledged", "pulled"].contains(who)).collect();
     for (replica, queues) in &history.replicas {
         let held = |queue: u32| &queues[queue as usize];
         let mut lost = kept.iter().filter(|(queue, offset, value, _)| {
-            let is_trimmed = *offset < held(*queue).first && is_old(value);
+            let is_trimmed = history.is_trimmed && *offset < held(*queue).first;
             held(*queue).at(*offset) != Some(*value) && !is_trimmed
         });
         if let Some((queue, offset, value, how)) = lost.next() {
@@ -143,43 +104,53 @@ fn nothing_is_lost(history: &History) -> Verdict {
     Ok(())
 }
 
-/// Whatever is there was sent, to that queue, and not certainly refused.
+/// Every place at which somebody saw a value: queue, offset, value, and who that was.
+fn places(history: &History) -> impl Iterator<Item = (u32, u64, u64, &str)> {
+    let acknowledged = history.appends.iter().filter_map(|append| match append.end {
+        End::Ok(offset, _) => Some((append.queue, offset, append.value, "acknowledged")),
+        End::Fail | End::Info => None,
+    });
+    let pulled = history
+        .pulls
+        .iter()
+        .flat_map(|pull| pull.shown.iter().map(|(offset, value)| (pull.queue, *offset, *value, "pulled")));
+    let held = history.replicas.iter().flat_map(|(replica, queues)| {
+        (0..).zip(queues).flat_map(move |(queue, held)| {
+            (held.first..).zip(&held.values).map(move |(offset, value)| (queue, offset, *value, replica.as_str()))
+        })
+    });
+    acknowledged.chain(pulled).chain(held)
+}
+
+/// Whatever is there, or was shown, was sent, to that queue, and not certainly refused.
 fn nothing_is_made_up(history: &History) -> Verdict {
-    let sent: BTreeMap<u64, (usize, bool)> =
-        history.appends.iter().map(|append| (append.value, (append.queue as usize, append.end == End::Fail))).collect();
-    let scheduled: BTreeSet<u64> =
-        history.delayed.iter().filter(|delayed| delayed.end != End::Fail).map(|delayed| delayed.value).collect();
-    for (replica, queues) in &history.replicas {
-        for (queue, held) in plain_queues(queues).iter().enumerate() {
-            for value in &held.values {
-                match sent.get(value) {
-                    None => return Err(format!("{replica} queue {queue}: {value} was never sent")),
-                    Some((_, true)) => return Err(format!("{replica} queue {queue}: {value} was refused")),
-                    Some((to, _)) if *to != queue => {
-                        return Err(format!("{replica} queue {queue}: {value} was sent to queue {to}"));
-                    }
-                    Some(_) => {}
-                }
-            }
-        }
-        let made_up = |held: &Held| held.values.iter().copied().find(|value| !scheduled.contains(value));
-        if let Some(value) = queues.last().and_then(made_up) {
-            return Err(format!("{replica}: {value} was never scheduled, or refused"));
-        }
+    let appends = history.appends.iter().map(|append| (append.value, (append.queue, append.end == End::Fail)));
+    let delayed = history.delayed.iter().map(|delayed| (delayed.value, (QUEUES, delayed.end == End::Fail)));
+    let sent: BTreeMap<u64, (u32, bool)> = appends.chain(delayed).collect();
+    for (queue, offset, value, who) in places(history) {
+        let what = match sent.get(&value) {
+            None => "was never sent".to_owned(),
+            Some((_, true)) => "was refused".to_owned(),
+            Some((to, _)) if *to != queue => format!("was sent to queue {to}"),
+            Some(_) => continue,
+        };
+        return Err(format!("queue {queue} offset {offset} ({who}): {value} {what}"));
     }
     Ok(())
 }
 
-/// What was sent once is there at most once.
+/// What was sent once is at most at one place, and was never seen at another.
 fn nothing_is_twice(history: &History) -> Verdict {
     let may_repeat: BTreeSet<u64> =
         history.appends.iter().filter(|append| append.repeats).map(|append| append.value).collect();
-    for (replica, queues) in &history.replicas {
-        let mut seen = BTreeSet::new();
-        for value in queues.iter().flat_map(|held| &held.values).filter(|value| !may_repeat.contains(value)) {
-            if !seen.insert(value) {
-                return Err(format!("{replica}: value {value}, sent once, stands at two places"));
-            }
+    let mut seen: BTreeMap<u64, (u32, u64)> = BTreeMap::new();
+    for (queue, offset, value, who) in places(history).filter(|(_, _, value, _)| !may_repeat.contains(value)) {
+        let place = *seen.entry(value).or_insert((queue, offset));
+        if place != (queue, offset) {
+            return Err(format!(
+                "value {value}, sent once, is at queue {queue} offset {offset} ({who}) and at queue {} offset {}",
+                place.0, place.1
+            ));
         }
     }
     Ok(())
@@ -190,20 +161,24 @@ fn nothing_is_twice(history: &History) -> Verdict {
 fn reads_go_on(history: &History) -> Verdict {
     for pull in &history.pulls {
         if let Some(moved) = pull.moved
-            && (moved < pull.from || history.keeps_ms.is_none())
+            && (moved < pull.from || !history.is_trimmed)
         {
             return Err(format!(
                 "reader {} of queue {} asked for offset {}, behind what it was shown, and was told to go on at {moved}",
                 pull.reader, pull.queue, pull.from
             ));
         }
-        for (expected, (offset, value)) in (pull.from..).zip(&pull.shown) {
-            if *offset != expected {
+        let mut expected = pull.from;
+        for (offset, value) in &pull.shown {
+            // What was delayed lies where it was stored: it may be let go as soon as it is visible, before what is behind it.
+            let may_be_left_out = history.is_trimmed && pull.queue == QUEUES && *offset > expected;
+            if *offset != expected && !may_be_left_out {
                 return Err(format!(
                     "reader {} of queue {}: expected offset {expected}, was shown {offset} (value {value})",
                     pull.reader, pull.queue
                 ));
             }
+            expected = offset + 1;
         }
     }
     Ok(())
@@ -220,8 +195,8 @@ fn delays_are_kept(history: &History) -> Verdict {
         }
         for (replica, queues) in &history.replicas {
             let there = queues.last().is_some_and(|held| held.values.contains(&delayed.value));
-            let is_old = may_be_trimmed(history, delayed.due_ms);
-            if !there && !is_old && matches!(delayed.end, End::Ok(..)) {
+            let is_trimmed = history.is_trimmed && queues.last().is_some_and(|held| held.first > 0);
+            if !there && !is_trimmed && matches!(delayed.end, End::Ok(..)) {
                 return Err(format!("value {}, delayed, acknowledged, is not on {replica}", delayed.value));
             }
         }
@@ -244,7 +219,7 @@ fn replicas_are_equal(history: &History) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::{Append, Delayed, Pull};
+    use super::super::history::{Append, Delayed, Held, Pull};
     use super::*;
 
     fn append(value: u64, invoked: Moment, end: End<u64>) -> Append {
@@ -253,6 +228,13 @@ mod tests {
 
     fn held(values: &[u64]) -> Held {
         Held { first: 0, values: values.to_vec() }
+    }
+
+    /// The first queue as given, and the last, that of the delayed.
+    fn replica(first: Held, delayed: &[u64]) -> Vec<Held> {
+        let mut queues = vec![Held::default(); QUEUES as usize + 1];
+        (queues[0], queues[QUEUES as usize]) = (first, held(delayed));
+        queues
     }
 
     fn pull(from: u64, shown: &[(u64, u64)]) -> Pull {
@@ -264,7 +246,7 @@ mod tests {
         let replicas = [("a", one), ("b", other)];
         History {
             appends: vec![append(10, 1, End::Ok(0, 2)), append(11, 3, End::Ok(1, 4)), append(12, 5, End::Info)],
-            replicas: replicas.map(|(name, values)| (name.to_owned(), vec![held(values), held(&[])])).into(),
+            replicas: replicas.map(|(name, values)| (name.to_owned(), replica(held(values), &[]))).into(),
             clocks_agree: true,
             ..History::default()
         }
@@ -295,6 +277,9 @@ mod tests {
         swapped.appends[0].end = End::Ok(1, 2);
         swapped.appends[1].end = End::Ok(0, 4);
         assert_eq!(told(&swapped), ["appends are linearizable"]);
+        let mut shown = history(&[10, 11], &[10, 11]);
+        shown.pulls = vec![pull(2, &[(2, 10)])];
+        assert!(told(&shown).contains(&"nothing is stored twice"), "seen once, and trimmed");
         let mut repeated = history(&[10, 11, 10], &[10, 11, 10]);
         repeated.appends[0].repeats = true;
         assert_eq!(told(&repeated), <[&str; 0]>::default());
@@ -313,30 +298,28 @@ mod tests {
         assert_eq!(told(&pulled), ["reads go on where they were"], "told that what it was shown is not there");
         pulled.pulls = vec![Pull { moved: Some(2), ..pull(0, &[]) }];
         assert_eq!(told(&pulled), ["reads go on where they were"], "nothing was let go");
-        pulled.keeps_ms = Some(1000);
+        pulled.is_trimmed = true;
         assert_eq!(judge(&pulled), []);
     }
 
     #[test]
-    fn what_is_old_enough_may_be_gone_and_nothing_else() {
+    fn what_retention_lets_go_may_be_gone_and_nothing_else() {
         let mut trimmed = history(&[], &[]);
         for queues in trimmed.replicas.values_mut() {
             queues[0] = Held { first: 1, values: vec![11] };
         }
         let lost = "nothing acknowledged is lost";
         assert_eq!(told(&trimmed), [lost]);
-        (trimmed.keeps_ms, trimmed.audited_ms) = (Some(1000), 2000);
-        trimmed.acknowledged_ms = [(10, 1000)].into();
+        trimmed.is_trimmed = true;
         assert_eq!(judge(&trimmed), []);
-        trimmed.acknowledged_ms = [(10, 1001)].into();
-        assert_eq!(told(&trimmed), [lost]);
         // One replica is further than the other.
-        trimmed.acknowledged_ms.clear();
-        trimmed.replicas.insert("a".to_owned(), vec![held(&[10, 11]), held(&[])]);
+        trimmed.replicas.insert("a".to_owned(), replica(held(&[10, 11]), &[]));
         assert_eq!(judge(&trimmed), []);
-        trimmed.replicas.insert("a".to_owned(), vec![Held { first: 2, values: Vec::new() }, held(&[])]);
+        trimmed.replicas.insert("a".to_owned(), replica(Held { first: 2, values: Vec::new() }, &[]));
         assert_eq!(judge(&trimmed), []);
-        trimmed.replicas.insert("a".to_owned(), vec![held(&[10, 12]), held(&[])]);
+        trimmed.replicas.insert("a".to_owned(), replica(Held { first: 1, values: Vec::new() }, &[]));
+        assert!(told(&trimmed).contains(&lost), "its end is gone, not its beginning");
+        trimmed.replicas.insert("a".to_owned(), replica(held(&[10, 12]), &[]));
         assert!(told(&trimmed).contains(&"replicas are equal"));
     }
 
@@ -346,7 +329,7 @@ mod tests {
         delayed.delayed = vec![Delayed { value: 7, due_ms: 100, end: End::Ok((), 9) }];
         assert_eq!(told(&delayed), ["nothing delayed is early or lost"]);
         for queues in delayed.replicas.values_mut() {
-            queues[1] = held(&[7]);
+            queues[QUEUES as usize] = held(&[7]);
         }
         delayed.seen_ms = [(7, 100)].into();
         assert_eq!(judge(&delayed), []);
@@ -355,7 +338,7 @@ mod tests {
         delayed.clocks_agree = false;
         assert_eq!(judge(&delayed), []);
         let mut show = |values: &[u64]| {
-            delayed.replicas.values_mut().for_each(|queues| queues[1] = held(values));
+            delayed.replicas.values_mut().for_each(|queues| queues[QUEUES as usize] = held(values));
             told(&delayed)
         };
         assert_eq!(show(&[7, 7]), ["nothing is stored twice"]);

@@ -4,9 +4,10 @@
 //! paused clocks. A run has a *safety phase*, in which the plan's faults strike and nothing but safety is asked for; then
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
-//! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`]: what is done to it.
+//! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
 //! - [`workload`], [`clients`], [`consumers`], [`operators`], [`history`]: what is asked and answered.
 //! - [`invariants`], [`judge`], [`registers`]: what must hold.
+//! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
 
 pub mod clients;
@@ -19,7 +20,9 @@ pub mod nemesis;
 pub mod operators;
 pub mod plan;
 pub mod planted;
+pub mod points;
 pub mod registers;
+pub mod scenarios;
 pub mod sweep;
 pub mod workload;
 pub mod world;
@@ -31,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use self::judge::judge;
 use self::nemesis::Nemesis;
-use self::plan::Plan;
+use self::plan::{AMPLE_BYTES, Plan};
 use self::world::World;
 
 /// Between two looks at the invariants, in ticks: less than it takes a new leader to acknowledge anything.
@@ -91,40 +94,41 @@ impl Outcome {
 
 /// Runs a seed's plan.
 pub fn run(plan: &Plan) -> Outcome {
-    let mut run = Run { world: World::new(plan), ticks: 0 };
-    let mut nemesis = None;
-    if let Err(what) = run.all(plan, &mut nemesis) {
-        run.world.invariants.violated("service comes back", what);
-    }
-    let Run { world, .. } = run;
-    let history = world.work.history.borrow();
-    let found = world.invariants.violations().into_iter().chain(judge(&history));
-    let (hash, seen) = world.witness();
-    let faults = nemesis.map(|nemesis| nemesis.struck).unwrap_or_default();
-    Outcome {
-        seed: plan.seed,
-        violations: found.map(|violation| format!("{}: {}", violation.clause, violation.what)).collect(),
-        operations: history.operations(),
-        acknowledged: history.acknowledged(),
-        entries: world.invariants.entries(),
-        faults: faults.into_iter().map(|(fault, times)| (fault.name().to_owned(), times)).collect(),
-        faults_ms: plan.faults_ms,
-        simulated_ms: world.now_ms(),
-        hash: format!("{hash:016x}"),
-        seen,
-    }
+    let mut run = Run::new(plan);
+    let came_to_the_end = run.found().and_then(|()| {
+        run.go_on_for(plan.faults_ms);
+        run.finish()
+    });
+    run.outcome(came_to_the_end)
 }
 
-struct Run {
-    world: World,
+/// A run, step by step: [`Run::found`], then whatever is to happen, then [`Run::finish`] and [`Run::outcome`].
+pub struct Run<'p> {
+    plan: &'p Plan,
+    /// What there is.
+    pub world: World,
+    nemesis: Option<Nemesis>,
+    clients: Vec<String>,
     ticks: u64,
 }
 
-impl Run {
+impl<'p> Run<'p> {
+    /// A world in which nothing has happened yet.
+    pub fn new(plan: &'p Plan) -> Run<'p> {
+        Run { plan, world: World::new(plan), nemesis: None, clients: Vec::new(), ticks: 0 }
+    }
+
+    /// Who strikes, and starts again what has ended.
+    ///
+    /// Panics before the group is founded.
+    pub fn nemesis(&mut self) -> &mut Nemesis {
+        self.nemesis.as_mut().expect("it comes when the group is founded")
+    }
+
     /// One tick, and a look at what must hold.
-    fn tick(&mut self, nemesis: &mut Option<Nemesis>) {
+    fn tick(&mut self) {
         self.world.step();
-        if let Some(nemesis) = nemesis {
+        if let Some(nemesis) = &mut self.nemesis {
             nemesis.tick(&mut self.world);
         }
         self.ticks += 1;
@@ -133,10 +137,17 @@ impl Run {
         }
     }
 
+    /// Ticks for so long.
+    pub fn go_on_for(&mut self, ms: u64) {
+        let end = self.world.now_ms() + ms;
+        while self.world.now_ms() < end {
+            self.tick();
+        }
+    }
+
     /// Ticks until it is so, for at most so long.
-    fn until(
+    pub fn until(
         &mut self,
-        nemesis: &mut Option<Nemesis>,
         what: &str,
         limit_ms: u64,
         mut is_so: impl FnMut(&mut World) -> bool,
@@ -146,68 +157,94 @@ impl Run {
             if self.world.now_ms() >= end {
                 return Err(format!("not within {limit_ms} ms: {what}"));
             }
-            self.tick(nemesis);
+            self.tick();
         }
         Ok(())
     }
 
-    fn all(&mut self, plan: &Plan, nemesis: &mut Option<Nemesis>) -> Result<(), String> {
-        self.until(nemesis, "a new group has a leader", FOUNDED_MS, |world| world.leader().is_some())?;
+    /// A group, its topics, and clients at work.
+    pub fn found(&mut self) -> Result<(), String> {
+        self.until("a new group has a leader", FOUNDED_MS, |world| world.leader().is_some())?;
         let preparing = self.world.client("preparer", |caller| caller.prepare());
-        self.until(nemesis, "topics are made", SERVICE_MS, |world| world.is_done(&preparing))?;
-
+        self.until("topics are made", SERVICE_MS, |world| world.is_done(&preparing))?;
         {
             let mut history = self.world.work.history.borrow_mut();
             history.clocks_agree = true;
-            history.lease_ms = plan.lease.as_millis() as u64;
-            history.keeps_ms = plan.keeps.map(|keeps| keeps.as_millis() as u64);
+            history.lease_ms = self.plan.lease.as_millis() as u64;
+            history.is_trimmed = self.plan.keeps.is_some_and(|kept| kept.bytes < AMPLE_BYTES);
         }
-        let clients = self.start_clients(plan);
-        let end = self.world.now_ms() + plan.faults_ms;
-        *nemesis = Some(Nemesis::new(plan, &self.world));
-        while self.world.now_ms() < end {
-            self.tick(nemesis);
-        }
-        nemesis.as_mut().expect("it was made").rest(&mut self.world);
+        self.start_clients();
+        self.nemesis = Some(Nemesis::new(self.plan, &self.world));
+        Ok(())
+    }
 
-        self.until(nemesis, "there is a leader", LEADER_MS, |world| world.leader().is_some())?;
+    /// Everything is healed: service must come back, and replicas must be equal in the end.
+    pub fn finish(&mut self) -> Result<(), String> {
+        self.nemesis.as_mut().expect("it was founded").rest(&mut self.world);
+        self.until("there is a leader", LEADER_MS, |world| world.leader().is_some())?;
         let appending = self.world.client("appender", |caller| caller.append_one());
-        self.until(nemesis, "an append is acknowledged", SERVICE_MS, |world| world.is_done(&appending))?;
+        self.until("an append is acknowledged", SERVICE_MS, |world| world.is_done(&appending))?;
         let end = self.world.now_ms() + CHANGED_MS;
-        while !nemesis.as_ref().expect("it was made").is_at_rest(&self.world) {
+        while !self.nemesis.as_ref().expect("it was founded").is_at_rest(&self.world) {
             if self.world.now_ms() >= end {
                 return Err("a change of the members, asked for by an operator, is not done".to_owned());
             }
-            self.tick(nemesis);
+            self.tick();
         }
-        self.until(nemesis, "a run's worth of sends is acknowledged", SERVICE_MS, |world| {
+        self.until("a run's worth of sends is acknowledged", SERVICE_MS, |world| {
             world.work.history.borrow().acknowledged() >= SENDS
         })?;
         self.world.work.stops.set(true);
-        self.until(nemesis, "clients have their answers", LAST_ANSWERS_MS, |world| {
+        let clients = std::mem::take(&mut self.clients);
+        self.until("clients have their answers", LAST_ANSWERS_MS, |world| {
             clients.iter().all(|client| world.is_done(client))
         })?;
-        self.settle(nemesis)
+        self.settle()
     }
 
-    fn start_clients(&mut self, plan: &Plan) -> Vec<String> {
+    /// What became of it; `came_to_the_end` if no step of it failed.
+    pub fn outcome(self, came_to_the_end: Result<(), String>) -> Outcome {
+        let Run { plan, world, nemesis, .. } = self;
+        if let Err(what) = came_to_the_end {
+            world.invariants.violated("service comes back", what);
+        }
+        let history = world.work.history.borrow();
+        let found = world.invariants.violations().into_iter().chain(judge(&history));
+        let (hash, seen) = world.witness();
+        let faults = nemesis.map(|nemesis| nemesis.struck).unwrap_or_default();
+        Outcome {
+            seed: plan.seed,
+            violations: found.map(|violation| format!("{}: {}", violation.clause, violation.what)).collect(),
+            operations: history.operations(),
+            acknowledged: history.acknowledged(),
+            entries: world.invariants.entries(),
+            faults: faults.into_iter().map(|(fault, times)| (fault.name().to_owned(), times)).collect(),
+            faults_ms: plan.faults_ms,
+            simulated_ms: world.now_ms(),
+            hash: format!("{hash:016x}"),
+            seen,
+        }
+    }
+
+    fn start_clients(&mut self) {
         let world = &mut self.world;
         let mut clients: Vec<String> =
-            (0..plan.appenders).map(|_| world.client("appender", |caller| caller.append())).collect();
+            (0..self.plan.appenders).map(|_| world.client("appender", |caller| caller.append())).collect();
         clients.push(world.client("producer", |caller| caller.produce()));
         clients.push(world.client("scheduler", |caller| caller.schedule()));
-        clients.extend((0..2).map(|reader| world.client("reader", move |caller| caller.read(reader))));
+        clients.extend((0..4).map(|reader| world.client("reader", move |caller| caller.read(reader))));
         clients.extend((0..2).map(|_| world.client("keeper", |caller| caller.keep_offsets())));
+        clients.extend((0..2).map(|_| world.client("watcher", |caller| caller.watch_offsets())));
         clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));
         clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
-        clients
+        self.clients = clients;
     }
 
     /// Waits until replicas are equal, in state too, and reads all of them back.
-    fn settle(&mut self, nemesis: &mut Option<Nemesis>) -> Result<(), String> {
+    fn settle(&mut self) -> Result<(), String> {
         // A clock that was wrong for a while has left the group's time ahead of it: then what is due is due later.
         let limit_ms = if self.world.work.history.borrow().clocks_agree { DUE_MS } else { DUE_AFTER_STEPS_MS };
-        self.until(nemesis, "what was scheduled is shown", limit_ms, |world| {
+        self.until("what was scheduled is shown", limit_ms, |world| {
             let leader = world.leader().and_then(|leader| world.hosts[leader].group());
             leader.is_some_and(|group| group.raft().reader().pending().scheduled == 0)
         })?;
@@ -216,14 +253,14 @@ impl Run {
         let proposing = self.world.client("operator", |_| async move {
             let _ = group.raft().propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await;
         });
-        self.until(nemesis, "a checkpoint is proposed", SERVICE_MS, |world| world.is_done(&proposing))?;
+        self.until("a checkpoint is proposed", SERVICE_MS, |world| world.is_done(&proposing))?;
         let mut members = Vec::new();
-        self.until(nemesis, "replicas are equal", EQUAL_MS, |world| {
+        self.until("replicas are equal", EQUAL_MS, |world| {
             members = members_at_one_place(world);
             !members.is_empty()
         })?;
         let auditing = self.world.client("auditor", move |caller| caller.audit(members));
-        self.until(nemesis, "replicas can be read", EQUAL_MS, |world| world.is_done(&auditing))
+        self.until("replicas can be read", EQUAL_MS, |world| world.is_done(&auditing))
     }
 }
 

@@ -3,46 +3,19 @@
 //! It never does what the contract does not promise to survive: only one host a run, the *victim*, loses or damages what
 //! was durable, and only one change of the members is under way at a time.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use broker::config::Flush;
 use env::Rng;
-use env::disk::simulated::Latency;
+use env::disk::simulated::Met;
 use raft_store::log::segment::HEAD_BYTES;
 
-use super::host::{DATA, Host, Process};
-use super::plan::{Fault, Plan, Strike};
+use super::host::{DATA, Process};
+use super::plan::{AMPLE_BYTES, Fault, Plan, Strike};
+use super::points::{self, Passed};
 use super::world::{World, slow};
-
-/// Points in the code at which power may fail.
-const POINTS: [&str; 16] = [
-    "log.before_hard_state",
-    "log.between_hard_states",
-    "log.piece_written",
-    "log.run_written",
-    "log.before_sync",
-    "log.after_sync",
-    "log.before_idle_mark_sync",
-    "log.before_truncation",
-    "log.truncation_noted",
-    "log.truncation_zeroed",
-    "log.recovery_zeroed",
-    "derived.log_synced",
-    "derived.units_synced",
-    "checkpoint.before_rename",
-    "membership.learner_added",
-    "hand_over.triggered",
-];
-
-/// Where most of a group of frames is written and nothing of it is synced.
-const TORN_POINT: &str = "log.before_sync";
-
-/// A disk that is larger than any run.
-const AMPLE_BYTES: u64 = 1 << 40;
 
 /// Ends a fault that lasts.
 type Undo = Box<dyn FnOnce(&mut World)>;
@@ -56,10 +29,12 @@ pub struct Nemesis {
     /// Which faults took effect, and how often.
     pub struck: BTreeMap<Fault, u64>,
     victim: Option<usize>,
-    /// Faults of each host's disk whose effect is yet to be seen.
-    awaited: Vec<Option<Fault>>,
-    /// Hosts whose disk failed or is damaged: their process may end by itself.
-    troubled: Vec<bool>,
+    /// Faults of disks whose effect is yet to be seen.
+    awaited: Vec<Awaited>,
+    /// Until when a host's process may end by itself, because its disk fails.
+    excused_until: Vec<u64>,
+    /// Processes whose disk has failed, and when they must have ended by themselves.
+    ends: Vec<Ends>,
     change: Option<Change>,
     /// Power may fail at one replica, and at another only when that one has made up for what it lost.
     one_at_a_time: bool,
@@ -75,40 +50,40 @@ struct Change {
     fault: Fault,
 }
 
-/// A point that is armed, for one host of this thread's simulation.
-struct Armed {
-    name: &'static str,
-    host: Rc<Host>,
+/// A fault of a disk whose effect is yet to be seen.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
     at: usize,
-    passes: u64,
-    rng: Rng,
     fault: Fault,
-    /// Whether some units survived and some did not; `None`: it was not passed yet.
-    torn: Option<bool>,
+    /// What calls had met before.
+    before: u64,
+    /// When it ends.
+    end: u64,
 }
 
-thread_local! {
-    static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
-}
-
-/// Power fails here, if this is the host and the pass that were chosen: from here on its disk takes nothing.
-fn pass_armed_point() {
-    ARMED.with_borrow_mut(|armed| {
-        let Some(armed) = armed.as_mut().filter(|armed| armed.torn.is_none() && armed.host.is_current()) else {
-            return;
-        };
-        armed.passes -= 1;
-        if armed.passes > 0 {
-            return;
+impl Awaited {
+    fn met(fault: Fault, met: Met) -> u64 {
+        match fault {
+            Fault::FullDisk => met.no_space,
+            Fault::SlowDisk => met.delayed,
+            _ => met.failed,
         }
-        let mut kept = Vec::new();
-        armed.host.disk.crash_keeping(|_| {
-            kept.push(armed.rng.chance(1, 2));
-            kept[kept.len() - 1]
-        });
-        armed.torn = Some(kept.contains(&true) && kept.contains(&false));
-    });
+    }
 }
+
+/// A process that must end by itself.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    at: usize,
+    process: u64,
+    due: u64,
+}
+
+/// A process ends so soon after its disk has failed a write or a sync.
+const ENDS_MS: u64 = 3000;
+
+/// How long a fault of a disk may be felt after its end.
+const FELT_MS: u64 = 3000;
 
 impl Nemesis {
     /// A nemesis that begins now.
@@ -120,12 +95,24 @@ impl Nemesis {
             undo: Vec::new(),
             struck: BTreeMap::new(),
             victim: None,
-            awaited: vec![None; world.hosts.len()],
-            troubled: vec![false; world.hosts.len()],
+            awaited: Vec::new(),
+            excused_until: vec![0; world.hosts.len()],
+            ends: Vec::new(),
             change: None,
             one_at_a_time: plan.flush != Flush::Sync,
             rng: Rng::seeded(plan.seed ^ 0x6E65_6D65_7369_7300),
         }
+    }
+
+    /// A scenario damages this host's disk: its process may end by itself, and an operator may have to replace it.
+    pub fn damages(&mut self, at: usize) {
+        self.victim = Some(at);
+        self.excused_until[at] = u64::MAX;
+    }
+
+    /// A scenario lets this host's member leave: its process may end by itself.
+    pub fn leaves(&mut self, at: usize) {
+        self.excused_until[at] = u64::MAX;
     }
 
     /// What is due now.
@@ -140,6 +127,7 @@ impl Nemesis {
         self.undo = rest;
         let due: Vec<(u64, Undo)> = due;
         due.into_iter().for_each(|(_, undo)| undo(world));
+        self.see_disks(world);
         self.supervise(world);
     }
 
@@ -149,7 +137,11 @@ impl Nemesis {
         for (_, undo) in std::mem::take(&mut self.undo) {
             undo(world);
         }
-        self.disarm();
+        points::disarm();
+        self.see_disks(world);
+        self.awaited.clear();
+        let felt_until = world.now_ms() + FELT_MS;
+        self.excused_until.iter_mut().for_each(|until| *until = (*until).min(felt_until));
         world.heal_all(self.latency);
     }
 
@@ -219,30 +211,28 @@ impl Nemesis {
                 }
                 self.count(Fault::Crash);
             }
-            Fault::Torn => self.arm(world, at, TORN_POINT, Fault::Torn, rng),
-            Fault::FaultPoint => {
-                let point = POINTS[rng.below(POINTS.len() as u64) as usize];
-                self.arm(world, at, point, Fault::FaultPoint, rng);
-            }
+            Fault::Torn => points::arm_torn(world, at, rng),
+            Fault::FaultPoint => points::arm(world, at, rng),
             Fault::BitFlip => self.flip(world, at, rng),
             Fault::SyncError => {
+                self.await_effect(world, at, Fault::SyncError, u64::MAX);
                 world.hosts[at].disk.fail_sync(DATA, 1 + rng.below(4));
-                self.trouble(at, Fault::SyncError);
             }
             Fault::WriteError => {
+                self.await_effect(world, at, Fault::WriteError, u64::MAX);
                 world.hosts[at].disk.fail_write(DATA, 1 + rng.below(4));
-                self.trouble(at, Fault::WriteError);
             }
             Fault::FullDisk => {
+                // The log has its space already: it takes a while until something else needs some.
+                let end = end + 3 * strike.lasts_ms;
+                self.await_effect(world, at, Fault::FullDisk, end);
                 world.hosts[at].disk.set_capacity(0);
-                self.trouble(at, Fault::FullDisk);
-                self.count(Fault::FullDisk);
                 self.undo.push((end, Box::new(move |world| world.hosts[at].disk.set_capacity(AMPLE_BYTES))));
             }
             Fault::SlowDisk => {
+                self.await_effect(world, at, Fault::SlowDisk, end);
                 world.hosts[at].disk.set_latency(slow(rng));
-                self.undo.push((end, Box::new(move |world| world.hosts[at].disk.set_latency(Latency::default()))));
-                self.count(Fault::SlowDisk);
+                self.undo.push((end, Box::new(move |world| world.speed_up(at))));
             }
             Fault::WipedDisk => self.wipe(world, at),
             Fault::Membership => self.swap(world, rng),
@@ -266,9 +256,45 @@ impl Nemesis {
         }
     }
 
-    fn trouble(&mut self, at: usize, fault: Fault) {
-        self.awaited[at] = Some(fault);
-        self.troubled[at] = true;
+    /// A fault of a disk counts when a call meets it.
+    fn await_effect(&mut self, world: &World, at: usize, fault: Fault, end: u64) {
+        let before = Awaited::met(fault, world.hosts[at].disk.met());
+        self.awaited.push(Awaited { at, fault, before, end });
+        if fault != Fault::SlowDisk {
+            self.excused_until[at] = u64::MAX;
+        }
+    }
+
+    /// Sees which faults of disks have been met, and whether who met one has ended.
+    fn see_disks(&mut self, world: &World) {
+        let now = world.now_ms();
+        for awaited in std::mem::take(&mut self.awaited) {
+            let Awaited { at, fault, before, end } = awaited;
+            if Awaited::met(fault, world.hosts[at].disk.met()) > before {
+                self.count(fault);
+                if matches!(fault, Fault::SyncError | Fault::WriteError) {
+                    self.ends.push(Ends { at, process: world.hosts[at].processes(), due: now + ENDS_MS });
+                }
+                let felt_from = if end == u64::MAX { now } else { end.max(now) };
+                self.excused_until[at] = self.excused_until[at].min(felt_from + FELT_MS);
+            } else if end <= now {
+                self.excused_until[at] = self.excused_until[at].min(now + FELT_MS);
+            } else {
+                self.awaited.push(awaited);
+            }
+        }
+        for ends in std::mem::take(&mut self.ends) {
+            let host = &world.hosts[ends.at];
+            if host.processes() != ends.process || host.process() != Process::Running {
+                continue;
+            }
+            if now < ends.due {
+                self.ends.push(ends);
+            } else {
+                let what = format!("{} goes on {ENDS_MS} ms after its disk has failed", host.name);
+                world.invariants.violated("a replica whose disk fails ends", what);
+            }
+        }
     }
 
     fn partition(&mut self, world: &mut World, strike: &Strike, at: usize, end: u64) {
@@ -288,20 +314,6 @@ impl Nemesis {
         self.count(strike.fault);
     }
 
-    fn arm(&mut self, world: &World, at: usize, name: &'static str, fault: Fault, rng: &Rng) {
-        self.disarm();
-        let (host, passes) = (world.hosts[at].clone(), 1 + rng.below(3));
-        ARMED.set(Some(Armed { name, host, at, passes, rng: rng.clone(), fault, torn: None }));
-        env::fault::arm(name, pass_armed_point);
-    }
-
-    fn disarm(&mut self) {
-        if let Some(armed) = ARMED.take() {
-            env::fault::disarm(armed.name);
-            assert!(armed.torn.is_none(), "a point that was passed is seen at the end of the tick");
-        }
-    }
-
     /// Turns a bit of what was durable long ago, and lets the process start anew: it looks.
     fn flip(&mut self, world: &mut World, at: usize, rng: &Rng) {
         let at = self.victim.unwrap_or(at);
@@ -314,7 +326,7 @@ impl Nemesis {
             return;
         }
         self.victim = Some(at);
-        self.troubled[at] = true;
+        self.excused_until[at] = u64::MAX;
         let first = PathBuf::from(DATA).join("commitlog").join(format!("{:020}", 0));
         world.hosts[at].disk.flip_bit(first, begin + rng.below(end - begin), rng.below(8) as u8);
         world.kill(at);
@@ -341,7 +353,7 @@ impl Nemesis {
         world.kill(at);
         world.hosts[at].disk.wipe();
         world.hosts[at].joins.set(true);
-        self.troubled[at] = false;
+        self.excused_until[at] = 0;
         self.restart_soon(world, at);
         let to = world.hosts[at].peer_address();
         let operator = world.client("operator", move |caller| caller.replace(to, old));
@@ -374,22 +386,17 @@ impl Nemesis {
         {
             // It is no member any more, whatever it knows of that.
             world.dismiss(change.leaves);
-            self.troubled[change.leaves] = false;
-            self.awaited[change.leaves] = None;
+            self.excused_until[change.leaves] = 0;
+            self.awaited.retain(|awaited| awaited.at != change.leaves);
         }
         for at in 0..world.hosts.len() {
             let Process::Ended(reason) = world.hosts[at].process() else { continue };
-            if let Some(fault) = self.awaited[at].take()
-                && fault != Fault::FullDisk
-            {
-                self.count(fault);
-            }
             let leaves = self.change.as_ref().is_some_and(|change| change.leaves == at);
             if reason.contains("replaceNode") && self.victim == Some(at) {
                 self.give_up_damaged(world, at, &reason);
                 continue;
             }
-            if !self.troubled[at] && !leaves {
+            if self.excused_until[at] < world.now_ms() && !leaves {
                 let what = format!("{}: {reason}", world.hosts[at].name);
                 world.invariants.violated("a replica goes on unless its disk fails", what);
             }
@@ -414,17 +421,13 @@ impl Nemesis {
     }
 
     fn see_armed_point(&mut self, world: &mut World) {
-        let passed = ARMED.with_borrow(|armed| armed.as_ref().is_some_and(|armed| armed.torn.is_some()));
-        if !passed {
-            return;
-        }
-        let armed = ARMED.take().expect("looked at");
-        env::fault::disarm(armed.name);
-        world.darken(armed.at);
-        self.restart_soon(world, armed.at);
-        match (armed.fault, armed.torn) {
-            (Fault::Torn, Some(false)) => self.count(Fault::Crash),
-            (fault, _) => self.count(fault),
+        let Some(passed) = points::passed(world) else { return };
+        world.darken(passed.at);
+        self.restart_soon(world, passed.at);
+        match passed {
+            // All of it survived, or nothing did.
+            Passed { fault: Fault::Torn, is_torn: false, .. } => self.count(Fault::Crash),
+            Passed { fault, .. } => self.count(fault),
         }
     }
 }

@@ -10,7 +10,7 @@ use protocol::header::CreateTopicRequest;
 
 use super::clients::{Caller, shown};
 use super::history::Held;
-use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, now_ms, place};
+use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, place};
 
 impl Caller {
     /// Makes topics and group; returns when that is done.
@@ -68,24 +68,28 @@ impl Caller {
             }
             self.work.history.borrow_mut().replicas.insert(address, queues);
         }
-        self.work.history.borrow_mut().audited_ms = now_ms();
     }
 
     async fn all_values(&self, admin: &Admin, replica: &str, topic: &str, queue_id: i32) -> Held {
-        let mut held = Held::default();
+        let (mut held, mut next) = (Held::default(), 0);
         loop {
-            let next = held.first + held.values.len() as u64;
-            let Ok(pulled) = admin.pull(replica, GROUP, topic, queue_id, next as i64, 128).await else {
+            let Ok(pulled) = admin.pull(replica, GROUP, topic, queue_id, next, 128).await else {
                 self.pause().await;
                 continue;
             };
+            next = pulled.bounds.next_begin_offset;
             if pulled.code == ResponseCode::PULL_OFFSET_MOVED {
                 // Retention goes on meanwhile.
-                held = Held { first: pulled.bounds.next_begin_offset as u64, values: Vec::new() };
+                held = Held { first: next as u64, values: Vec::new() };
                 continue;
             }
-            held.values.extend(pulled.records.iter().map(|record| shown(record).1));
-            if held.end() as i64 >= pulled.bounds.max_offset {
+            for (offset, value) in pulled.records.iter().map(|record| shown(record)) {
+                if offset != held.end() {
+                    held = Held { first: offset, values: Vec::new() };
+                }
+                held.values.push(value);
+            }
+            if next >= pulled.bounds.max_offset {
                 return held;
             }
         }

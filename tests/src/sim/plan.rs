@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use broker::config::Flush;
 use env::Rng;
+use env::disk::simulated::Latency;
 
 /// A kind of fault. `sim SEED --without partition,crash` leaves kinds out and changes nothing else of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +125,15 @@ pub struct Strike {
     pub rng: Rng,
 }
 
+/// How much is kept where not everything is: checkpoints, images and purges of the log come several times a second then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// So many bytes of log, which may be more than there are.
+    pub bytes: u64,
+    /// Between two checkpoints.
+    pub checkpoints: Duration,
+}
+
 /// What a seed decides.
 #[derive(Debug)]
 pub struct Plan {
@@ -143,11 +153,12 @@ pub struct Plan {
     pub pause_ms: u64,
     /// How long a queue lock holds.
     pub lease: Duration,
-    /// How long messages are kept at least; `None`: for ever. Where they are not, checkpoints, images and the purge of the
-    /// log come several times a second.
-    pub keeps: Option<Duration>,
+    /// How much is kept; `None`: everything.
+    pub keeps: Option<Kept>,
     /// When brokers sync what they acknowledge.
     pub flush: Flush,
+    /// What a disk takes that is well: in half of the seeds nothing.
+    pub disk: Latency,
     /// How long faults strike.
     pub faults_ms: u64,
     /// What strikes, in order of time.
@@ -171,6 +182,9 @@ const SURVIVED_UNSYNCED: [Fault; 9] = [
     Fault::Transfer,
 ];
 
+/// More than any run writes: checkpoints come, and nothing is let go.
+pub const AMPLE_BYTES: u64 = 1 << 40;
+
 /// Pause between two strikes.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 150..=1200;
 
@@ -187,6 +201,25 @@ fn flush_later(rng: &Rng) -> Flush {
 }
 
 impl Plan {
+    /// A cluster of so many with a workload, on which a scenario strikes by itself.
+    pub fn calm(seed: u64, brokers: usize) -> Plan {
+        Plan {
+            seed,
+            brokers,
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(250), Duration::from_millis(500)),
+            latency: Duration::from_millis(2),
+            appenders: 4,
+            pause_ms: 10,
+            lease: Duration::from_secs(1),
+            keeps: None,
+            flush: Flush::Sync,
+            disk: Latency { sync: Duration::from_millis(3), ..Latency::default() },
+            faults_ms: 0,
+            strikes: Vec::new(),
+        }
+    }
+
     /// The plan of a seed, less the kinds in `without`.
     pub fn draw(seed: u64, without: &[Fault]) -> Plan {
         let rng = Rng::seeded(seed);
@@ -202,13 +235,22 @@ impl Plan {
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),
-            keeps: rng.chance(1, 3).then(|| Duration::from_millis(within(&rng, 2000..=5000))),
+            keeps: rng.chance(1, 2).then(|| Kept {
+                bytes: if rng.chance(1, 2) { within(&rng, 50..=500) << 10 } else { AMPLE_BYTES },
+                checkpoints: Duration::from_millis(within(&rng, 50..=400)),
+            }),
             flush: if rng.chance(1, 8) { flush_later(&rng) } else { Flush::Sync },
+            disk: Latency {
+                sync: Duration::from_millis(if rng.chance(1, 2) { within(&rng, 1..=8) } else { 0 }),
+                ..Latency::default()
+            },
             strikes: Vec::new(),
         };
         let mut kinds: Vec<Fault> = Fault::ALL.to_vec();
         if plan.flush != Flush::Sync {
             kinds.retain(|fault| SURVIVED_UNSYNCED.contains(fault));
+            // Checkpoints come faster than syncs do: its end would never be durable everywhere.
+            plan.keeps = None;
         }
         let wanted = within(&rng, KINDS) as usize;
         while kinds.len() > wanted {

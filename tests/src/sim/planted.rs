@@ -1,17 +1,19 @@
 //! Which check catches each planted bug: `sim --planted all` looks, and writes a table; `sim --planted known` repeats some
 //! of what stands there, to see that it is still so.
 //!
-//! A bug that no seed brings to light is left to the crash tests of `raft-store`, which are asked for it then.
+//! A bug that no seed brings to light is looked for by the scenarios; if they do not see it either, the crash tests of
+//! `raft-store` are asked for it.
 
 use std::fmt;
 use std::io;
 use std::process::Stdio;
 
-use env::Rng;
+use env::{Clock, Rng};
 use raft_store::planted::Bug;
 use tokio::process::Command;
 
-use super::sweep::{self, Failure, Sweep};
+use super::scenarios::SCENARIOS;
+use super::sweep::{self, Sweep};
 
 /// The table as it was written last.
 const TABLE: &str = include_str!("../../../docs/results/planted-bugs.md");
@@ -21,6 +23,8 @@ const TABLE: &str = include_str!("../../../docs/results/planted-bugs.md");
 pub enum Catch {
     /// A seed of the simulation, and what it says.
     Seed(u64, String),
+    /// A scenario, and what it says.
+    Scenario(&'static str, String),
     /// A test of `raft-store`, and what it says.
     Test(String),
     /// Nothing.
@@ -31,36 +35,53 @@ impl fmt::Display for Catch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Catch::Seed(seed, what) => write!(f, "seed {seed} | {what}"),
+            Catch::Scenario(name, what) => write!(f, "scenario {name} | {what}"),
             Catch::Test(what) => write!(f, "`just planted` | {what}"),
             Catch::Nothing => write!(f, "NOTHING |"),
         }
     }
 }
 
-/// The first of the seeds that catches the bug; else the crash tests.
+/// The first of the seeds that catches the bug; else a scenario; else the crash tests.
 pub async fn find(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
     let sweep = Sweep { planted: Some(bug.name().to_owned()), fail_fast: true, ..seeds.clone() };
     let totals = sweep::run(&sweep, |_| {}).await?;
-    match totals.failures.first() {
+    if let Some(failure) = totals.failures.first() {
         // Seeds are taken in order: those before it have ended well.
-        Some(failure) => Ok(Catch::Seed(failure.seed, what_of(failure))),
-        None => Ok(crash_tests(bug).await?.map_or(Catch::Nothing, Catch::Test)),
+        return Ok(Catch::Seed(failure.seed, what_of(&failure.what)));
+    }
+    for scenario in SCENARIOS {
+        if let Some(what) = played(bug, scenario.name).await? {
+            return Ok(Catch::Scenario(scenario.name, what));
+        }
+    }
+    Ok(crash_tests(bug).await?.map_or(Catch::Nothing, Catch::Test))
+}
+
+/// Whether the bug is caught by a seed or scenario that is known to catch it; what that says.
+pub async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<String>> {
+    match by {
+        Known::Scenario(name) => played(bug, name).await,
+        Known::Seed(seed) => {
+            let planted = Some(bug.name().to_owned());
+            let sweep = Sweep { planted, seeds: *seed..seed + 1, jobs: 1, ..seeds.clone() };
+            let totals = sweep::run(&sweep, |_| {}).await?;
+            Ok(totals.failures.first().map(|failure| what_of(&failure.what)))
+        }
     }
 }
 
-/// Whether the bug is caught by this seed.
-pub async fn is_caught(bug: Bug, seed: u64, seeds: &Sweep) -> io::Result<Option<String>> {
-    let sweep = Sweep { planted: Some(bug.name().to_owned()), seeds: seed..seed + 1, jobs: 1, ..seeds.clone() };
-    let totals = sweep::run(&sweep, |_| {}).await?;
-    Ok(totals.failures.first().map(what_of))
+/// Plays a scenario with the bug; what was violated.
+async fn played(bug: Bug, scenario: &str) -> io::Result<Option<String>> {
+    let arguments = ["--scenario", scenario, "--planted", bug.name()].map(str::to_owned);
+    let outcome = sweep::judged(&Clock::real(), &arguments).await?;
+    Ok(outcome.err().map(|what| what_of(&what)))
 }
 
 /// What did not hold, in a line that fits into a table.
-fn what_of(failure: &Failure) -> String {
-    let panicked = |line: &&String| line.contains("panicked at");
-    let at_panic = failure.what.iter().position(|line| panicked(&line)).and_then(|at| failure.what.get(at + 1));
-    let what = at_panic.or(failure.what.first()).map_or("", String::as_str);
-    let line: String = what.chars().take(160).collect();
+fn what_of(what: &[String]) -> String {
+    let at_panic = what.iter().position(|line| line.contains("panicked at")).and_then(|at| what.get(at + 1));
+    let line: String = at_panic.or(what.first()).map_or("", String::as_str).chars().take(160).collect();
     line.replace('|', "/")
 }
 
@@ -83,13 +104,14 @@ fn found_line(told: &str, name: &str) -> Option<String> {
 /// The table, as Markdown.
 pub fn table(caught: &[(Bug, Catch)], command: &str) -> String {
     let by_seed = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Seed(..))).count();
+    let by_scenario = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Scenario(..))).count();
     let by_test = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Test(_))).count();
     let mut text = format!(
         "# Planted bugs, and what catches them\n\nMade by `{command}`: of {} bugs (`crates/raft-store/src/planted.rs`) {by_seed} \
-         are caught by a seed of the\nsimulation, the first of the range, {by_test} by the crash tests of `raft-store`, {} by \
-         nothing.\n\n| bug | caught by | what it says |\n|---|---|---|\n",
+         are caught by a seed of the\nsimulation (the first of the range), {by_scenario} by one of its scenarios, {by_test} by the \
+         crash tests of `raft-store`, {} by\nnothing.\n\n| bug | caught by | what it says |\n|---|---|---|\n",
         caught.len(),
-        caught.len() - by_seed - by_test,
+        caught.len() - by_seed - by_scenario - by_test,
     );
     for (bug, catch) in caught {
         text += &format!("| {} | {catch} |\n", bug.name());
@@ -97,23 +119,42 @@ pub fn table(caught: &[(Bug, Catch)], command: &str) -> String {
     text
 }
 
-/// Bugs and the seeds that caught them when the table was written.
-pub fn known() -> Vec<(Bug, u64)> {
+/// What is known to catch a bug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// A seed.
+    Seed(u64),
+    /// A scenario.
+    Scenario(String),
+}
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Known::Seed(seed) => write!(f, "seed {seed}"),
+            Known::Scenario(name) => write!(f, "scenario {name}"),
+        }
+    }
+}
+
+/// Bugs, and the seeds and scenarios that caught them when the table was written.
+pub fn known() -> Vec<(Bug, Known)> {
     known_in(TABLE)
 }
 
-fn known_in(table: &str) -> Vec<(Bug, u64)> {
+fn known_in(table: &str) -> Vec<(Bug, Known)> {
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| ")?.split(" | ");
         let (name, by) = (cells.next()?, cells.next()?);
         let bug = Bug::ALL.into_iter().find(|bug| bug.name() == name)?;
-        Some((bug, by.strip_prefix("seed ")?.parse().ok()?))
+        let seed = by.strip_prefix("seed ").and_then(|seed| seed.parse().ok()).map(Known::Seed);
+        Some((bug, seed.or(by.strip_prefix("scenario ").map(|name| Known::Scenario(name.to_owned())))?))
     };
     table.lines().filter_map(row).collect()
 }
 
 /// So many of them, chosen by a seed.
-pub fn sample(mut known: Vec<(Bug, u64)>, count: usize, seed: u64) -> Vec<(Bug, u64)> {
+pub fn sample(mut known: Vec<(Bug, Known)>, count: usize, seed: u64) -> Vec<(Bug, Known)> {
     let rng = Rng::seeded(seed);
     while known.len() > count {
         known.remove(rng.below(known.len() as u64) as usize);
@@ -131,10 +172,12 @@ mod tests {
             (Bug::SkipSync, Catch::Seed(3, "what is lost: a lot".to_owned())),
             (Bug::StaleFrames, Catch::Test("the test so and so".to_owned())),
             (Bug::LockTwice, Catch::Nothing),
+            (Bug::ForgetfulVotes, Catch::Scenario("nats-7567-async", "lost".to_owned())),
         ];
         let table = table(&caught, "sim --planted all");
         assert!(table.contains("| skip-sync | seed 3 | what is lost: a lot |"), "{table}");
-        assert_eq!(known_in(&table), [(Bug::SkipSync, 3)]);
+        let scenario = Known::Scenario("nats-7567-async".to_owned());
+        assert_eq!(known_in(&table), [(Bug::SkipSync, Known::Seed(3)), (Bug::ForgetfulVotes, scenario)]);
     }
 
     #[test]
@@ -148,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_a_function_of_its_seed() {
-        let known: Vec<(Bug, u64)> = Bug::ALL.into_iter().zip(0..).collect();
+        let known: Vec<(Bug, Known)> = Bug::ALL.into_iter().zip((0..).map(Known::Seed)).collect();
         assert_eq!(sample(known.clone(), 10, 7), sample(known.clone(), 10, 7));
         assert_eq!(sample(known.clone(), 10, 7).len(), 10);
         assert_ne!(sample(known.clone(), 10, 7), sample(known, 10, 8));

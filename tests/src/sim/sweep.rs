@@ -148,14 +148,21 @@ async fn process(
     seed: u64,
     without: &[Fault],
 ) -> io::Result<Result<Outcome, Vec<String>>> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg(seed.to_string()).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut arguments = vec![seed.to_string()];
     if !without.is_empty() {
-        command.arg("--without").arg(without.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(","));
+        arguments.push("--without".to_owned());
+        arguments.push(without.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(","));
     }
     if let Some(bug) = &sweep.planted {
-        command.arg("--planted").arg(bug);
+        arguments.extend(["--planted".to_owned(), bug.clone()]);
     }
+    judged(clock, &arguments).await
+}
+
+/// Runs this program with these arguments; what was violated, or how the process ended.
+pub(super) async fn judged(clock: &Clock, arguments: &[String]) -> io::Result<Result<Outcome, Vec<String>>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(arguments).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Some(output) = clock.timeout(LONGEST, command.kill_on_drop(true).output()).await else {
         return Ok(Err(vec![format!("no end after {LONGEST:?}")]));
     };

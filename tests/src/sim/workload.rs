@@ -80,12 +80,9 @@ impl Workload {
     /// It was acknowledged.
     pub fn appended(&self, at: usize, offset: u64) {
         let ended = self.ends(offset);
-        let mut history = self.history.borrow_mut();
-        let append = &mut history.appends[at];
+        let append = &mut self.history.borrow_mut().appends[at];
         append.end = End::Ok(offset, ended);
-        let (queue, value) = (append.queue, append.value);
-        history.acknowledged_ms.insert(value, now_ms());
-        let end = &mut self.acknowledged_ends.borrow_mut()[queue as usize];
+        let end = &mut self.acknowledged_ends.borrow_mut()[append.queue as usize];
         *end = (*end).max(offset + 1);
     }
 

@@ -46,6 +46,8 @@ pub struct World {
     dark: Vec<bool>,
     /// Hosts that carry no member of the group, and no process.
     stand_by: Vec<bool>,
+    /// What a disk takes that is well.
+    disk: Latency,
     seed: u64,
 }
 
@@ -83,6 +85,7 @@ impl World {
             work,
             invariants,
             clients: Vec::new(),
+            disk: plan.disk,
             seed: plan.seed,
         };
         for (at, host) in world.hosts.clone().into_iter().enumerate() {
@@ -90,6 +93,7 @@ impl World {
             let settings = host::Settings::of(plan);
             let name = host.name.clone();
             host.joins.set(at == plan.brokers);
+            host.disk.set_latency(plan.disk);
             host.begin_process();
             world.sim.host(name, move || {
                 let config = host::config(&settings, &host, &founders, name_server);
@@ -298,6 +302,11 @@ impl World {
         break_connections(self.sim.lookup(a), self.sim.lookup(b));
     }
 
+    /// A disk is as fast as it was.
+    pub fn speed_up(&self, at: usize) {
+        self.hosts[at].disk.set_latency(self.disk);
+    }
+
     /// How long packets between the two take at most.
     pub fn set_latency(&self, a: usize, b: usize, latency: Duration) {
         self.sim.set_link_max_message_latency(self.hosts[a].name.as_str(), self.hosts[b].name.as_str(), latency);
@@ -308,6 +317,7 @@ impl World {
         let now = self.now_ms();
         for a in 0..self.hosts.len() {
             self.hosts[a].disk.heal();
+            self.hosts[a].disk.set_latency(self.disk);
             self.hosts[a].drift_clock(0);
             for b in 0..a {
                 self.release(a, b);

@@ -71,6 +71,17 @@ pub struct Latency {
     pub sync: Duration,
 }
 
+/// Faults that calls have met so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Calls that failed, or went elsewhere.
+    pub failed: u64,
+    /// Calls for which there was no space.
+    pub no_space: u64,
+    /// Calls that took time.
+    pub delayed: u64,
+}
+
 /// A disk and what goes on around it.
 struct Machine {
     state: State,
@@ -84,6 +95,7 @@ struct Machine {
     capacity_bytes: u64,
     latency: Latency,
     strikes: Vec<Strike>,
+    met: Met,
     /// Where reading fails, until written anew.
     unreadable: Vec<(FileId, Range<u64>)>,
     recorded: Option<Vec<Operation>>,
@@ -143,6 +155,7 @@ impl SimDisk {
             locks: BTreeSet::new(),
             capacity_bytes: DEFAULT_CAPACITY_BYTES,
             latency: Latency::default(),
+            met: Met::default(),
             strikes: Vec::new(),
             unreadable: Vec::new(),
             recorded: None,
@@ -276,6 +289,11 @@ impl SimDisk {
     /// Makes calls take time, tokio's time.
     pub fn set_latency(&self, latency: Latency) {
         self.machine.lock().latency = latency;
+    }
+
+    /// Which faults calls have met so far.
+    pub fn met(&self) -> Met {
+        self.machine.lock().met
     }
 
     /// Takes back all faults that have not struck, the capacity, the latency and unreadable ranges. Damage stays.
@@ -416,6 +434,7 @@ impl Machine {
             }
             strike.countdown > 0
         });
+        self.met.failed += u64::from(struck.is_some());
         struck
     }
 
@@ -484,6 +503,7 @@ impl Machine {
             let fitting = contents.fitting(offset, len, self.free_pages());
             if fitting < len {
                 len = fitting;
+                self.met.no_space += 1;
                 result = Err(Errno::NOSPC.into());
             }
         }
@@ -506,6 +526,7 @@ impl Machine {
         let mut reserved = contents.clone();
         reserved.reserve(len);
         if reserved.occupied_pages() - contents.occupied_pages() > self.free_pages() {
+            self.met.no_space += 1;
             return Err(Errno::NOSPC.into());
         }
         self.perform(Operation::Allocate { file, len });
@@ -594,8 +615,10 @@ impl SimDisk {
         work: impl FnOnce(&mut Machine) -> io::Result<T>,
     ) -> io::Result<T> {
         let (typical, rng) = {
-            let machine = self.machine.lock();
-            (taking(&machine.latency), machine.rng.clone())
+            let mut machine = self.machine.lock();
+            let typical = taking(&machine.latency);
+            machine.met.delayed += u64::from(!typical.is_zero());
+            (typical, machine.rng.clone())
         };
         if !typical.is_zero() {
             #[allow(clippy::disallowed_methods)]

@@ -92,6 +92,7 @@ impl BatchStore {
         let batch = encode_batch(changes.iter().map(|(key, value)| (key, value.as_ref())), self.boundary);
         let len = batch.len() as u64;
         self.file.write_at(self.end, &[batch]).await?;
+        env::fault!("keyed.before_sync");
         self.file.sync_data().await?;
         self.end += len;
         Ok(())

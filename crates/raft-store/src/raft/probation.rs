@@ -90,7 +90,8 @@ impl Probation {
                 changed = applied.changed() => if changed.is_err() { return },
                 _ = heard.changed() => (quiet_since, is_told) = (env.clock.monotonic(), false),
                 () = looks.next() => {
-                    let others = raft.voter_ids().count() > 1;
+                    let founders = directory.identity().founding_set.map(|set| set.len());
+                    let others = has_others(raft.voter_ids().count(), founders);
                     let is_long = env.clock.monotonic() - quiet_since >= ALONE_LIMIT;
                     if is_long && others && !may_go_on && !std::mem::replace(&mut is_told, true) {
                         tracing::error!(
@@ -120,6 +121,15 @@ impl Probation {
     }
 }
 
+/// Whether somebody else may hold what this replica has lost. `voters`: in its log, which may have lost the membership as
+/// well; then those who founded the group count, and one that joined a group has company.
+fn has_others(voters: usize, founders: Option<usize>) -> bool {
+    match voters {
+        0 => founders != Some(1),
+        voters => voters > 1,
+    }
+}
+
 /// A later leader's word replaces an earlier one's; of one leader the first counts.
 fn newest(shown: Shown, term: u64, committed: u64) -> Shown {
     shown.filter(|(known, _)| *known >= term).or(Some((term, committed)))
@@ -133,6 +143,14 @@ fn caught_up(shown: Shown, applied: Option<LogId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_that_has_lost_the_membership_is_not_alone() {
+        assert!(has_others(3, Some(3)) && has_others(3, None) && !has_others(1, Some(1)));
+        assert!(!has_others(1, Some(3)), "the others have left");
+        assert!(has_others(0, Some(3)) && has_others(0, None), "nothing is left of its log");
+        assert!(!has_others(0, Some(1)));
+    }
 
     #[test]
     fn both_the_index_and_the_term_must_be_reached() {

@@ -29,19 +29,22 @@ const REQUEST_BYTES: usize = 1 << 20;
 /// The log's beginning after an image was installed: set by the state machine, taken by the purge that follows.
 pub type NextBeginning = Arc<Mutex<Option<Boundary>>>;
 
+/// What openraft has said is committed, before anything of it is applied.
+pub type Committed = Arc<Mutex<Option<RaftLogId>>>;
+
 /// The Raft log.
 #[derive(Clone, Debug)]
 pub struct Storage {
     log: Log,
     tickets: Arc<Tickets>,
     beginning: NextBeginning,
-    committed: Option<RaftLogId>,
+    committed: Committed,
 }
 
 impl Storage {
     /// Over an opened log.
-    pub fn new(log: Log, tickets: Arc<Tickets>, beginning: NextBeginning) -> Storage {
-        Storage { log, tickets, beginning, committed: None }
+    pub fn new(log: Log, tickets: Arc<Tickets>, beginning: NextBeginning, committed: Committed) -> Storage {
+        Storage { log, tickets, beginning, committed }
     }
 }
 
@@ -146,12 +149,12 @@ impl RaftLogStorage<Types> for Storage {
     }
 
     async fn save_committed(&mut self, committed: Option<RaftLogId>) -> io::Result<()> {
-        self.committed = committed;
+        *self.committed.lock() = committed;
         Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<RaftLogId>> {
-        Ok(self.committed.min(self.log.last().map(to_raft)))
+        Ok((*self.committed.lock()).min(self.log.last().map(to_raft)))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>

@@ -43,7 +43,7 @@ impl Store {
         };
         let log = Log::open(env, dir, options, None).await.unwrap();
         let beginning = NextBeginning::default();
-        let storage = Storage::new(log.clone(), Arc::new(Tickets::default()), beginning.clone());
+        let storage = Storage::new(log.clone(), Arc::new(Tickets::default()), beginning.clone(), Arc::default());
         Store { storage, log, beginning }
     }
 }
