@@ -29,7 +29,7 @@ use crate::history::edn::Edn;
 pub const IS_WHOLE: &str = "the log was damaged and is whole again";
 
 /// Damage near the end of the log is looked for within this.
-const NEAR_BYTES: u64 = 1 << 20;
+const NEAR_BYTES: u64 = 128 << 10;
 
 /// No tail that is cut is longer.
 const TAIL_BYTES: u64 = 256 << 10;
@@ -208,12 +208,15 @@ impl Damage {
     }
 }
 
-/// Turns a bit below the newest mark: in every second case near it, otherwise anywhere.
+/// Turns a bit below the newest mark: in every second case near it, where the next start looks, otherwise in a full file, which
+/// the scrubber reads through. What lies between waits until somebody reads it.
 async fn in_log(run: &Run, victim: usize, rng: &Rng) -> io::Result<Damage> {
     let dir = run.cluster.data_dir(victim);
     let found = whole(&run.env, dir).await?;
     let end = found.known.end.physical_offset.0;
-    let place = if rng.chance(1, 2) { end - 1 - rng.below(end.min(NEAR_BYTES)) } else { rng.below(end) };
+    let full = found.files.layout.segment_of(PhysicalOffset(end - 1)).0;
+    let near = full == 0 || rng.chance(1, 2);
+    let place = if near { end - 1 - rng.below(end.min(NEAR_BYTES)) } else { rng.below(full) };
     let segment = found.files.layout.segment_of(PhysicalOffset(place));
     let mut walk = found.files.walk_segment(segment, PhysicalOffset(end));
     let header = loop {
