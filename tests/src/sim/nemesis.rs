@@ -33,6 +33,8 @@ pub struct Nemesis {
     awaited: Vec<Awaited>,
     /// Until when a host's process may end by itself, because its disk fails.
     excused_until: Vec<u64>,
+    /// Until when the faults of each host's disk that are over may still be felt.
+    felt_until: Vec<u64>,
     /// Processes whose disk has failed, and when they must have ended by themselves.
     ends: Vec<Ends>,
     change: Option<Change>,
@@ -97,6 +99,7 @@ impl Nemesis {
             victim: None,
             awaited: Vec::new(),
             excused_until: vec![0; world.hosts.len()],
+            felt_until: vec![0; world.hosts.len()],
             ends: Vec::new(),
             change: None,
             one_at_a_time: plan.flush != Flush::Sync,
@@ -268,6 +271,7 @@ impl Nemesis {
     /// Sees which faults of disks have been met, and whether who met one has ended.
     fn see_disks(&mut self, world: &World) {
         let now = world.now_ms();
+        let mut over = Vec::new();
         for awaited in std::mem::take(&mut self.awaited) {
             let Awaited { at, fault, before, end } = awaited;
             if Awaited::met(fault, world.hosts[at].disk.met()) > before {
@@ -276,11 +280,18 @@ impl Nemesis {
                     self.ends.push(Ends { at, process: world.hosts[at].processes(), due: now + ENDS_MS });
                 }
                 let felt_from = if end == u64::MAX { now } else { end.max(now) };
-                self.excused_until[at] = self.excused_until[at].min(felt_from + FELT_MS);
+                over.push((at, felt_from + FELT_MS));
             } else if end <= now {
-                self.excused_until[at] = self.excused_until[at].min(now + FELT_MS);
+                over.push((at, now + FELT_MS));
             } else {
                 self.awaited.push(awaited);
+            }
+        }
+        for (at, until) in over {
+            self.felt_until[at] = self.felt_until[at].max(until);
+            // Another fault of the same disk may still be to come, or last longer.
+            if !self.awaited.iter().any(|awaited| awaited.at == at && awaited.fault != Fault::SlowDisk) {
+                self.excused_until[at] = self.excused_until[at].min(self.felt_until[at]);
             }
         }
         for ends in std::mem::take(&mut self.ends) {
