@@ -17,6 +17,9 @@ use super::plan::{AMPLE_BYTES, Fault, Plan, Strike};
 use super::points::{self, Passed};
 use super::world::{World, slow};
 
+/// Size of a copy of the hard state.
+const HARD_STATE_BYTES: u64 = 124;
+
 /// Ends a fault that lasts.
 type Undo = Box<dyn FnOnce(&mut World)>;
 
@@ -338,8 +341,13 @@ impl Nemesis {
         }
         self.victim = Some(at);
         self.excused_until[at] = u64::MAX;
-        let first = PathBuf::from(DATA).join("commitlog").join(format!("{:020}", 0));
-        world.hosts[at].disk.flip_bit(first, begin + rng.below(end - begin), rng.below(8) as u8);
+        // Of the hard state there are two copies, of the log one on each replica.
+        let (file, place) = match rng.below(8) {
+            0 => ("hard-state/a".to_owned(), rng.below(HARD_STATE_BYTES)),
+            1 => ("hard-state/b".to_owned(), rng.below(HARD_STATE_BYTES)),
+            _ => (format!("commitlog/{:020}", 0), begin + rng.below(end - begin)),
+        };
+        world.hosts[at].disk.flip_bit(PathBuf::from(DATA).join(file), place, rng.below(8) as u8);
         world.kill(at);
         self.restart_soon(world, at);
         self.count(Fault::BitFlip);

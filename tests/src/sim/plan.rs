@@ -29,7 +29,7 @@ pub enum Fault {
     Torn,
     /// Power fails at a named point in the code.
     FaultPoint,
-    /// A bit of the log turns where the peers are whole.
+    /// A bit of the log turns where the peers are whole, or one of the hard state, which has another copy.
     BitFlip,
     /// A sync fails.
     SyncError,
