@@ -28,6 +28,7 @@ use crate::raft::tickets::Tickets;
 use crate::raft::types::{
     CommittedLeaderId, Entry, Node, RaftLogId, StoredMembership, Types, decode_membership, to_raft,
 };
+use crate::repair::REPLACE;
 
 /// What openraft says of a snapshot.
 pub type Meta = SnapshotMeta<CommittedLeaderId, NodeId, Node>;
@@ -85,6 +86,11 @@ impl Roster {
 
 /// The fold, shared between openraft's apply task, which owns it while the group runs, and the group, which closes it.
 pub type SharedFold<T> = Arc<Mutex<Option<Fold<T>>>>;
+
+/// Why a replica whose images are all damaged does not start: openraft asks for one where the log is purged.
+fn no_image() -> String {
+    format!("the log is purged, and no image that goes with its beginning is whole. {REPLACE}")
+}
 
 /// The state machine.
 pub struct Machine<T: Tables> {
@@ -209,9 +215,11 @@ impl<T: Tables> RaftStateMachine<Types> for Machine<T> {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
         match self.boundary_snapshot().await {
             Ok(Some(snapshot)) => Some(Builder(Ok(snapshot))),
+            // Only a start asks like this.
+            Ok(None) if force && self.log.last_purged().is_some() => Some(Builder(Err(no_image()))),
             // Nothing was purged either, so nobody needs one.
             Ok(None) => None,
             Err(error) => Some(Builder(Err(error.to_string()))),
