@@ -78,8 +78,9 @@ impl Caller {
                 continue;
             };
             next = pulled.bounds.next_begin_offset;
-            if pulled.code == ResponseCode::PULL_OFFSET_MOVED {
-                // Retention goes on meanwhile.
+            let is_let_go = pulled.code == ResponseCode::PULL_RETRY_IMMEDIATELY && pulled.records.is_empty();
+            if pulled.code == ResponseCode::PULL_OFFSET_MOVED || is_let_go {
+                // Retention goes on meanwhile; and what was delayed may be let go while its place in the queue is there.
                 held = Held { first: next as u64, values: Vec::new() };
                 continue;
             }
