@@ -377,7 +377,7 @@ impl BrokerGroup {
             // One that was started again believes in the leader that it voted for, heard of or not; if it may not vote, for
             // as long as it likes.
             Role::Follower { leader, .. } => leader.is_some() && !raft.on_probation,
-            Role::Candidate { .. } | Role::Stopped { .. } => false,
+            Role::Isolated { .. } | Role::Candidate { .. } | Role::Stopped { .. } => false,
         };
         GroupStatus {
             broker_name: self.config.broker_name.clone(),

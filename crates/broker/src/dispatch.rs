@@ -223,6 +223,10 @@ async fn at_leader(broker: &Arc<BrokerGroup>, route: &Route, call: &Call) -> Ans
 /// Whoever was said to lead said no: ask again when the role here changes, or after this.
 const NEXT_TRY: Duration = Duration::from_millis(50);
 
+/// How long a request waits for a leader that no majority answers: probably another one leads by now, and only the client
+/// can get there. Three tries in a row, which clients make, are a moment of patience.
+const ISOLATED_WAIT: Duration = Duration::from_millis(500);
+
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leader {
@@ -239,7 +243,9 @@ impl BrokerGroup {
             return Ok(leader);
         }
         let mut role = self.role.clone();
-        let remaining = until.saturating_sub(self.env.clock.monotonic());
+        let is_isolated = matches!(&*role.borrow(), Role::Isolated { .. });
+        let limit = if is_isolated { ISOLATED_WAIT } else { Duration::MAX };
+        let remaining = until.saturating_sub(self.env.clock.monotonic()).min(limit);
         let known = self.env.clock.timeout(remaining, async {
             loop {
                 if let Some(leader) = leader_of(&role.borrow_and_update())? {
@@ -264,7 +270,8 @@ fn leader_of(role: &Role) -> Result<Option<Leader>, RequestError> {
     match role {
         Role::Leader { ready: true, .. } => Ok(Some(Leader::Here)),
         Role::Follower { leader: Some(leader), .. } => Ok(Some(Leader::At(leader.clone()))),
-        Role::Leader { ready: false, .. } | Role::Follower { leader: None, .. } | Role::Candidate { .. } => Ok(None),
+        Role::Leader { ready: false, .. } | Role::Isolated { .. } => Ok(None),
+        Role::Follower { leader: None, .. } | Role::Candidate { .. } => Ok(None),
         Role::Stopped { .. } => Err(RequestError::Stopped),
     }
 }
@@ -350,6 +357,7 @@ mod tests {
         assert_eq!(leader_of(&Role::Leader { term: 1, ready: true }).expect("not stopped"), Some(Leader::Here));
         for waiting in [
             Role::Leader { term: 1, ready: false },
+            Role::Isolated { term: 1 },
             Role::Candidate { term: 1 },
             Role::Follower { term: 1, leader: None },
         ] {

@@ -160,9 +160,8 @@ async fn office_is_lost(
 fn term_of(role: &Role) -> Option<u64> {
     match role {
         Role::Leader { term, ready: true } => Some(*term),
-        Role::Leader { ready: false, .. } | Role::Follower { .. } | Role::Candidate { .. } | Role::Stopped { .. } => {
-            None
-        }
+        Role::Leader { ready: false, .. } | Role::Isolated { .. } | Role::Follower { .. } => None,
+        Role::Candidate { .. } | Role::Stopped { .. } => None,
     }
 }
 

@@ -262,6 +262,7 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         for (role, holds) in [
             ("leader", matches!(status.role, Role::Leader { .. })),
             ("follower", matches!(status.role, Role::Follower { .. })),
+            ("isolated", matches!(status.role, Role::Isolated { .. })),
             ("candidate", matches!(status.role, Role::Candidate { .. })),
             ("stopped", matches!(status.role, Role::Stopped { .. })),
         ] {

@@ -113,7 +113,7 @@ fn standing(role: &Role, own: NodeId, voters: Vec<NodeId>) -> Option<Standing> {
         Role::Leader { term, ready: true } => (own, *term),
         Role::Follower { term, leader: Some(leader) } => (leader.id, *term),
         Role::Leader { ready: false, .. } | Role::Follower { leader: None, .. } => return None,
-        Role::Candidate { .. } | Role::Stopped { .. } => return None,
+        Role::Isolated { .. } | Role::Candidate { .. } | Role::Stopped { .. } => return None,
     };
     Some(Standing { broker_id: broker_id(own, leader, voters), term })
 }
@@ -200,6 +200,7 @@ mod tests {
         let nobody = [
             Role::Leader { term: 7, ready: false },
             Role::Follower { term: 7, leader: None },
+            Role::Isolated { term: 7 },
             Role::Candidate { term: 7 },
             Role::Stopped { reason: None },
         ];

@@ -168,6 +168,12 @@ pub enum Role {
         /// Its `Lead` is applied.
         ready: bool,
     },
+    /// It leads as far as it knows, and no majority has answered it for as long as the others need to elect somebody else: it
+    /// serves nothing until one does.
+    Isolated {
+        /// Its term.
+        term: u64,
+    },
     /// It follows.
     Follower {
         /// Newest term known.
@@ -425,6 +431,7 @@ impl<T: Tables> Group<T> {
             Role::Follower { leader: Some(leader), .. } => {
                 return Err(ProposeError::NotLeader { leader: Some(leader.clone()) });
             }
+            Role::Isolated { .. } => return Err(ProposeError::NotLeader { leader: None }),
             Role::Stopped { .. } => return Err(ProposeError::Stopped),
             // Somebody will lead in a moment, perhaps this node.
             Role::Follower { leader: None, .. } | Role::Candidate { .. } | Role::Leader { .. } => {}

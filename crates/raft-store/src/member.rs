@@ -31,7 +31,7 @@ use crate::log::{self, Log, LogOptions};
 use crate::materializer::{Derived, DerivedOptions};
 use crate::membership::{Membership, finish_changes, is_voter};
 use crate::position::NodeId;
-use crate::proposer::{GroupClock, HandingOver, Proposer, Submission, Waiters, Wish, leader_told};
+use crate::proposer::{GroupClock, HandingOver, Proposer, Serving, Submission, Waiters, Wish, leader_told};
 use crate::raft::machine::{Machine, Roster, SharedFold};
 use crate::raft::peer::PeerCounters;
 use crate::raft::peer::client::{Factory, Links, Refusals};
@@ -354,8 +354,8 @@ impl<T: Tables> Member<T> {
 
         let elections = Arc::new(AtomicU64::new(0));
         let (office, watch_office) = watch::channel(office_of(&raft.server_metrics().borrow_watched()));
-        let (ready, watch_ready) = watch::channel(None);
-        let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), None, None));
+        let (serving, watch_serving) = watch::channel(Serving::No);
+        let (role, watch_role) = watch::channel(role_of(&watch_office.borrow(), Serving::No, None));
         lifetime.spawn(follow_office(raft.clone(), office, elections.clone()));
         let failure = Arc::new(watch::Sender::new(None));
         let (wish, wishes) = mpsc::unbounded_channel();
@@ -392,7 +392,7 @@ impl<T: Tables> Member<T> {
             raft: raft.clone(),
             reader: recovered.reader.clone(),
             links: links.clone(),
-            ready: watch_ready.clone(),
+            serving: watch_serving.clone(),
             queue: self.queue.clone(),
         }));
         lifetime.spawn(vitals::ask_while_leading(raft.clone(), Arc::downgrade(&links)));
@@ -400,7 +400,7 @@ impl<T: Tables> Member<T> {
         let scrubbing = Arc::<scrub::Progress>::default();
         lifetime.spawn(scrub::run(env.clock.clone(), log.clone(), options.scrub_bytes_per_s, scrubbing.clone()));
         let watch_failure = failure.subscribe();
-        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_ready, watch_failure.clone(), role)));
+        drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_serving, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);
         let (reads, asked) = mpsc::unbounded_channel();
         lifetime.spawn(answer_reads(raft.clone(), asked));
@@ -413,7 +413,8 @@ impl<T: Tables> Member<T> {
             waiters: waiters.clone(),
             queue: std::mem::replace(&mut self.submissions, none),
             office: watch_office,
-            ready,
+            serving,
+            quorum_limit: Duration::from_millis(options.election_ms.0 + options.election_ms.1),
             handing: watch_handing,
             arrivals: 0,
             sweeps: env.clock.ticks(Duration::from_millis(options.propose_limit_ms.max(1))),
@@ -620,9 +621,10 @@ fn office_of(server: &RaftServerMetrics<Types>) -> Office {
     }
 }
 
-fn role_of(office: &Office, ready: Option<u64>, reason: Option<String>) -> Role {
+fn role_of(office: &Office, serving: Serving, reason: Option<String>) -> Role {
     match office {
-        Office::Leading { term } => Role::Leader { term: *term, ready: ready == Some(*term) },
+        Office::Leading { term } if serving == (Serving::Isolated { term: *term }) => Role::Isolated { term: *term },
+        Office::Leading { term } => Role::Leader { term: *term, ready: serving == (Serving::Yes { term: *term }) },
         Office::Following { term, campaigning: true, .. } => Role::Candidate { term: *term },
         Office::Following { term, leader, .. } => Role::Follower { term: *term, leader: leader.clone() },
         Office::Stopped => Role::Stopped { reason },
@@ -719,20 +721,20 @@ async fn stop_on_failure<T: Tables>(
     let _ = raft.shutdown().await;
 }
 
-/// Publishes the role, which is the office and whether its holder is ready.
+/// Publishes the role, which is the office and whether its holder serves.
 async fn follow_role<T: Tables>(
     raft: RaftOf<T>,
     mut office: watch::Receiver<Office>,
-    mut ready: watch::Receiver<Option<u64>>,
+    mut serving: watch::Receiver<Serving>,
     failure: Failure,
     role: watch::Sender<Role>,
 ) {
     loop {
-        let (now, term) = (office.borrow_and_update().clone(), *ready.borrow_and_update());
+        let (now, serves) = (office.borrow_and_update().clone(), *serving.borrow_and_update());
         let failed = raft.metrics().borrow_watched().running_state.clone().err();
         let failed = failed.filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped));
         let failed = failed.map(|fatal| fatal.to_string()).or_else(|| failure.borrow().clone());
-        let now_role = role_of(&now, term, failed);
+        let now_role = role_of(&now, serves, failed);
         role.send_if_modified(|before| {
             let changed = *before != now_role;
             *before = now_role.clone();
@@ -743,10 +745,10 @@ async fn follow_role<T: Tables>(
         }
         let ended = tokio::select! { biased;
             changed = office.changed() => changed.is_err(),
-            changed = ready.changed() => changed.is_err(),
+            changed = serving.changed() => changed.is_err(),
         };
         if ended {
-            role.send_replace(role_of(&Office::Stopped, None, failure.borrow().clone()));
+            role.send_replace(role_of(&Office::Stopped, Serving::No, failure.borrow().clone()));
             return;
         }
     }

@@ -18,11 +18,12 @@ use bytes::Bytes;
 use env::{Clock, Ticks};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use openraft::Raft;
+use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, ForwardReason, ForwardToLeader};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::TypeConfigExt;
+use openraft::{Instant, Raft};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -50,6 +51,9 @@ const NOT_YET_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A leader looks at the clocks this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Between two looks at when a majority has answered last.
+const QUORUM_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A new leader waits for the clocks of a majority, which it has just reached, no longer than this.
 const CLOCKS_LIMIT: Duration = Duration::from_secs(2);
@@ -296,6 +300,23 @@ pub enum HandingOver {
     },
 }
 
+/// Whether the node that leads serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// It does not lead, has not taken its office yet, or is handing it over.
+    No,
+    /// Its `Lead` is applied.
+    Yes {
+        /// Its term.
+        term: u64,
+    },
+    /// Not any more, or not yet again: somebody else may have been elected meanwhile.
+    Isolated {
+        /// Its term.
+        term: u64,
+    },
+}
+
 /// Who leads, by openraft's word. The successor of a leader that is handing over may never lead.
 pub(crate) fn leader_told(forward: ForwardToLeader<Types>) -> Option<Peer> {
     let leads = forward.reason != ForwardReason::LeadershipTransfer;
@@ -317,8 +338,10 @@ pub struct Proposer<T: Tables> {
     pub queue: mpsc::UnboundedReceiver<Submission<T::Reply>>,
     /// Who leads.
     pub office: watch::Receiver<Office>,
-    /// The term in which this node serves, once its `Lead` is applied.
-    pub ready: watch::Sender<Option<u64>>,
+    /// Whether this node serves.
+    pub serving: watch::Sender<Serving>,
+    /// A leader whom no majority has answered for this long serves no more.
+    pub quorum_limit: Duration,
     /// Whether leadership is being handed over.
     pub handing: watch::Receiver<HandingOver>,
     /// Submissions seen so far.
@@ -356,7 +379,7 @@ impl<T: Tables> Proposer<T> {
                 break;
             }
         }
-        self.ready.send_replace(None);
+        self.serving.send_replace(Serving::No);
         self.queue.close();
         while let Some(submission) = self.queue.recv().await {
             waiting.push_back(submission);
@@ -426,9 +449,9 @@ impl<T: Tables> Proposer<T> {
         let Some(mut time) = took_office else { return false };
         // Before anybody asks what time it is.
         self.look_at_clocks(&mut time);
-        self.ready.send_replace(Some(term));
+        self.serving.send_replace(Serving::Yes { term });
         let goes_on = self.serve(term, &mut time, waiting, lost).await;
-        self.ready.send_replace(None);
+        self.serving.send_replace(Serving::No);
         self.group_clock.send_modify(|clock| {
             *clock = GroupClock { steps_refused: clock.steps_refused, ..GroupClock::default() };
         });
@@ -483,18 +506,22 @@ impl<T: Tables> Proposer<T> {
         let mut not_yet = false;
         let mut retries = self.clock.ticks(NOT_YET_INTERVAL);
         let mut looks = self.clock.ticks(LOOK_INTERVAL);
+        let mut quorum_looks = self.clock.ticks(QUORUM_LOOK_INTERVAL);
         let mut handing = self.handing.clone();
+        let mut is_isolated = false;
         loop {
             let handing_over = *handing.borrow_and_update();
-            if handing_over == (HandingOver::Triggered { term }) {
-                self.ready.send_if_modified(|ready| ready.take().is_some());
-            }
             // What was triggered in an earlier term has ended with that.
-            let takes = match handing_over {
-                HandingOver::No => true,
-                HandingOver::Waiting => false,
-                HandingOver::Triggered { term: last } => last != term,
+            let (serving, takes) = match handing_over {
+                HandingOver::Triggered { term: last } if last == term => (Serving::No, false),
+                _ if is_isolated => (Serving::Isolated { term }, false),
+                HandingOver::Waiting => (Serving::Yes { term }, false),
+                HandingOver::No | HandingOver::Triggered { .. } => (Serving::Yes { term }, true),
             };
+            self.serves(serving);
+            if serving == (Serving::Isolated { term }) {
+                answer_all(waiting.drain(..), || ProposeError::NotLeader { leader: None });
+            }
             if takes && !not_yet {
                 self.send_waiting(term, time, waiting, &mut in_flight).await;
             }
@@ -512,9 +539,28 @@ impl<T: Tables> Proposer<T> {
                 },
                 _ = handing.changed() => {}
                 () = looks.next() => self.look_at_clocks(time),
+                () = quorum_looks.next() => is_isolated = self.is_isolated(),
                 () = retries.next(), if not_yet => not_yet = false,
             }
         }
+    }
+
+    fn serves(&self, now: Serving) {
+        self.serving.send_if_modified(|before| {
+            if matches!((*before, now), (Serving::Yes { .. }, Serving::Isolated { .. })) {
+                tracing::warn!("no majority answers this leader: it serves no more until one does");
+            }
+            std::mem::replace(before, now) != now
+        });
+    }
+
+    /// Whether no majority has answered this leader for so long that somebody else may lead.
+    #[allow(clippy::disallowed_methods)] // openraft says when a majority answered in tokio's instants.
+    fn is_isolated(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let now = metrics.borrow_watched();
+        let is_alone = now.membership_config.membership().voter_ids().all(|voter| voter == now.id);
+        !is_alone && now.last_quorum_acked.is_some_and(|acked| acked.elapsed() > self.quorum_limit)
     }
 
     /// Which clocks there are, which is followed, and whether this node should lead with its own.

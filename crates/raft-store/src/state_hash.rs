@@ -24,7 +24,7 @@ use crate::entry::{CoreCommand, Operation};
 use crate::fold::{Reader, Tables};
 use crate::log::Log;
 use crate::position::{LogId, NodeId};
-use crate::proposer::{Admitted, Submission, Wish, submission_bytes};
+use crate::proposer::{Admitted, Serving, Submission, Wish, submission_bytes};
 use crate::raft::machine::Machine;
 use crate::raft::peer::client::Links;
 use crate::raft::types::Types;
@@ -273,7 +273,7 @@ pub(crate) struct Leader<T: Tables> {
     pub raft: Raft<Types, Machine<T>>,
     pub reader: Reader<T>,
     pub links: Arc<Links>,
-    pub ready: watch::Receiver<Option<u64>>,
+    pub serving: watch::Receiver<Serving>,
     /// Weak: the member ends when nobody else can propose.
     pub queue: mpsc::WeakUnboundedSender<Submission<T::Reply>>,
 }
@@ -291,7 +291,7 @@ pub(crate) async fn propose_due<T: Tables>(mut leader: Leader<T>) {
         let ended = tokio::select! { biased;
             changed = hashes.changed() => changed.is_err(),
             changed = heard.changed() => changed.is_err(),
-            changed = leader.ready.changed() => changed.is_err(),
+            changed = leader.serving.changed() => changed.is_err(),
         };
         if ended {
             return;
@@ -301,7 +301,9 @@ pub(crate) async fn propose_due<T: Tables>(mut leader: Leader<T>) {
 
 impl<T: Tables> Leader<T> {
     fn due(&self, hashes: &StateHashes) -> Option<CoreCommand> {
-        (*self.ready.borrow())?;
+        if !matches!(*self.serving.borrow(), Serving::Yes { .. }) {
+            return None;
+        }
         let voters: Vec<NodeId> =
             self.raft.server_metrics().borrow_watched().membership_config.membership().voter_ids().collect();
         let there = self.links.heard().images(self.env.clock.monotonic());

@@ -37,7 +37,8 @@ pub fn data_version(version: Version, role: &Role) -> DataVersion {
 /// The newest term that this replica knows.
 pub fn term(role: &Role) -> u64 {
     match role {
-        Role::Leader { term, .. } | Role::Follower { term, .. } | Role::Candidate { term } => *term,
+        Role::Leader { term, .. } | Role::Isolated { term } => *term,
+        Role::Follower { term, .. } | Role::Candidate { term } => *term,
         Role::Stopped { .. } => 0,
     }
 }

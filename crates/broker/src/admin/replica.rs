@@ -60,6 +60,7 @@ fn replica_status(broker_name: &str, is_ready: bool, raft: &Status) -> ReplicaSt
     let (role, leader) = match &raft.role {
         Role::Leader { .. } => ("leader", Some(raft.node)),
         Role::Follower { leader, .. } => ("follower", leader.as_ref().map(|leader| leader.id)),
+        Role::Isolated { .. } => ("isolated", None),
         Role::Candidate { .. } => ("candidate", None),
         Role::Stopped { .. } => ("stopped", None),
     };

@@ -183,6 +183,7 @@ fn raft_table(raft: &Status) -> BTreeMap<String, String> {
         Role::Follower { leader, .. } => {
             ("follower", leader.as_ref().map(|leader| leader.id.to_string()).unwrap_or_default())
         }
+        Role::Isolated { .. } => ("isolated", String::new()),
         Role::Candidate { .. } => ("candidate", String::new()),
         Role::Stopped { .. } => ("stopped", String::new()),
     };

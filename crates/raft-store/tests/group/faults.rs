@@ -416,6 +416,47 @@ async fn a_hand_over_to_a_lost_successor_is_said_and_submissions_wait() {
     three.stop().await;
 }
 
+/// Nobody answers a leader any more: when somebody else may have been elected it says so, and what it does not append it
+/// refuses at once. What was in flight has no outcome before the others have decided.
+#[tokio::test]
+async fn a_leader_that_nobody_answers_refuses_what_it_cannot_place() {
+    let (three, links) = linked(123).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    three.converge().await;
+    let group = three.group(leader).clone();
+    let env = three.places[0].env.clone();
+    links.cut(group.node());
+    let in_flight = tokio::spawn({
+        let group = group.clone();
+        async move { group.propose(vec![record("in flight")]).await }
+    });
+    let mut role = group.role();
+    let isolated = role.wait_for(|role| matches!(role, Role::Isolated { .. }));
+    drop(within(&env, 3, "it notices", isolated).await.unwrap());
+    let began = env.clock.monotonic();
+    let refused = group.propose(vec![record("refused")]).await;
+    assert_eq!(refused, Err(ProposeError::NotLeader { leader: None }));
+    assert!(env.clock.monotonic() - began < Duration::from_millis(100), "at once");
+    let next = [(leader + 1) % 3, (leader + 2) % 3].map(|at| {
+        let group = three.group(at);
+        Box::pin(async move {
+            crate::world::until_ready(group).await;
+            at
+        })
+    });
+    let (next, _, _) = within(&env, 10, "another leader", futures::future::select_all(next)).await;
+    ledger.send(three.group(next), "after").await.unwrap();
+    links.heal();
+    let answer = within(&env, 5, "an answer", in_flight).await.unwrap();
+    assert!(ledger.note(answer, "in flight").is_err(), "overruled, or its time is up");
+    let follows = role.wait_for(|role| matches!(role, Role::Follower { leader: Some(_), .. }));
+    drop(within(&env, 10, "it follows", follows).await.unwrap());
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+}
+
 /// All members are told to stop at the same moment: none of them waits long for another to lead.
 #[tokio::test]
 async fn members_that_stop_together_do_not_wait_for_each_other() {
