@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use broker::broker::{Broker, BrokerGroup};
 use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
-use env::disk::simulated::SimDisk;
+use env::disk::simulated::{Met, SimDisk};
 use env::{Clock, Env, Executor, Net, Rng};
 use tokio::runtime::Handle;
 
@@ -63,6 +63,8 @@ pub struct Host {
     pub joins: Cell<bool>,
     process: RefCell<Process>,
     group: RefCell<Option<Arc<BrokerGroup>>>,
+    /// What calls of the disk had met when the process had opened.
+    met_when_open: Cell<Met>,
     /// The runtime of its process, in whose time that lives.
     runtime: RefCell<Option<Handle>>,
 }
@@ -81,6 +83,7 @@ impl Host {
             joins: Cell::new(false),
             process: RefCell::new(Process::Down),
             group: RefCell::default(),
+            met_when_open: Cell::default(),
             runtime: RefCell::default(),
         }
     }
@@ -108,6 +111,11 @@ impl Host {
     /// How many processes there were.
     pub fn processes(&self) -> u64 {
         self.processes.get()
+    }
+
+    /// What calls of the disk had met when the process that runs had opened.
+    pub fn met_when_open(&self) -> Met {
+        self.met_when_open.get()
     }
 
     /// Whether the caller runs in this host's process.
@@ -164,6 +172,7 @@ impl Host {
             Ok(broker) => {
                 let group = broker.groups()[0].clone();
                 *self.group.borrow_mut() = Some(group.clone());
+                self.met_when_open.set(self.disk.met());
                 *self.process.borrow_mut() = Process::Running;
                 tokio::task::spawn_local(invariants.watch(self.name.clone(), group));
                 broker.failed().await

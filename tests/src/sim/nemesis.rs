@@ -3,8 +3,10 @@
 //! It never does what the contract does not promise to survive: only one host a run, the *victim*, loses or damages what
 //! was durable, and only one change of the members is under way at a time.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use broker::config::Flush;
@@ -50,8 +52,12 @@ pub struct Nemesis {
 #[derive(Debug)]
 struct Change {
     operator: String,
+    /// Whose member comes.
+    joins: usize,
     /// Whose member goes.
     leaves: usize,
+    /// The operator was told to wipe the one that comes.
+    wipes: Rc<Cell<bool>>,
     fault: Fault,
 }
 
@@ -279,7 +285,11 @@ impl Nemesis {
             let Awaited { at, fault, before, end } = awaited;
             if Awaited::met(fault, world.hosts[at].disk.met()) > before {
                 self.count(fault);
-                if matches!(fault, Fault::SyncError | Fault::WriteError) {
+                // One that is still opening may do without what it cannot write: derived state is made anew.
+                let host = &world.hosts[at];
+                let was_open =
+                    host.process() == Process::Running && Awaited::met(fault, host.met_when_open()) <= before;
+                if was_open && matches!(fault, Fault::SyncError | Fault::WriteError) {
                     self.ends.push(Ends { at, process: world.hosts[at].processes(), due: now + ENDS_MS });
                 }
                 let felt_from = if end == u64::MAX { now } else { end.max(now) };
@@ -369,14 +379,32 @@ impl Nemesis {
     }
 
     fn replace_wiped(&mut self, world: &mut World, at: usize, old: u64) {
+        self.join_anew(world, at);
+        self.change_members(world, at, at, old, Fault::WipedDisk);
+    }
+
+    /// The process ends, and a new member on an empty disk comes.
+    fn join_anew(&mut self, world: &mut World, at: usize) {
         world.kill(at);
-        world.hosts[at].disk.wipe();
+        world.renew_disk(at);
         world.hosts[at].joins.set(true);
-        self.excused_until[at] = 0;
+        self.goes_on_whole(at);
         self.restart_soon(world, at);
-        let to = world.hosts[at].peer_address();
-        let operator = world.client("operator", move |caller| caller.replace(to, old));
-        self.change = Some(Change { operator, leaves: at, fault: Fault::WipedDisk });
+    }
+
+    /// An operator puts the new member on `joins` in the place of `old`, which was on `leaves`.
+    fn change_members(&mut self, world: &mut World, joins: usize, leaves: usize, old: u64, fault: Fault) {
+        let (to, wipes) = (world.hosts[joins].peer_address(), Rc::<Cell<bool>>::default());
+        let told = wipes.clone();
+        let operator = world.client("operator", move |caller| caller.replace(to, old, told));
+        self.change = Some(Change { operator, joins, leaves, wipes, fault });
+    }
+
+    /// Whatever the host's disk had is no excuse for the next process on it, whose disk is another one.
+    fn goes_on_whole(&mut self, at: usize) {
+        self.excused_until[at] = 0;
+        self.felt_until[at] = 0;
+        self.awaited.retain(|awaited| awaited.at != at);
     }
 
     /// The host that stands by joins, and somebody who does not lead leaves and stands by.
@@ -392,9 +420,7 @@ impl Nemesis {
         let old = group.raft().node();
         drop(group);
         world.call(spare);
-        let to = world.hosts[spare].peer_address();
-        let operator = world.client("operator", move |caller| caller.replace(to, old));
-        self.change = Some(Change { operator, leaves, fault: Fault::Membership });
+        self.change_members(world, spare, leaves, old, Fault::Membership);
         self.count(Fault::Membership);
     }
 
@@ -405,8 +431,13 @@ impl Nemesis {
         {
             // It is no member any more, whatever it knows of that.
             world.dismiss(change.leaves);
-            self.excused_until[change.leaves] = 0;
-            self.awaited.retain(|awaited| awaited.at != change.leaves);
+            self.goes_on_whole(change.leaves);
+        }
+        if let Some(change) = &self.change
+            && change.wipes.take()
+        {
+            let at = change.joins;
+            self.join_anew(world, at);
         }
         for at in 0..world.hosts.len() {
             let Process::Ended(reason) = world.hosts[at].process() else { continue };

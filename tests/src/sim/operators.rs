@@ -1,6 +1,8 @@
 //! Clients that do what operators do: make topics, replace members, hand leadership over, and read all of a replica.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use client::admin::Admin;
@@ -40,16 +42,21 @@ impl Caller {
     }
 
     /// Puts the member on `to` in the place of `old`, as an operator does: the new one is named, catches up, and gets the
-    /// vote of the other in one change. Returns when that is done.
-    pub async fn replace(mut self, to: String, old: u64) {
+    /// vote of the other in one change. Returns when that is done. A leader that was deposed may have named it, and nobody
+    /// else knows: then the answer is to wipe it, which is told through `wipes`.
+    pub async fn replace(mut self, to: String, old: u64, wipes: Rc<Cell<bool>>) {
         let admin = self.admin();
         loop {
             let broker = self.broker();
-            if let Ok(added) = admin.add_learner(&broker, &to).await {
-                if admin.change_voters(&broker, Some(added.node_id), Some(old)).await.is_ok() {
-                    return;
+            match admin.add_learner(&broker, &to).await {
+                Ok(added) => {
+                    if admin.change_voters(&broker, Some(added.node_id), Some(old)).await.is_ok() {
+                        return;
+                    }
+                    lead_elsewhere(&admin, &broker, old).await;
                 }
-                lead_elsewhere(&admin, &broker, old).await;
+                Err(refused) if refused.to_string().contains("wipe its data directory") => wipes.set(true),
+                Err(_) => {}
             }
             self.try_next();
             self.env.clock.sleep(Duration::from_millis(50)).await;

@@ -1,6 +1,7 @@
 //! What has gone wrong in other systems, one scripted scenario each: what happened there, what is done here, what must
 //! hold. They are judged by every clause of the contract and every invariant, not only by what was broken there.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use broker::config::Flush;
@@ -239,7 +240,7 @@ fn nats_7545(run: &mut Run) -> Result<(), String> {
     drop(group);
     run.world.call(spare);
     let to = run.world.hosts[spare].peer_address();
-    let replacing = run.world.client("operator", move |caller| caller.replace(to, old));
+    let replacing = run.world.client("operator", move |caller| caller.replace(to, old, Rc::default()));
     run.go_on_for(20);
     for at in [cut_off, leader, others[1]] {
         run.world.kill(at);

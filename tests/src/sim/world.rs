@@ -215,7 +215,7 @@ impl World {
     pub fn call(&mut self, at: usize) {
         assert!(self.stand_by[at], "{} has a member", self.hosts[at].name);
         self.stand_by[at] = false;
-        self.hosts[at].disk.wipe();
+        self.renew_disk(at);
         self.hosts[at].joins.set(true);
         self.restart_at(at, self.now_ms() + 1);
     }
@@ -300,6 +300,13 @@ impl World {
     fn heal_link(&self, a: &str, b: &str) {
         self.sim.repair(a, b);
         break_connections(self.sim.lookup(a), self.sim.lookup(b));
+    }
+
+    /// An empty disk without any fault takes the place of the one that is there.
+    pub fn renew_disk(&self, at: usize) {
+        self.hosts[at].disk.wipe();
+        self.hosts[at].disk.heal();
+        self.speed_up(at);
     }
 
     /// A disk is as fast as it was.
