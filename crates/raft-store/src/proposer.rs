@@ -36,6 +36,7 @@ use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, Timestamp};
 use crate::raft::machine::Machine;
 use crate::raft::peer::client::Links;
+use crate::raft::peer::vitals::HEARD_WITHIN;
 use crate::raft::peer::vitals::clocks_of;
 use crate::raft::tickets::Ended;
 use crate::raft::types::{Body, Ticket, Types, leader_of};
@@ -554,13 +555,19 @@ impl<T: Tables> Proposer<T> {
         });
     }
 
-    /// Whether no majority has answered this leader for so long that somebody else may lead.
+    /// Whether no majority has answered this leader for so long that somebody else may lead. Voters that answer what needs
+    /// no disk are there, and it leads them: requests wait for their disks.
     #[allow(clippy::disallowed_methods)] // openraft says when a majority answered in tokio's instants.
     fn is_isolated(&self) -> bool {
         let metrics = self.raft.metrics();
-        let now = metrics.borrow_watched();
-        let is_alone = now.membership_config.membership().voter_ids().all(|voter| voter == now.id);
-        !is_alone && now.last_quorum_acked.is_some_and(|acked| acked.elapsed() > self.quorum_limit)
+        let metrics = metrics.borrow_watched();
+        if metrics.last_quorum_acked.is_none_or(|acked| acked.elapsed() <= self.quorum_limit) {
+            return false;
+        }
+        let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let (now, limit) = (self.clock.monotonic(), self.quorum_limit.max(HEARD_WITHIN));
+        let is_there = |voter: &&NodeId| **voter == metrics.id || self.links.heard().answers(**voter, now, limit);
+        voters.iter().filter(is_there).count() <= voters.len() / 2
     }
 
     /// Which clocks there are, which is followed, and whether this node should lead with its own.

@@ -137,8 +137,10 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     let leader = three.leader().await;
     ledger.send(three.group(leader), "before").await.unwrap();
     let before = three.group(leader).status();
+    let mut role = three.group(leader).role();
+    role.mark_unchanged();
     for follower in [(leader + 1) % 3, (leader + 2) % 3] {
-        let stalled = Latency { sync: Duration::from_millis(1000), ..Latency::default() };
+        let stalled = Latency { sync: Duration::from_millis(2000), ..Latency::default() };
         three.places[follower].disk.as_ref().unwrap().set_latency(stalled);
     }
     let answers = join_all((0..3).map(|number| {
@@ -151,6 +153,7 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     }
     let after = three.group(leader).status();
     assert_eq!(after.role, Role::Leader { term: before.term, ready: true });
+    assert!(!role.has_changed().unwrap(), "not even for a moment");
     assert_eq!((after.term, after.elections, after.broken_streams), (before.term, before.elections, 0));
     assert!(after.heartbeat_timeouts > before.heartbeat_timeouts, "late answers are counted");
     for place in &three.places {

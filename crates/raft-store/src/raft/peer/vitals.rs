@@ -27,7 +27,10 @@ use crate::state_hash::ImageHashes;
 pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// An answer that takes longer says little.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// A member that is there is heard of again within this time, also beside one that does not answer.
+pub const HEARD_WITHIN: Duration = Duration::from_millis(1500);
 
 /// What a member said is not believed for longer.
 const BELIEVED: Duration = Duration::from_secs(5);
@@ -84,6 +87,11 @@ impl Heard {
         let images = self.images.lock();
         let young = images.iter().filter(|(_, (at, _))| now.saturating_sub(*at) <= BELIEVED);
         young.map(|(node, (_, images))| (*node, images.clone())).collect()
+    }
+
+    /// Whether a member has answered within `limit` before `now`.
+    pub fn answers(&self, node: NodeId, now: Duration, limit: Duration) -> bool {
+        self.images.lock().get(&node).is_some_and(|(at, _)| now.saturating_sub(*at) <= limit)
     }
 
     /// Changes when something was heard.
