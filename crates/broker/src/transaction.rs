@@ -1,5 +1,5 @@
 //! END_TRANSACTION 37: a half message becomes visible or never will. The first end that is applied counts, whichever it is;
-//! the same again changes nothing, and neither does the opposite.
+//! the same again changes nothing, and neither does the opposite. Clients send it one way: the answer is for those that ask.
 //!
 //! A half message is named by where it was stored first, as the answer to its SEND said, and by its producer group. Nothing is
 //! stored again: a committed message is visible where it lies.
@@ -109,8 +109,7 @@ pub(crate) fn immunity_of(record: &RecordView<'_>) -> Option<Duration> {
 }
 
 impl BrokerGroup {
-    /// A transaction that waits no more: whether it has ended as it is to end now. An error if not, as far as that can still be
-    /// told.
+    /// A transaction that waits no more: `Ok` if it has certainly ended as it is to end now.
     async fn ended_before(&self, request: &EndTransactionRequest, commit: bool) -> Result<(), RequestError> {
         self.transactions.refused.fetch_add(1, Ordering::Relaxed);
         let found = self.message_at(request.commit_log_offset).await.map_err(|_| not_found(request))?;
@@ -120,9 +119,12 @@ impl BrokerGroup {
             return Err(not_found(request));
         }
         match (found.unit.is_some(), commit) {
-            (true, true) | (false, false) => Ok(()),
+            (true, true) => Ok(()),
             (true, false) => Err(RequestError::Failed("the transaction was committed before".to_owned())),
-            (false, true) => Err(RequestError::Failed("the transaction was rolled back before".to_owned())),
+            // Rolled back; or retention had stored the message again, and it was committed there.
+            (false, _) => Err(RequestError::Failed(
+                "the transaction has ended before; its message is not visible where it was stored".to_owned(),
+            )),
         }
     }
 }

@@ -118,9 +118,10 @@ async fn a_half_message_is_nowhere_until_it_is_committed_and_its_first_end_count
     let late = wire.end(&half, ROLLBACK).await;
     assert_eq!((late.code, late.remark_text()), (1, "the transaction was committed before"));
     assert_eq!(wire.end(&dropped, ROLLBACK).await.code, 0);
-    assert_eq!(wire.end(&dropped, ROLLBACK).await.code, 0, "again");
-    let late = wire.end(&dropped, COMMIT).await;
-    assert_eq!((late.code, late.remark_text()), (1, "the transaction was rolled back before"));
+    for late in [wire.end(&dropped, ROLLBACK).await, wire.end(&dropped, COMMIT).await] {
+        assert_eq!(late.code, 1);
+        assert!(late.remark_text().starts_with("the transaction has ended before"), "{}", late.remark_text());
+    }
     let of_plain = wire.sent("T", "plain too", &[]).await;
     let never = SendMessageResponse { queue_offset: Some(offset_of(&of_plain)), ..of_plain };
     assert_eq!(wire.end(&never, COMMIT).await.code, 1, "it was no half message");
@@ -299,7 +300,7 @@ async fn the_next_leader_ends_transactions_and_asks_about_them() {
     for half in raced {
         let ends = [COMMIT, ROLLBACK, ROLLBACK, COMMIT].map(|how| wire.end(half, how));
         let codes: Vec<i32> = futures::future::join_all(ends).await.iter().map(|answer| answer.code).collect();
-        assert!(matches!(codes[..], [0, 1, 1, 0] | [1, 0, 0, 1]), "{codes:?}");
+        assert!(matches!(codes[..], [0, 1, 1, 0] | [1, 0, 1, 1] | [1, 1, 0, 1]), "{codes:?}");
         won.push(codes[0] == 0);
     }
     until("all the silent ones are asked about", async || wire.questions().len() >= EACH).await;
