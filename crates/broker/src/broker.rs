@@ -39,6 +39,7 @@ use crate::registration::Registration;
 use crate::send::UniqueKeys;
 use crate::tables::Tables;
 use crate::tables::command::{Command, Reply};
+use crate::transaction::Transactions;
 use crate::{admin, due, heartbeat, registration};
 
 /// Requests in the works get this long to end when the broker stops.
@@ -293,6 +294,7 @@ pub struct BrokerGroup {
     pub(crate) statistics: Statistics,
     pub(crate) pending_offsets: PendingOffsets,
     pub(crate) dead_letters: DeadLetters,
+    pub(crate) transactions: Transactions,
     pub(crate) unique_keys: UniqueKeys,
     /// To NameServers and to the leader.
     pub(crate) peers: Client<NoRequests>,
@@ -338,6 +340,7 @@ impl BrokerGroup {
             statistics: Statistics::default(),
             pending_offsets: PendingOffsets::default(),
             dead_letters: DeadLetters::default(),
+            transactions: Transactions::default(),
             unique_keys: UniqueKeys::new(env, group.advertised_address.ip()),
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
             registration: Registration::default(),

@@ -106,6 +106,25 @@ pub struct MessagePolicy {
     pub properties_bytes: usize,
     /// How long an unrenewed queue lock holds.
     pub queue_lock: Duration,
+    /// When producers are asked how transactions have ended.
+    pub transactions: TransactionPolicy,
+}
+
+/// When a producer group is asked how a transaction has ended, of which it says nothing by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransactionPolicy {
+    /// So long after its half message was stored: `transactionTimeOut`.
+    pub timeout: Duration,
+    /// And again so long after the last time: `transactionCheckInterval`.
+    pub check_interval: Duration,
+    /// So often: `transactionCheckMax`. Only questions that were handed to a live producer count.
+    pub check_max: u32,
+}
+
+impl Default for TransactionPolicy {
+    fn default() -> Self {
+        TransactionPolicy { timeout: Duration::from_secs(6), check_interval: Duration::from_secs(30), check_max: 15 }
+    }
 }
 
 /// How long messages are kept; RocketMQ's rules and defaults.
@@ -161,7 +180,7 @@ pub fn parse_hours(text: &str) -> Result<Vec<u8>, ConfigError> {
 pub struct Limits {
     /// Bytes of messages that may wait for their quorum.
     pub sends_in_flight_bytes: usize,
-    /// Scheduled messages that wait for their time.
+    /// Messages that wait for their time or the end of their transaction.
     pub scheduled_messages: u64,
     /// Client connections.
     pub connections: usize,
@@ -195,6 +214,7 @@ impl Default for MessagePolicy {
             body_bytes: 4 * 1024 * 1024,
             properties_bytes: 32_767,
             queue_lock: Duration::from_secs(60),
+            transactions: TransactionPolicy::default(),
         }
     }
 }

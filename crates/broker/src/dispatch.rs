@@ -17,7 +17,10 @@ use tokio::sync::Notify;
 
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
-use crate::{admin, consumer_offset, forward, heartbeat, pull, queue_lock, send, send_back, view_message};
+use crate::{
+    admin, check_back, consumer_offset, forward, heartbeat, pull, queue_lock, send, send_back, transaction,
+    view_message,
+};
 
 /// The response of a request that was carried out, or why it was not.
 pub type Answer = Result<RemotingCommand, RequestError>;
@@ -120,6 +123,8 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(SEND_MESSAGE_V2, Topic, Pub, Leader, send::send),
     route!(SEND_BATCH_MESSAGE, Topic, Pub, Leader, send::send),
     route!(CONSUMER_SEND_MSG_BACK, Group, Sub, Leader, send_back::send_back),
+    route!(END_TRANSACTION, Topic, Pub, Leader, transaction::end),
+    route!(CHECK_TRANSACTION_STATE, Cluster, Update, AnyReplica, check_back::relay),
     route!(PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
     route!(LITE_PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
     route!(HEART_BEAT, Group, Sub, AnyReplica, heartbeat::heartbeat),

@@ -13,7 +13,9 @@ use raft_store::position::Timestamp;
 use tokio::sync::watch;
 
 use crate::broker::BrokerGroup;
+use crate::check_back;
 use crate::error::RequestError;
+use crate::questions::Questions;
 use crate::retention::{self, Plan};
 
 /// Rows that one entry makes visible.
@@ -30,6 +32,8 @@ const NEXT_TRY: Duration = Duration::from_millis(100);
 pub enum Duty {
     /// Scheduled messages have reached their time.
     FireTimers,
+    /// Producers should be asked how transactions have ended.
+    AskProducers,
     /// Something may be too old to be kept, or the log too long.
     LookAtRetention,
     /// Perhaps the cluster version can be raised.
@@ -56,11 +60,18 @@ impl Duties {
     }
 
     /// What is due at `now`, in group time, and when to ask again. `next_due`: when the first scheduled message reaches its
-    /// time.
-    pub fn run_due(&mut self, now: Timestamp, next_due: Option<Timestamp>) -> (Vec<Duty>, Timestamp) {
+    /// time; `next_question`: when a producer should be asked.
+    pub fn run_due(
+        &mut self,
+        now: Timestamp,
+        next_due: Option<Timestamp>,
+        next_question: Option<Timestamp>,
+    ) -> (Vec<Duty>, Timestamp) {
         let mut due = Vec::new();
-        if next_due.is_some_and(|next_due| next_due <= now) {
-            due.push(Duty::FireTimers);
+        for (duty, at) in [(Duty::FireTimers, next_due), (Duty::AskProducers, next_question)] {
+            if at.is_some_and(|at| at <= now) {
+                due.push(duty);
+            }
         }
         if self.next_look_at_retention <= now {
             due.push(Duty::LookAtRetention);
@@ -71,7 +82,7 @@ impl Duties {
             self.next_look_at_versions = later(now, VERSION_INTERVAL);
         }
         let fixed = self.next_look_at_retention.min(self.next_look_at_versions);
-        (due, next_due.map_or(fixed, |next_due| fixed.min(next_due)))
+        (due, [next_due, next_question].into_iter().flatten().fold(fixed, Timestamp::min))
     }
 }
 
@@ -99,12 +110,14 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
     }
     let mut duties = Duties::taken_over(broker.now(), broker.config.retention.look_interval);
     let mut plan = Plan::new(broker.config.retention.clone(), broker.now());
+    let policy = broker.config.messages.transactions;
+    let mut questions = Questions::taken_over(broker.now(), policy, broker.config.retention.time);
     loop {
         let now = broker.now();
-        let (due, next) = duties.run_due(now, broker.reader.next_due());
+        let (due, next) = duties.run_due(now, broker.reader.next_due(), questions.next(&broker.reader));
         let mut wait = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or(0));
         for duty in due {
-            wait = match carry_out(broker, duty, &mut plan).await {
+            wait = match carry_out(broker, duty, &mut plan, &mut questions).await {
                 Ok(more) => {
                     if more && duty == Duty::LookAtRetention {
                         duties.look_at_retention_again(now);
@@ -125,9 +138,15 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
 }
 
 /// Whether there is more to do at once.
-async fn carry_out(broker: &BrokerGroup, duty: Duty, plan: &mut Plan) -> Result<bool, RequestError> {
+async fn carry_out(
+    broker: &BrokerGroup,
+    duty: Duty,
+    plan: &mut Plan,
+    questions: &mut Questions,
+) -> Result<bool, RequestError> {
     let command = match duty {
         Duty::FireTimers => CoreCommand::FireTimers { limit: FIRED_AT_ONCE },
+        Duty::AskProducers => return check_back::step(broker, questions).await,
         Duty::LookAtRetention => return retention::step(broker, plan).await,
         Duty::LookAtVersions => {
             broker.raft.raise_cluster_version().await?;
@@ -177,13 +196,14 @@ mod tests {
         let at = |by: Duration| later(start, by);
         let mut duties = Duties::taken_over(start, LOOK_INTERVAL);
         let first = vec![Duty::LookAtRetention, Duty::LookAtVersions];
-        assert_eq!(duties.run_due(start, None), (first.clone(), at(VERSION_INTERVAL)));
+        assert_eq!(duties.run_due(start, None, None), (first.clone(), at(VERSION_INTERVAL)));
         let soon = at(Duration::from_millis(7));
-        assert_eq!(duties.run_due(start, Some(soon)), (vec![], soon), "never early");
-        assert_eq!(duties.run_due(soon, Some(soon)).0, [Duty::FireTimers]);
-        let (due, next) = duties.run_due(at(LOOK_INTERVAL), None);
+        assert_eq!(duties.run_due(start, Some(soon), None), (vec![], soon), "never early");
+        assert_eq!(duties.run_due(soon, Some(soon), Some(at(LOOK_INTERVAL))).0, [Duty::FireTimers]);
+        assert_eq!(duties.run_due(soon, None, Some(soon)).0, [Duty::AskProducers]);
+        let (due, next) = duties.run_due(at(LOOK_INTERVAL), None, None);
         assert_eq!((due, next), (first, later(at(LOOK_INTERVAL), VERSION_INTERVAL)));
         duties.look_at_retention_again(at(LOOK_INTERVAL));
-        assert_eq!(duties.run_due(at(LOOK_INTERVAL), None).0, [Duty::LookAtRetention]);
+        assert_eq!(duties.run_due(at(LOOK_INTERVAL), None, None).0, [Duty::LookAtRetention]);
     }
 }

@@ -95,6 +95,9 @@ pub enum RequestError {
     /// It may or may not have been carried out.
     #[error("the outcome is unknown")]
     Unknown,
+    /// Allowed only earlier, or only to somebody else: too late.
+    #[error("{0}")]
+    TooLate(String),
     /// Something is wrong on this side; the remark says what.
     #[error("{0}")]
     Failed(String),
@@ -117,6 +120,7 @@ impl RequestError {
             RequestError::NoSubscription(_) => ResponseCode::SUBSCRIPTION_NOT_EXIST,
             RequestError::SubscriptionNotLatest => ResponseCode::SUBSCRIPTION_NOT_LATEST,
             RequestError::BadSubscription(_) => ResponseCode::SUBSCRIPTION_PARSE_FAILED,
+            RequestError::TooLate(_) => ResponseCode::ILLEGAL_OPERATION,
             RequestError::NotFound(_) => ResponseCode::QUERY_NOT_FOUND,
             RequestError::Overload(_) | RequestError::Busy(_) => ResponseCode::SYSTEM_BUSY,
             RequestError::NotLeader { .. } | RequestError::Stopped | RequestError::DiskFull { .. } => {

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -452,6 +453,36 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             "Messages that wait for the end of their transaction",
             false,
             each(&|group, _| group.reader.pending().half as f64),
+        ),
+        (
+            "raftmq_transactions_committed",
+            "Transactions committed here as leader",
+            true,
+            each(&|group, _| group.transactions.committed.load(Ordering::Relaxed) as f64),
+        ),
+        (
+            "raftmq_transactions_rolled_back",
+            "Transactions rolled back here as leader",
+            true,
+            each(&|group, _| group.transactions.rolled_back.load(Ordering::Relaxed) as f64),
+        ),
+        (
+            "raftmq_transactions_ended_before",
+            "Ends of transactions that had ended",
+            true,
+            each(&|group, _| group.transactions.refused.load(Ordering::Relaxed) as f64),
+        ),
+        (
+            "raftmq_transactions_asked",
+            "Questions handed to producers, how a transaction has ended",
+            true,
+            each(&|group, _| group.transactions.asked.load(Ordering::Relaxed) as f64),
+        ),
+        (
+            "raftmq_transactions_discarded",
+            "Half messages that nobody is asked about any more",
+            true,
+            each(&|group, _| group.transactions.discarded.load(Ordering::Relaxed) as f64),
         ),
         (
             "raftmq_scheduled_messages",

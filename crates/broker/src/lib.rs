@@ -13,6 +13,7 @@
 //! | reading messages, filters, long polls | [`pull`]; by physical offset: [`view_message`] |
 //! | consumer offsets, and a queue's own offsets and times | [`consumer_offset`] |
 //! | retries and dead letters | [`send_back`] |
+//! | half messages and how they end | [`send`], `transaction`; producers asked about them: [`questions`], `check_back` |
 //! | who is connected, and who is told | [`clients`], [`heartbeat`]; orderly consumers: [`queue_lock`] |
 //! | what only a leader does, and when | [`due`]; how long messages are kept: [`retention`] |
 //! | what NameServers are told | [`registration`] |
@@ -23,6 +24,7 @@
 pub mod admin;
 pub mod admission;
 pub mod broker;
+mod check_back;
 pub mod clients;
 pub mod config;
 pub mod consumer_offset;
@@ -35,6 +37,7 @@ pub mod forward;
 pub mod heartbeat;
 pub mod http;
 pub mod pull;
+pub mod questions;
 pub mod queue_lock;
 pub mod rates;
 pub mod registration;
@@ -42,6 +45,7 @@ pub mod retention;
 pub mod send;
 pub mod send_back;
 pub mod tables;
+mod transaction;
 pub mod view_message;
 
 pub use broker::{Broker, BrokerGroup, StartError};

@@ -18,8 +18,8 @@ use protocol::code::ResponseCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{PullMessageRequest, PullMessageResponse};
 use protocol::permission::Permission;
-use protocol::record::{HeadPatch, head_bytes};
-use protocol::sys_flag::PullSysFlag;
+use protocol::record::{HeadPatch, head_bytes, head_sys_flag};
+use protocol::sys_flag::{PullSysFlag, TransactionType};
 use protocol::tag::{self, BadTagExpression, TagExpression};
 use raft_store::consume_queue::{Queue, Unit};
 use raft_store::planted::{self, Bug};
@@ -350,7 +350,7 @@ impl Body {
 }
 
 /// Appends a record, or its head, as consumers see it: with its place in the queue and in the log, the time it became
-/// visible, and the replica that serves it.
+/// visible, and the replica that serves it; a half message that has a place in a queue as a committed one.
 pub(crate) fn append_shown(
     body: &mut BytesMut,
     record: &[u8],
@@ -361,7 +361,10 @@ pub(crate) fn append_shown(
     let start = body.len();
     body.extend_from_slice(record);
     let shown = &mut body[start..];
+    let half = head_sys_flag(record).filter(|flag| flag.transaction() == TransactionType::Prepared);
     let mut patch = HeadPatch {
+        sys_flag: half.map(|flag| flag.with_transaction(TransactionType::Commit)),
+        prepared_transaction_offset: half.map(|_| unit.physical_offset.0 as i64),
         queue_offset: queue_offset.0 as i64,
         physical_offset: unit.physical_offset.0 as i64,
         store_timestamp: Some(unit.visible_at.0),

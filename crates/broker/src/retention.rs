@@ -227,14 +227,14 @@ impl BrokerGroup {
         Err(RequestError::DiskFull { used, limit })
     }
 
-    /// Refuses to let a message wait when too much waits already.
-    pub(crate) fn refuse_too_many_scheduled(&self) -> Result<(), RequestError> {
+    /// Refuses to let a message wait, for its time or the end of its transaction, when too much waits already.
+    pub(crate) fn refuse_too_many_waiting(&self) -> Result<(), RequestError> {
         let waiting = self.reader.pending();
-        let limit = self.config.limits.scheduled_messages;
-        if waiting.scheduled >= limit {
-            let waiting = waiting.scheduled;
+        let (count, limit) = (waiting.scheduled + waiting.half, self.config.limits.scheduled_messages);
+        if count >= limit {
             return Err(RequestError::Busy(format!(
-                "scheduling: {waiting} messages wait for their time, the limit is {limit} (scheduled_messages)"
+                "scheduling: {count} messages wait for their time or the end of their transaction, the limit is {limit} \
+                 (scheduled_messages)"
             )));
         }
         let retention = &self.config.retention;

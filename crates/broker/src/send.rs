@@ -67,12 +67,6 @@ async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest
     let text = header.properties.as_deref().unwrap_or("");
     let found = Found::in_properties(text);
     let reconsume_times = header.reconsume_times.unwrap_or(0);
-    if found.is_transactional && !(reconsume_times > 0 && found.delay_level() > 0) {
-        // Storing it as a plain message would show it to consumers before its transaction has ended.
-        return Err(RequestError::Failed(
-            "transactional messages are not supported by this broker version; the message was not stored".to_owned(),
-        ));
-    }
     let mut queue = queue;
     let mut is_dead_letter = false;
     if let Some(group) = names::group_of_retry_topic(&header.topic)
@@ -81,32 +75,52 @@ async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest
         queue = broker.dead_letter_queue(group).await?;
         is_dead_letter = true;
     }
+    // The retry of a message that was transactional is not.
+    let is_retry = is_dead_letter || reconsume_times > 0 && found.delay_level() > 0;
+    let is_half = found.is_transactional && !is_retry;
     let now = broker.now();
     let delay = if is_dead_letter { Delay::None } else { delay_of(&found, policy_of(broker), now)? };
-    if delay != Delay::None {
-        broker.refuse_too_many_scheduled()?;
+    if is_half && delay != Delay::None {
+        let remark = "a transactional message cannot be delayed: leave out its delay level and TIMER_* properties";
+        return Err(RequestError::MessageIllegal(remark.to_owned()));
+    }
+    if is_half || delay != Delay::None {
+        broker.refuse_too_many_waiting()?;
     }
     let unique_key =
         found.unique_key.map_or_else(|| broker.unique_keys.next(broker.env.clock.wall_ms()), str::to_owned);
     let properties = stored_properties(
         text,
-        &Additions { cluster: &broker.cluster, unique_key: &unique_key, queue: &queue, delay, is_dead_letter },
+        &Additions {
+            cluster: &broker.cluster,
+            unique_key: &unique_key,
+            queue: &queue,
+            delay,
+            is_dead_letter,
+            half_of: is_half.then_some(&header.producer_group),
+        },
     );
     check_properties(&properties, policy_of(broker))?;
-    let record = broker.record(
+    let mut record = broker.record(
         call,
         header,
         &queue,
         Content { flag: header.flag, body: &call.request.body, properties: &properties },
     );
+    if is_half {
+        record.sys_flag = record.sys_flag.with_transaction(TransactionType::Prepared);
+    }
     let operation = RecordOperation {
         queue: queue.id(),
         record: record.to_bytes()?,
         tag_hash: tag::tag_hash(found.tags),
-        visibility: delay.visibility(),
+        visibility: if is_half { Visibility::Half } else { delay.visibility() },
         key_hashes: key_hashes(&queue.topic, Some(&unique_key), found.keys),
     };
-    let placed = broker.store(vec![operation], &queue.topic).await?;
+    let mut placed = broker.store(vec![operation], &queue.topic).await?;
+    if is_half {
+        placed.iter_mut().for_each(|placed| placed.queue_offset = Some(half_offset(placed.physical_offset)));
+    }
     Ok(answer(broker, call, &queue, &placed, Some(unique_key)))
 }
 
@@ -303,6 +317,12 @@ struct Content<'a> {
     properties: &'a str,
 }
 
+/// Where a half message lies among the half messages: in RocketMQ an offset of the queue that they lie in, here the
+/// position of its record. The end of its transaction names it again.
+pub(crate) fn half_offset(key: PhysicalOffset) -> QueueOffset {
+    QueueOffset(key.0)
+}
+
 /// Where a message lies now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
@@ -459,12 +479,16 @@ struct Additions<'a> {
     queue: &'a Target,
     delay: Delay,
     is_dead_letter: bool,
+    /// It is a half message of this producer group.
+    half_of: Option<&'a str>,
 }
 
 /// The properties as stored: the client's, in its order, without what the broker sets anew, then what it sets.
 fn stored_properties(text: &str, additions: &Additions<'_>) -> String {
     let is_delayed = additions.delay != Delay::None;
     let by_level = matches!(additions.delay, Delay::Level { .. });
+    let is_half = additions.half_of.is_some();
+    let waits = is_delayed || is_half;
     let is_replaced = |name: &str| match name {
         // Of the consumer that sends a popped message again: its lease, not the message's.
         properties::POP_CK => true,
@@ -472,7 +496,8 @@ fn stored_properties(text: &str, additions: &Additions<'_>) -> String {
         properties::ORIGIN => true,
         properties::MSG_REGION | properties::TRACE_ON | properties::CLUSTER | properties::UNIQ_KEY => true,
         properties::DELAY => by_level || additions.is_dead_letter,
-        properties::REAL_TOPIC | properties::REAL_QID => is_delayed,
+        properties::REAL_TOPIC | properties::REAL_QID => waits,
+        properties::TRANSACTION_ID => is_half,
         properties::TIMER_DELAY_SEC | properties::TIMER_DELAY_MS | properties::TIMER_DELIVER_MS => by_level,
         _ => false,
     };
@@ -485,10 +510,12 @@ fn stored_properties(text: &str, additions: &Additions<'_>) -> String {
             stored.push('\u{2}');
         }
     };
+    let mut names_group = false;
     for (name, value) in properties::iter(text) {
         if !is_replaced(name) {
             put(name, value);
         }
+        names_group |= name == properties::PGROUP && !value.is_empty();
     }
     put(properties::UNIQ_KEY, additions.unique_key);
     put(properties::CLUSTER, additions.cluster);
@@ -500,7 +527,13 @@ fn stored_properties(text: &str, additions: &Additions<'_>) -> String {
         Delay::Level { level, .. } => put(properties::DELAY, &level.to_string()),
         Delay::Until { due } => put(properties::TIMER_OUT_MS, &due.to_string()),
     }
-    if is_delayed {
+    if let Some(group) = additions.half_of {
+        put(properties::TRANSACTION_ID, additions.unique_key);
+        if !names_group {
+            put(properties::PGROUP, group);
+        }
+    }
+    if waits {
         put(properties::REAL_TOPIC, &additions.queue.topic);
         put(properties::REAL_QID, &additions.queue.queue.to_string());
     }
@@ -611,7 +644,8 @@ mod tests {
             encoded(&[("k", "v"), ("POP_CK", "1 2"), ("CLUSTER", "old"), ("DELAY", "30"), ("TIMER_DELAY_MS", "5")]);
         let stored = |delay, is_dead_letter| {
             let queue = queue();
-            let additions = Additions { cluster: "c", unique_key: "U", queue: &queue, delay, is_dead_letter };
+            let additions =
+                Additions { cluster: "c", unique_key: "U", queue: &queue, delay, is_dead_letter, half_of: None };
             stored_properties(&text, &additions)
         };
         let always = [("UNIQ_KEY", "U"), ("CLUSTER", "c"), ("MSG_REGION", "DefaultRegion"), ("TRACE_ON", "true")];
@@ -628,6 +662,25 @@ mod tests {
                 &[("TIMER_OUT_MS", "7"), ("REAL_TOPIC", "T"), ("REAL_QID", "2")]
             )
         );
+    }
+
+    #[test]
+    fn a_half_message_says_what_it_takes_to_ask_about_it() {
+        let queue = queue();
+        let stored = |text: &str| {
+            let (cluster, unique_key, delay) = ("c", "U", Delay::None);
+            let additions =
+                Additions { cluster, unique_key, queue: &queue, delay, is_dead_letter: false, half_of: Some("pg") };
+            stored_properties(text, &additions)
+        };
+        let always = [("UNIQ_KEY", "U"), ("CLUSTER", "c"), ("MSG_REGION", "DefaultRegion"), ("TRACE_ON", "true")];
+        let real = [("REAL_TOPIC", "T"), ("REAL_QID", "2")];
+        let id = [("__transactionId__", "U")];
+        let named = [("TRAN_MSG", "true"), ("PGROUP", "own")];
+        let expected = encoded(&[&named[..], &always, &id, &real].concat());
+        assert_eq!(stored(&encoded(&[&named[..], &[("__transactionId__", "forged")]].concat())), expected);
+        let expected = encoded(&[&named[..1], &always, &id, &[("PGROUP", "pg")], &real].concat());
+        assert_eq!(stored(&encoded(&named[..1])), expected, "the request names it");
     }
 
     #[test]

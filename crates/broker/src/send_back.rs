@@ -12,6 +12,7 @@ use protocol::message_id::MessageId;
 use protocol::names::group_of_retry_topic;
 use protocol::properties::{self, Properties};
 use protocol::record::{NewRecord, RecordView};
+use protocol::sys_flag::TransactionType;
 use protocol::tag;
 use raft_store::entry::RecordOperation;
 use raft_store::position::PhysicalOffset;
@@ -52,6 +53,11 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         return Ok(done);
     }
     let found = broker.message_at(request.offset).await?;
+    if broker.reader.half(found.physical_offset).is_some() {
+        // Nobody can have consumed it, and nobody may before its transaction is committed.
+        let remark = format!("the message at {} waits for the end of its transaction", request.offset);
+        return Err(RequestError::InvalidParameter(remark));
+    }
     let _admitted = broker.admission.admit(found.record.len())?;
     let message = RecordView::parse(&found.record)?;
     let own_limit = request.max_reconsume_times.filter(|_| call.request.version >= OWN_RETRY_LIMIT_VERSION);
@@ -60,7 +66,7 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let (queue, delay) = match next {
         Next::DeadLetter => (broker.dead_letter_queue(&request.group).await?, Delay::None),
         Next::Retry { level } => {
-            broker.refuse_too_many_scheduled()?;
+            broker.refuse_too_many_waiting()?;
             let queue = broker.retry_queue(&request.group).await?;
             (queue, delay_of_level(level, &broker.config.messages, broker.now()))
         }
@@ -97,8 +103,11 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             broker.config.messages.properties_bytes
         )));
     }
+    // A retry of a committed message is a message like any other.
+    let sys_flag = message.sys_flag().with_transaction(TransactionType::None);
     let record = NewRecord {
         topic: &queue.topic,
+        sys_flag,
         queue_id: queue.queue as i32,
         store_timestamp: broker.now().0,
         store_host: broker.config.advertised_address,

@@ -15,17 +15,18 @@ use env::Env;
 use protocol::body::{
     BrokerData, ClusterInfo, ConsumeStats, ConsumerConnection, GroupList, KvTable, ProducerConnection, ReplicaMember,
     ReplicaStatus, ResetOffsetBody, SubscriptionGroupConfig, TopicConfigSerializeWrapper, TopicList, TopicRouteData,
-    TopicStatsTable, parse_config_text, to_config_text,
+    TopicStatsTable, TransactionList, WaitingTransaction, parse_config_text, to_config_text,
 };
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
     AddLearnerRequest, AddWritePermResponse, BrokerNameRequest, ChangeVotersRequest, ClusterRequest, CommandHeader,
     ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest, GetConsumeStatsRequest, GetKvConfigResponse,
-    GetRouteInfoRequest, KvConfigRequest, NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest,
-    PullMessageRequest, PullMessageResponse, PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest,
-    SearchOffsetRequest, SendMessageRequest, SendMessageRequestV2, SendMessageResponse, TopicRequest,
-    TransferLeaderRequest, UpdateConsumerOffsetRequest, ViewMessageRequest, WipeWritePermResponse,
+    GetRouteInfoRequest, KvConfigRequest, ListTransactionsRequest, NamesrvTopicRequest, OffsetResponse,
+    ProducerGroupRequest, PullMessageRequest, PullMessageResponse, PutKvConfigRequest, QueryMessageRequest,
+    QueueRequest, ResetOffsetRequest, ResumeCheckHalfMessageRequest, SearchOffsetRequest, SendMessageRequest,
+    SendMessageRequestV2, SendMessageResponse, TopicRequest, TransferLeaderRequest, UpdateConsumerOffsetRequest,
+    ViewMessageRequest, WipeWritePermResponse,
 };
 use protocol::record;
 use remoting::{Client, Limits, NoRequests};
@@ -426,6 +427,37 @@ impl Admin {
     pub async fn transfer_leader(&self, broker: &str, node_id: u64) -> Result<(), RequestError> {
         let header = TransferLeaderRequest { node_id };
         self.ask(broker, RemotingCommand::request_with(RequestCode::TRANSFER_LEADER, &header)).await.map(drop)
+    }
+
+    /// Up to `most` transactions that wait for their ends, of those that are `unasked`, `asked` or `discarded`, behind `after`.
+    /// Not RocketMQ's.
+    pub async fn transactions(
+        &self,
+        broker: &str,
+        state: &str,
+        after: Option<&WaitingTransaction>,
+        most: i32,
+    ) -> Result<TransactionList, RequestError> {
+        let header = ListTransactionsRequest {
+            state: state.to_owned(),
+            after_time: after.map(|after| after.since),
+            after_offset: after.map(|after| after.commit_log_offset),
+            max_num: most,
+        };
+        read_body(&self.ask(broker, RemotingCommand::request_with(RequestCode::LIST_TRANSACTIONS, &header)).await?)
+    }
+
+    /// Has producers asked again about a transaction that was discarded, by the offset message id of its half message.
+    pub async fn resume_transaction(
+        &self,
+        broker: &str,
+        topic: Option<&str>,
+        offset_message_id: &str,
+    ) -> Result<(), RequestError> {
+        let (topic, msg_id) = (topic.map(str::to_owned), offset_message_id.to_owned());
+        let header = ResumeCheckHalfMessageRequest { topic, msg_id };
+        let request = RemotingCommand::request_with(RequestCode::RESUME_CHECK_HALF_MESSAGE, &header);
+        self.ask(broker, request).await.map(drop)
     }
 
     /// One request to one address; anything but success is an error.

@@ -18,6 +18,7 @@ use crate::network::{Lane, Network};
 use crate::producer::ProducerBuilder;
 use crate::pull_consumer::PullConsumer;
 use crate::routes::Routes;
+use crate::transaction::TransactionalProducerBuilder;
 use crate::unique_key::UniqueKeys;
 
 /// Most connections that make sense towards one address.
@@ -175,6 +176,11 @@ impl Client {
     /// Begins to build a producer of `group`.
     pub fn producer(&self, group: impl Into<String>) -> ProducerBuilder {
         ProducerBuilder::new(self, group.into())
+    }
+
+    /// Begins to build a producer of `group` whose messages become visible together with a local transaction.
+    pub fn transactional_producer(&self, group: impl Into<String>) -> TransactionalProducerBuilder {
+        TransactionalProducerBuilder::new(self, group.into())
     }
 
     /// Begins to build a push consumer: a member of `group` to whose handler messages come.

@@ -1,4 +1,4 @@
-//! What brokers ask of a client over the connections it opened: 40, 220, 221, 307, 309.
+//! What brokers ask of a client over the connections it opened: 39, 40, 220, 221, 307, 309.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -16,12 +16,15 @@ use tokio::sync::Notify;
 
 use crate::consumer::session::Session;
 use crate::message::ReceivedMessage;
+use crate::transaction::Checkers;
 
 /// Finds the consumer a broker means.
 #[derive(Debug, Default)]
 pub(crate) struct Callbacks {
     /// Consumers of this client by group. Weak: a consumer lives as long as its own tasks.
     consumers: Mutex<BTreeMap<String, Weak<Session>>>,
+    /// Answer what becomes of transactions.
+    pub(crate) checkers: Checkers,
     /// Told when a connection was lost: the broker has forgotten this client then, and must hear from it again.
     pub(crate) connection_lost: Notify,
 }
@@ -50,12 +53,19 @@ impl Callbacks {
     }
 
     /// The answer, or the field that makes the request unreadable.
-    async fn answer(&self, request: &RemotingCommand) -> Result<RemotingCommand, FieldError> {
+    async fn answer(&self, connection: &Connection, request: &RemotingCommand) -> Result<RemotingCommand, FieldError> {
         let absent = |group: &str| {
             let remark = format!("the consumer group {group} is not in this client");
             request.reply_error(ResponseCode::SYSTEM_ERROR, remark)
         };
         Ok(match request.request_code() {
+            RequestCode::CHECK_TRANSACTION_STATE => match self.checkers.asked(connection, request) {
+                Ok(()) => request.reply(ResponseCode::SUCCESS),
+                Err(error) => {
+                    tracing::warn!(peer = %connection.peer_addr(), %error, "a question about a transaction is not answered");
+                    request.reply_error(ResponseCode::SYSTEM_ERROR, error.to_string())
+                }
+            },
             RequestCode::NOTIFY_CONSUMER_IDS_CHANGED => {
                 let header: ConsumerGroupRequest = request.header()?;
                 if let Some(consumer) = self.consumer(&header.consumer_group) {
@@ -117,8 +127,8 @@ fn queue_id_of(record: &[u8]) -> i32 {
 }
 
 impl Handler for Callbacks {
-    async fn handle(self: &Arc<Self>, _connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
-        let answer = self.answer(&request).await;
+    async fn handle(self: &Arc<Self>, connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
+        let answer = self.answer(connection, &request).await;
         Some(answer.unwrap_or_else(|error| request.reply_error(ResponseCode::SYSTEM_ERROR, error.to_string())))
     }
 

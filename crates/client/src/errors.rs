@@ -55,6 +55,9 @@ pub enum InvalidMessage {
     /// Messages that cannot travel in one batch.
     #[error("these messages are no batch: {0}")]
     Batch(&'static str),
+    /// A message that cannot be part of a transaction.
+    #[error("this message cannot be sent in a transaction: {0}")]
+    Transaction(&'static str),
     /// A tag expression that names no tag.
     #[error(transparent)]
     Expression(#[from] protocol::tag::BadTagExpression),
@@ -205,7 +208,7 @@ pub enum StartError {
     #[error(transparent)]
     Invalid(#[from] InvalidMessage),
     /// This client is a member of the group already. Use another client: members are told apart by their client.
-    #[error("this client already consumes as a member of group {0}")]
+    #[error("this client already is a member of group {0}")]
     AlreadyMember(String),
     /// Nothing subscribed to.
     #[error("the consumer subscribes to no topic")]

@@ -4,6 +4,7 @@
 //! and heartbeats:
 //!
 //! - [`Producer`]: `send` and its kin. Retries within one deadline, under one unique key, on another queue.
+//! - [`TransactionalProducer`]: messages that are visible after a local transaction, or never.
 //! - [`PushConsumer`]: a member of a consumer group; messages come to a handler, concurrently or in order, to one member
 //!   each (clustering) or to all (broadcasting).
 //! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
@@ -24,6 +25,29 @@
 //! let receipt = producer.send(Message::new("Orders", "one pear").with_tag("paid").with_key("order-7")).await?;
 //! println!("stored in {:?} at {}", receipt.queue, receipt.queue_offset);
 //! client.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # Sending with a local transaction
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use client::{Client, Message, ReceivedMessage, TransactionState};
+//!
+//! # async fn look_into_the_database(_key: Option<&str>) -> Option<bool> { None }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::builder().name_servers("127.0.0.1:9876").build()?;
+//! let checker = |message: Arc<ReceivedMessage>| async move {
+//!     match look_into_the_database(message.keys().next()).await {
+//!         Some(true) => TransactionState::Commit,
+//!         Some(false) => TransactionState::Rollback,
+//!         None => TransactionState::Unknown, // it is still going on
+//!     }
+//! };
+//! let producer = client.transactional_producer("shop").topic("Orders").start(checker).await?;
+//! let transaction = producer.begin(Message::new("Orders", "one pear").with_key("order-7")).await?;
+//! // ... the local transaction; if the program dies here, the checker is asked ...
+//! transaction.commit().await?;
 //! # Ok(()) }
 //! ```
 //!
@@ -58,6 +82,7 @@
 //! | `send(msg, selector, key)` | [`Producer::send_by_key`], or a sharding key |
 //! | `send(List)` | [`Producer::send_all`] |
 //! | `sendOneway` | [`Producer::send_one_way`] |
+//! | `TransactionMQProducer`, `TransactionListener` | [`TransactionalProducer`], a [`TransactionChecker`] |
 //! | `DefaultMQPushConsumer` | [`Client::push_consumer`], [`PushConsumer`] |
 //! | `MessageListenerConcurrently`, `MessageListenerOrderly` | a [`Handler`] given to `start` or `start_orderly` |
 //! | `RECONSUME_LATER`, `SUSPEND_CURRENT_QUEUE_A_MOMENT` | `Err(Retry)`, see [`Retry`] |
@@ -80,6 +105,7 @@ mod pull;
 mod pull_consumer;
 mod retry;
 mod routes;
+mod transaction;
 mod unique_key;
 
 pub use builder::{Client, ClientBuilder};
@@ -92,3 +118,6 @@ pub use protocol::code::ResponseCode;
 pub use protocol::sys_flag::Compression;
 pub use pull_consumer::PullConsumer;
 pub use retry::AfterUnknown;
+pub use transaction::{
+    Sent, Transaction, TransactionChecker, TransactionState, TransactionalProducer, TransactionalProducerBuilder,
+};

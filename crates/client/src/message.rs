@@ -92,6 +92,14 @@ impl Message {
         self
     }
 
+    /// In a transaction: leaves its producers alone for so long, to the second, before they are asked how it has ended. An end
+    /// that comes later by itself is not heard any more.
+    #[must_use]
+    pub fn with_check_immunity(mut self, immunity: Duration) -> Message {
+        self.properties.set(properties::CHECK_IMMUNITY_TIME_IN_SECONDS, immunity.as_secs());
+        self
+    }
+
     /// Marks messages that must stay in order among each other: [`crate::Producer::send`] puts all messages with one
     /// sharding key into one queue.
     #[must_use]

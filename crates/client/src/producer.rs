@@ -16,6 +16,7 @@ use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::ext_fields::ExtFields;
 use protocol::message_id::UniqueKey;
+use protocol::sys_flag::{SysFlag, TransactionType};
 use protocol::{names, properties, tag};
 use remoting::CallError;
 
@@ -347,6 +348,19 @@ impl Producer {
         let route = inner.first_route(message.topic(), deadline).await?;
         let outgoing = inner.prepare(message)?;
         inner.deliver(&outgoing, target, route, deadline).await
+    }
+
+    /// Sends a half message: visible when its transaction is committed.
+    pub(crate) async fn send_half(&self, message: &Message) -> Result<SendReceipt, SendError> {
+        let inner = &*self.0;
+        let deadline = inner.client.0.env.clock.monotonic() + inner.settings.timeout;
+        let route = inner.first_route(message.topic(), deadline).await?;
+        let mut outgoing = inner.prepare(message)?;
+        push_property(&mut outgoing.properties, properties::TRAN_MSG, "true");
+        push_property(&mut outgoing.properties, properties::PGROUP, &inner.group);
+        outgoing.sys_flag = SysFlag(outgoing.sys_flag).with_transaction(TransactionType::Prepared).0;
+        let hash = message.property(properties::SHARDING_KEY).map(tag::hash_code);
+        inner.deliver(&outgoing, hash.map_or(Target::Any, Target::Hash), route, deadline).await
     }
 
     /// Sends what a consumer gives back; its topic is a retry topic, which may take anything.

@@ -298,6 +298,8 @@ codes! {
         CHANGE_VOTERS = 60003,
         /// Our own: another replica is to lead its broker group.
         TRANSFER_LEADER = 60004,
+        /// Our own: transactions that wait for their ends.
+        LIST_TRANSACTIONS = 60005,
         /// `POP_MESSAGE`
         POP_MESSAGE = 200050,
         /// `ACK_MESSAGE`

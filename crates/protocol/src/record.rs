@@ -191,8 +191,12 @@ fn head_bytes_of(sys_flag: SysFlag) -> usize {
 
 /// Length of a record's head, all in front of BODYLEN; `None` if the bytes end before it does.
 pub fn head_bytes(record: &[u8]) -> Option<usize> {
-    let sys_flag = record.get(SYS_FLAG_AT..)?.first_chunk::<4>()?;
-    Some(head_bytes_of(SysFlag(i32::from_be_bytes(*sys_flag)))).filter(|&length| length <= record.len())
+    head_sys_flag(record).map(head_bytes_of).filter(|&length| length <= record.len())
+}
+
+/// The flags in a record's head, of which more may be missing; `None` if the bytes end before them.
+pub fn head_sys_flag(record: &[u8]) -> Option<SysFlag> {
+    record.get(SYS_FLAG_AT..)?.first_chunk::<4>().map(|bytes| SysFlag(i32::from_be_bytes(*bytes)))
 }
 
 /// A record in place, checked: every length holds, topic and properties are UTF-8. Reading it cannot fail any more.

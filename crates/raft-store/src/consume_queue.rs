@@ -65,7 +65,7 @@ pub struct Unit {
 pub enum UnitKind {
     /// Visible at once: `visible_at` is the record's store time.
     Plain,
-    /// A timer fired; the record is older.
+    /// By reference: a timer fired, or a transaction was committed; the record is older.
     Fired,
 }
 

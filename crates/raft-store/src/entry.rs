@@ -117,6 +117,35 @@ pub enum CoreCommand {
         /// Those that could be asked, and what they have.
         hashes: Vec<(NodeId, u64)>,
     },
+    /// A half record becomes visible, by reference, or never will. The first end of a record counts; it is gone for every
+    /// other one.
+    EndTransaction {
+        /// The record: where it was stored first.
+        half: PhysicalOffset,
+        /// Else it is rolled back.
+        commit: bool,
+    },
+    /// What became of the question how the transaction of a half record has ended.
+    CheckTransaction {
+        /// The record: where it was stored first.
+        half: PhysicalOffset,
+        /// What became of it.
+        check: TransactionCheck,
+    },
+}
+
+/// A step in finding out how a transaction has ended, whose producer does not say so by itself.
+///
+/// Replicated, so that another leader goes on counting where this one stopped. Only questions that were handed to a live
+/// producer are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum TransactionCheck {
+    /// A producer was asked.
+    Asked,
+    /// Nobody is asked any more. The record stays, for an operator to see; an end still ends it.
+    Discard,
+    /// A discarded one is asked about again, and counted from the beginning.
+    Resume,
 }
 
 /// Encodes an entry body. Each record is copied once, into a buffer of exactly the right size.
@@ -469,6 +498,11 @@ mod tests {
         let state_hash = (any::<(u64, u64)>(), any::<u32>(), hashes).prop_map(|((term, index), voters, hashes)| {
             CoreCommand::StateHash { position: LogId { term, index }, voters, hashes }
         });
+        let end = any::<(u64, bool)>()
+            .prop_map(|(half, commit)| CoreCommand::EndTransaction { half: PhysicalOffset(half), commit });
+        let checks = [TransactionCheck::Asked, TransactionCheck::Discard, TransactionCheck::Resume];
+        let check = (any::<u64>(), proptest::sample::select(checks.to_vec()))
+            .prop_map(|(half, check)| CoreCommand::CheckTransaction { half: PhysicalOffset(half), check });
         prop_oneof![
             4 => record,
             2 => roll,
@@ -479,6 +513,8 @@ mod tests {
             1 => any::<u32>().prop_map(|limit| Operation::Core(CoreCommand::FireTimers { limit })),
             1 => Just(Operation::Core(CoreCommand::Checkpoint)),
             1 => any::<u32>().prop_map(|version| Operation::Core(CoreCommand::RaiseClusterVersion { version })),
+            1 => end.prop_map(Operation::Core),
+            1 => check.prop_map(Operation::Core),
         ]
     }
 
@@ -599,6 +635,20 @@ mod tests {
         let body = encode_entry(Timestamp(5), std::slice::from_ref(&operation));
         assert_eq!(body.len(), HEAD_BYTES + encoded_bytes(&operation));
         assert_eq!(body[HEAD_BYTES + ROW_BYTES..], [0xB2, 1, 5, 1, 9, 3, 2, 7, 200, 8, 5]);
+    }
+
+    #[test]
+    fn golden_bytes_of_a_transaction() {
+        let half = PhysicalOffset(200);
+        for (command, golden) in [
+            (CoreCommand::EndTransaction { half, commit: true }, [0xB2, 1, 6, 200, 1]),
+            (CoreCommand::EndTransaction { half, commit: false }, [0xB2, 1, 6, 200, 0]),
+            (CoreCommand::CheckTransaction { half, check: TransactionCheck::Asked }, [0xB2, 1, 7, 200, 0]),
+            (CoreCommand::CheckTransaction { half, check: TransactionCheck::Discard }, [0xB2, 1, 7, 200, 1]),
+            (CoreCommand::CheckTransaction { half, check: TransactionCheck::Resume }, [0xB2, 1, 7, 200, 2]),
+        ] {
+            assert_eq!(codec::to_bytes(&command), golden, "{command:?}");
+        }
     }
 
     /// Two records in one place would be one message in two queues, or a pending row lost.

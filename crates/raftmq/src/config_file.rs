@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use broker::config::{
     BrokerConfig, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention,
-    parse_delay_levels, parse_hours,
+    TransactionPolicy, parse_delay_levels, parse_hours,
 };
 use env::Env;
 use env::disk::Open;
@@ -159,6 +159,9 @@ struct GroupFile {
     max_message_bytes: Option<usize>,
     max_properties_bytes: Option<usize>,
     queue_lock_ms: Option<u64>,
+    transaction_timeout_ms: Option<u64>,
+    transaction_check_interval_ms: Option<u64>,
+    transaction_check_max: Option<u32>,
     file_reserved_hours: Option<u64>,
     delete_when: Option<String>,
     log_limit_mib: Option<u64>,
@@ -369,6 +372,11 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
             body_bytes: bounded("max_message_bytes", file.max_message_bytes.unwrap_or(policy.body_bytes))?,
             properties_bytes: file.max_properties_bytes.unwrap_or(policy.properties_bytes),
             queue_lock: ms(file.queue_lock_ms, policy.queue_lock),
+            transactions: TransactionPolicy {
+                timeout: ms(file.transaction_timeout_ms, policy.transactions.timeout),
+                check_interval: ms(file.transaction_check_interval_ms, policy.transactions.check_interval),
+                check_max: file.transaction_check_max.unwrap_or(policy.transactions.check_max),
+            },
             longest_delay: file.longest_delay_seconds.map_or(policy.longest_delay, Duration::from_secs),
         },
         retention,

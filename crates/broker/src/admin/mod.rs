@@ -7,6 +7,7 @@
 //!   Progress, connections and configuration are folds of tables and clients ([`progress`], [`statistics`],
 //!   [`connections`]); what a replica says of itself is in [`runtime`] and [`replica`].
 //! - Who belongs to the group is changed by its leader, in the log ([`members`]).
+//! - Transactions that wait are listed, and taken up again, at the leader ([`transactions`]).
 //! - Two questions are for a client: they are relayed to it ([`relay`]).
 //!
 //! Bodies have exactly the members that Java's tools expect; what this broker does not have, such as thread pools, is left
@@ -24,6 +25,7 @@ mod runtime;
 mod settings;
 pub mod statistics;
 mod topics;
+mod transactions;
 
 use crate::dispatch::Route;
 use crate::route;
@@ -69,4 +71,6 @@ pub const ROUTES: &[Route] = &[
     route!(ADD_LEARNER, Cluster, Update, Leader, members::add_learner),
     route!(CHANGE_VOTERS, Cluster, Update, Leader, members::change_voters),
     route!(TRANSFER_LEADER, Cluster, Update, Leader, members::transfer_leader),
+    route!(LIST_TRANSACTIONS, Cluster, List, Leader, transactions::list),
+    route!(RESUME_CHECK_HALF_MESSAGE, Topic, Update, Leader, transactions::resume),
 ];

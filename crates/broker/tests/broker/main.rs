@@ -3,4 +3,5 @@
 mod admin;
 mod single;
 mod three;
+mod transactions;
 mod world;

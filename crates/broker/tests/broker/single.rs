@@ -105,7 +105,7 @@ async fn what_a_producer_may_not_do() {
         (13, "a long body", to("T"), &long),
         (13, "long properties", properties("k", &"v".repeat(500)), "x"),
         (13, "a delay that is none", properties("TIMER_DELAY_SEC", "soon"), "x"),
-        (1, "a half message", properties("TRAN_MSG", "true"), "x"),
+        (13, "a half message with a delay", properties("DELAY\u{1}3\u{2}TRAN_MSG", "true"), "x"),
         (13, "a malformed batch", SendMessageRequest { batch: true, ..to("T") }, "x"),
         (29, "a group with an illegal name", to("%RETRY%a.b"), "x"),
     ];

@@ -21,6 +21,7 @@ mod route;
 mod running_info;
 mod subscription_group;
 mod topic_config;
+mod transactions;
 
 pub use access::*;
 pub use broker::*;
@@ -38,6 +39,7 @@ pub use route::*;
 pub use running_info::*;
 pub use subscription_group::*;
 pub use topic_config::*;
+pub use transactions::*;
 
 /// Declares an enum that travels by name. Reading ignores case and takes the ordinal as well, because C++ clients send
 /// that; a name nobody knows becomes the default, as fastjson makes it null.

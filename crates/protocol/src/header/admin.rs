@@ -1,5 +1,5 @@
 //! Running a broker: GET_BROKER_CONFIG 26, VIEW_BROKER_STATS_DATA 315, users and access control 3001-3010, and our own
-//! GET_REPLICA_STATUS 60001, ADD_LEARNER 60002, CHANGE_VOTERS 60003 and TRANSFER_LEADER 60004.
+//! GET_REPLICA_STATUS 60001, ADD_LEARNER 60002, CHANGE_VOTERS 60003, TRANSFER_LEADER 60004 and LIST_TRANSACTIONS 60005.
 
 use super::command_header;
 
@@ -42,6 +42,18 @@ command_header! {
     TransferLeaderRequest {
         /// Who is to lead.
         "nodeId" node_id: u64,
+    }
+
+    /// LIST_TRANSACTIONS 60005.
+    ListTransactionsRequest {
+        /// `unasked`, `asked` or `discarded`.
+        "state" state: String,
+        /// `since` of the last one known; absent: from the first one on.
+        "afterTime" after_time: Option<i64>,
+        /// Its `commitLogOffset`.
+        "afterOffset" after_offset: Option<i64>,
+        /// Most wanted.
+        "maxNum" max_num: i32,
     }
 
     /// A user by name: 3001-3004.

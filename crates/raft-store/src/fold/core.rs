@@ -16,7 +16,7 @@ use super::tables::RowError;
 use super::{CLUSTER_VERSION, CoreReply, Outcome, Refusal};
 use crate::codec::{self, Decode};
 use crate::consume_queue::{Queue, Restored, Unit, UnitKind};
-use crate::entry::{CoreCommand, RecordView, RollView, Visibility};
+use crate::entry::{CoreCommand, RecordView, RollView, TransactionCheck, Visibility};
 use crate::index::IndexRow;
 use crate::log::Boundary;
 use crate::planted::{self, Bug};
@@ -327,6 +327,14 @@ impl Core {
                 changes.group(self.group_row());
                 CoreReply::ClusterVersion(version)
             }
+            CoreCommand::EndTransaction { half, commit } => match self.end_transaction(half, commit, changes) {
+                Some(reply) => reply,
+                None => return Outcome::Refused(Refusal::NoTransaction(half)),
+            },
+            CoreCommand::CheckTransaction { half, check } => match self.check_transaction(half, check, changes) {
+                Some(reply) => reply,
+                None => return Outcome::Refused(Refusal::NoTransaction(half)),
+            },
         })
     }
 
@@ -354,20 +362,53 @@ impl Core {
             if self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed) {
                 continue;
             }
-            let unit = Unit {
-                physical_offset: row.place,
-                size: row.size,
-                tag_hash: row.tag_hash,
-                visible_at: now,
-                kind: UnitKind::Fired,
-            };
-            let queue_offset = self.append_unit(row.queue, unit, changes);
-            let index_row = IndexRow { physical_offset: row.place, queue: row.queue, queue_offset };
-            self.shared.index.add(index_row);
-            changes.index_rows.push(index_row);
+            self.show_by_reference(&row, changes);
         }
         let more = self.shared.pending.lock().next_due().is_some_and(|due| due <= now);
         CoreReply::Fired { fired, more }
+    }
+
+    /// The first end of a half record counts, whichever it is; `None` for every other one. A committed record becomes
+    /// visible where it lies, unless its queue was closed meanwhile, as one that falls due.
+    fn end_transaction(&mut self, half: PhysicalOffset, commit: bool, changes: &mut Changes) -> Option<CoreReply> {
+        let row = self.shared.pending.lock().end(half)?;
+        changes.row(rows::pending_key(half), None);
+        if !commit {
+            return Some(CoreReply::RolledBack);
+        }
+        let is_closed = self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed);
+        let queue_offset = (!is_closed).then(|| self.show_by_reference(&row, changes));
+        Some(CoreReply::Committed { queue_offset, physical_offset: row.place })
+    }
+
+    fn check_transaction(
+        &mut self,
+        half: PhysicalOffset,
+        check: TransactionCheck,
+        changes: &mut Changes,
+    ) -> Option<CoreReply> {
+        let now = self.now();
+        let mut pending = self.shared.pending.lock();
+        let row = pending.check(half, check, now)?;
+        changes.row(rows::pending_key(half), Some(codec::to_bytes(row)));
+        let times = pending.half(half).map_or(0, |half| half.asked);
+        Some(CoreReply::Checked { times })
+    }
+
+    /// A pending row's record becomes visible now, where it lies.
+    fn show_by_reference(&mut self, row: &PendingRow, changes: &mut Changes) -> QueueOffset {
+        let unit = Unit {
+            physical_offset: row.place,
+            size: row.size,
+            tag_hash: row.tag_hash,
+            visible_at: self.now(),
+            kind: UnitKind::Fired,
+        };
+        let queue_offset = self.append_unit(row.queue, unit, changes);
+        let index_row = IndexRow { physical_offset: row.place, queue: row.queue, queue_offset };
+        self.shared.index.add(index_row);
+        changes.index_rows.push(index_row);
+        queue_offset
     }
 
     fn append_unit(&mut self, id: QueueId, unit: Unit, changes: &mut Changes) -> QueueOffset {

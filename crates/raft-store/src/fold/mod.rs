@@ -26,7 +26,7 @@ use parking_lot::RwLock;
 use self::changes::Changes;
 pub use self::core::CHECKPOINTS_KEPT;
 use self::core::Core;
-pub use self::reader::{CheckpointPoint, PendingCounts, PendingPlace, Reader};
+pub use self::reader::{CheckpointPoint, HalfRecord, HalfState, PendingCounts, PendingPlace, Reader};
 use self::shared::Shared;
 pub use self::tables::{FIRST_TABLES_BYTE, LAST_TABLES_BYTE, RowError, Tables};
 use crate::entry::{CoreCommand, EntryError, EntryView, OperationView, decode_entry};
@@ -100,6 +100,20 @@ pub enum CoreReply {
     StateHash(Option<Verdict>),
     /// `RaiseClusterVersion`: the version that holds now.
     ClusterVersion(u32),
+    /// `EndTransaction`: the record is in its queue.
+    Committed {
+        /// Its place there; `None` if the queue was closed meanwhile: the record has ended unseen.
+        queue_offset: Option<QueueOffset>,
+        /// Its place in the CommitLog, which is its address from now on.
+        physical_offset: PhysicalOffset,
+    },
+    /// `EndTransaction`: nobody will ever see it.
+    RolledBack,
+    /// `CheckTransaction`: how often producers were asked by now.
+    Checked {
+        /// Since it was stored or resumed.
+        times: u32,
+    },
 }
 
 /// Why an operation changed nothing.
@@ -111,6 +125,9 @@ pub enum Refusal {
     /// The cluster version is already higher than the one asked for.
     #[error("the cluster version is already {0}")]
     ClusterVersion(u32),
+    /// No half record waits under this offset, or not in a state that this is a step from.
+    #[error("no transaction waits at {0}: it has ended, or there never was one")]
+    NoTransaction(PhysicalOffset),
     /// The entry's body is not one: its proposer was wrong. Refused as a whole, with one outcome.
     #[error("malformed entry")]
     Malformed,

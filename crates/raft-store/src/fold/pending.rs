@@ -1,9 +1,11 @@
 //! Records that wait: scheduled ones for their time, half ones for the end of their transaction. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
-use super::reader::{PendingCounts, PendingPlace};
+use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace};
 use super::rows::{PendingKind, PendingRow};
+use crate::entry::TransactionCheck;
 use crate::position::{PhysicalOffset, Timestamp};
 
 /// All pending rows, and the scheduled ones in the order in which they fall due.
@@ -13,6 +15,8 @@ pub(crate) struct Pending {
     rows: BTreeMap<PhysicalOffset, PendingRow>,
     /// Exactly the scheduled ones of `rows`.
     timers: BTreeSet<(Timestamp, PhysicalOffset)>,
+    /// Exactly the half ones of `rows`, each in the list of its state, by the time since which it is in it.
+    halves: BTreeMap<HalfState, BTreeSet<(Timestamp, PhysicalOffset)>>,
     /// The keys of all of `rows`, in the order of where their records lie now.
     places: BTreeSet<(PhysicalOffset, PhysicalOffset)>,
     counts: PendingCounts,
@@ -21,12 +25,16 @@ pub(crate) struct Pending {
 impl Pending {
     /// Adds a row. A key is the place of one record, so it is new.
     pub fn insert(&mut self, key: PhysicalOffset, row: PendingRow) {
-        match row.kind {
-            PendingKind::Scheduled { due } => {
+        match (row.kind, half_state(&row)) {
+            (_, Some((state, since))) => {
+                self.halves.entry(state).or_default().insert((since, key));
+                self.counts.half += 1;
+            }
+            (PendingKind::Scheduled { due }, None) => {
                 self.timers.insert((due, key));
                 self.counts.scheduled += 1;
             }
-            PendingKind::Half => self.counts.half += 1,
+            (kind, None) => unreachable!("{kind:?} has a state"),
         }
         self.counts.bytes += u64::from(row.size);
         assert!(self.places.insert((row.place, key)), "two rows {key} at {}", row.place);
@@ -46,6 +54,69 @@ impl Pending {
             taken.push((key, row));
         }
         taken
+    }
+
+    /// Takes a half row, whatever its state. `None` if it has ended, or there never was one.
+    pub fn end(&mut self, key: PhysicalOffset) -> Option<PendingRow> {
+        let (state, since) = half_state(self.rows.get(&key)?)?;
+        let row = self.rows.remove(&key).expect("it was there");
+        assert!(self.list(state).remove(&(since, key)), "every half row is listed");
+        assert!(self.places.remove(&(row.place, key)), "every row has its place");
+        self.counts.half -= 1;
+        self.counts.bytes -= u64::from(row.size);
+        Some(row)
+    }
+
+    /// Moves a half row to its next state. `None` if it has ended, or this is no step from where it is: nothing changes.
+    pub fn check(&mut self, key: PhysicalOffset, check: TransactionCheck, now: Timestamp) -> Option<&PendingRow> {
+        let row = self.rows.get_mut(&key)?;
+        let before = half_state(row)?;
+        row.kind = match (check, row.kind) {
+            (TransactionCheck::Asked, PendingKind::Half) => PendingKind::Asked { times: 1, at: now },
+            (TransactionCheck::Asked, PendingKind::Asked { times, .. }) => {
+                PendingKind::Asked { times: times.saturating_add(1), at: now }
+            }
+            (TransactionCheck::Discard, PendingKind::Half) => PendingKind::Discarded { times: 0, at: now },
+            (TransactionCheck::Discard, PendingKind::Asked { times, .. }) => PendingKind::Discarded { times, at: now },
+            (TransactionCheck::Resume, PendingKind::Discarded { .. }) => PendingKind::Asked { times: 0, at: now },
+            _ => return None,
+        };
+        let after = half_state(row).expect("it is one still");
+        for ((state, since), is_listed) in [(before, false), (after, true)] {
+            let list = self.list(state);
+            let changed = if is_listed { list.insert((since, key)) } else { list.remove(&(since, key)) };
+            assert!(changed, "every half row is listed once");
+        }
+        self.rows.get(&key)
+    }
+
+    /// A half row, whatever its state.
+    pub fn half(&self, key: PhysicalOffset) -> Option<HalfRecord> {
+        let row = self.rows.get(&key)?;
+        let (state, since) = half_state(row)?;
+        let asked = match row.kind {
+            PendingKind::Asked { times, .. } | PendingKind::Discarded { times, .. } => times,
+            PendingKind::Half | PendingKind::Scheduled { .. } => 0,
+        };
+        let (place, size, queue, stored_at) = (row.place, row.size, row.queue, row.stored_at);
+        Some(HalfRecord { key, place, size, queue, stored_at, state, since, asked })
+    }
+
+    /// Up to `limit` half rows in `state`, those first that are in it longest, behind the one at `after`.
+    pub fn halves(
+        &self,
+        state: HalfState,
+        after: Option<(Timestamp, PhysicalOffset)>,
+        limit: usize,
+    ) -> Vec<HalfRecord> {
+        let Some(list) = self.halves.get(&state) else { return Vec::new() };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let listed = list.range((from, Bound::Unbounded)).take(limit);
+        listed.map(|(_, key)| self.half(*key).expect("what is listed is a half row")).collect()
+    }
+
+    fn list(&mut self, state: HalfState) -> &mut BTreeSet<(Timestamp, PhysicalOffset)> {
+        self.halves.entry(state).or_default()
     }
 
     /// The record of row `key` lies at `place` now, and is `size` bytes long. `None` if nothing waits under that key any
@@ -79,6 +150,16 @@ impl Pending {
     }
 }
 
+/// The list that a half row is in, and since when. `None` for a scheduled one.
+fn half_state(row: &PendingRow) -> Option<(HalfState, Timestamp)> {
+    match row.kind {
+        PendingKind::Scheduled { .. } => None,
+        PendingKind::Half => Some((HalfState::Unasked, row.stored_at)),
+        PendingKind::Asked { at, .. } => Some((HalfState::Asked, at)),
+        PendingKind::Discarded { at, .. } => Some((HalfState::Discarded, at)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -102,6 +183,49 @@ mod tests {
         assert_eq!((taken[0].0, taken[0].1.place), (PhysicalOffset(1), PhysicalOffset(70)));
         assert!(pending.roll(PhysicalOffset(1), PhysicalOffset(90), 10).is_none(), "it has fired");
         assert_eq!(pending.below(PhysicalOffset(99), 9).len(), 1);
+    }
+
+    #[test]
+    fn a_half_row_is_asked_about_discarded_resumed_and_ends_once() {
+        use HalfState::{Asked, Discarded, Unasked};
+        let mut pending = Pending::default();
+        for key in [1, 2, 3] {
+            pending.insert(PhysicalOffset(key), row(key, PendingKind::Half));
+        }
+        pending.insert(PhysicalOffset(4), row(4, PendingKind::Scheduled { due: Timestamp(1) }));
+        let step = |pending: &mut Pending, key, check, now| {
+            pending.check(PhysicalOffset(key), check, Timestamp(now)).is_some()
+        };
+        let listed = |pending: &Pending, state| -> Vec<(u64, u32)> {
+            pending.halves(state, None, 9).iter().map(|half| (half.key.0, half.asked)).collect()
+        };
+        assert!(step(&mut pending, 2, TransactionCheck::Asked, 10));
+        assert!(step(&mut pending, 1, TransactionCheck::Asked, 11));
+        assert!(step(&mut pending, 2, TransactionCheck::Asked, 12));
+        assert_eq!((listed(&pending, Unasked), listed(&pending, Asked)), (vec![(3, 0)], vec![(1, 1), (2, 2)]));
+        let behind = pending.halves(Asked, Some((Timestamp(11), PhysicalOffset(1))), 9);
+        assert_eq!((behind.len(), behind[0].key, behind[0].since), (1, PhysicalOffset(2), Timestamp(12)));
+
+        assert!(
+            step(&mut pending, 2, TransactionCheck::Discard, 20)
+                && step(&mut pending, 3, TransactionCheck::Discard, 21)
+        );
+        assert_eq!((listed(&pending, Asked), listed(&pending, Discarded)), (vec![(1, 1)], vec![(2, 2), (3, 0)]));
+        assert!(!step(&mut pending, 2, TransactionCheck::Asked, 22), "nobody is asked about a discarded one");
+        assert!(!step(&mut pending, 1, TransactionCheck::Resume, 22), "it was not discarded");
+        assert!(!step(&mut pending, 4, TransactionCheck::Asked, 22), "a scheduled one");
+        assert!(!step(&mut pending, 9, TransactionCheck::Asked, 22), "none");
+        assert!(step(&mut pending, 2, TransactionCheck::Resume, 30));
+        assert_eq!((listed(&pending, Asked), listed(&pending, Discarded)), (vec![(1, 1), (2, 0)], vec![(3, 0)]));
+
+        for key in [1, 2, 3] {
+            assert_eq!(pending.end(PhysicalOffset(key)).expect("a half row").place, PhysicalOffset(key));
+            assert!(pending.end(PhysicalOffset(key)).is_none() && pending.half(PhysicalOffset(key)).is_none());
+        }
+        assert!(pending.end(PhysicalOffset(4)).is_none(), "a scheduled one");
+        assert_eq!(pending.counts(), PendingCounts { scheduled: 1, half: 0, bytes: 10 });
+        assert_eq!(pending.first_place(), Some(PhysicalOffset(4)));
+        assert!([Unasked, Asked, Discarded].into_iter().all(|state| listed(&pending, state).is_empty()));
     }
 
     fn row(place: u64, kind: PendingKind) -> PendingRow {

@@ -39,6 +39,38 @@ pub struct PendingPlace {
     pub size: u32,
 }
 
+/// How far the question has got, how the transaction of a half record has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HalfState {
+    /// Nobody was asked yet.
+    Unasked,
+    /// Somebody was, or will be: it was discarded and resumed.
+    Asked,
+    /// Nobody is asked any more.
+    Discarded,
+}
+
+/// A half record that waits for the end of its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfRecord {
+    /// Its name until it ends: where it was stored first.
+    pub key: PhysicalOffset,
+    /// Where it lies now.
+    pub place: PhysicalOffset,
+    /// Its length in bytes.
+    pub size: u32,
+    /// Where it goes if it is committed.
+    pub queue: QueueId,
+    /// Group time at which it was stored.
+    pub stored_at: Timestamp,
+    /// How far the question has got,
+    pub state: HalfState,
+    /// and since when: stored, asked last, resumed or discarded.
+    pub since: Timestamp,
+    /// How often a producer was asked.
+    pub asked: u32,
+}
+
 /// A `Checkpoint` that was applied: a place that the log may be trimmed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointPoint {
@@ -151,6 +183,21 @@ impl<T: Tables> Reader<T> {
     /// Up to `limit` pending rows whose records lie below `end`, those that lie first first.
     pub fn pending_below(&self, end: PhysicalOffset, limit: usize) -> Vec<PendingPlace> {
         self.shared.pending.lock().below(end, limit)
+    }
+
+    /// The half record that was first stored at `key`, unless it has ended.
+    pub fn half(&self, key: PhysicalOffset) -> Option<HalfRecord> {
+        self.shared.pending.lock().half(key)
+    }
+
+    /// Up to `limit` half records in `state`, those first that are in it longest, behind `after`: one's `since` and `key`.
+    pub fn halves(
+        &self,
+        state: HalfState,
+        after: Option<(Timestamp, PhysicalOffset)>,
+        limit: usize,
+    ) -> Vec<HalfRecord> {
+        self.shared.pending.lock().halves(state, after, limit)
     }
 
     /// The checkpoints that the log may be trimmed to, oldest first; the one it was trimmed to is among them.

@@ -84,8 +84,23 @@ pub(crate) struct PendingRow {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum PendingKind {
-    Scheduled { due: Timestamp },
+    Scheduled {
+        due: Timestamp,
+    },
+    /// Nobody was asked yet how its transaction has ended.
     Half,
+    /// Somebody was, so many times.
+    Asked {
+        times: u32,
+        /// The last time; or when it was resumed.
+        at: Timestamp,
+    },
+    /// Nobody is asked any more.
+    Discarded {
+        times: u32,
+        /// Since then.
+        at: Timestamp,
+    },
 }
 
 pub(crate) fn allocator_key(allocator: Option<u8>) -> Vec<u8> {
@@ -159,6 +174,13 @@ mod tests {
             key_hashes: Box::new([7]),
         };
         assert_eq!(codec::to_bytes(&row), [0xB2, 1, 1, 2, 64, 5, 1, 4, 0, 6, 1, 7]);
+        for (kind, golden) in [
+            (PendingKind::Half, [1].as_slice()),
+            (PendingKind::Asked { times: 15, at: Timestamp(3) }, &[2, 15, 6]),
+            (PendingKind::Discarded { times: 15, at: Timestamp(3) }, &[3, 15, 6]),
+        ] {
+            assert_eq!(codec::to_bytes(&kind)[2..], *golden);
+        }
         let row = CheckpointRow {
             id: LogId { term: 1, index: 2 },
             end: PhysicalOffset(64),

@@ -2,8 +2,8 @@
 //! and every replica begins at the same place.
 
 use env::{Disk, Env, Rng};
-use raft_store::entry::{CoreCommand, Operation, RollOperation, Visibility};
-use raft_store::fold::{CoreReply, Outcome, PendingPlace, Reader};
+use raft_store::entry::{CoreCommand, Operation, RollOperation, TransactionCheck, Visibility};
+use raft_store::fold::{CoreReply, HalfState, Outcome, PendingPlace, Reader};
 use raft_store::log::Frame;
 use raft_store::materializer::DerivedOptions;
 use raft_store::position::{PhysicalOffset, Timestamp};
@@ -19,7 +19,8 @@ async fn step(rng: &Rng, reader: &Reader<Notes>, end: PhysicalOffset) -> Entry {
         _ if points.is_empty() => end,
         _ => points[rng.below(points.len() as u64) as usize].end,
     };
-    let command = match rng.below(6) {
+    let command = match rng.below(8) {
+        6 | 7 => return entry(now.0, transactions(rng, reader, wanted)),
         0 => core(CoreCommand::Checkpoint),
         1 => core(CoreCommand::FireTimers { limit: rng.below(6) as u32 }),
         2 => core(CoreCommand::Trim { min_physical: wanted, cut: Timestamp(now.0 - rng.below(3_000) as i64) }),
@@ -40,6 +41,26 @@ async fn step(rng: &Rng, reader: &Reader<Notes>, end: PhysicalOffset) -> Entry {
         }
     };
     entry(now.0, vec![command])
+}
+
+/// Half records are asked about, given up, taken up again and ended, more often than once, and some that are none.
+fn transactions(rng: &Rng, reader: &Reader<Notes>, at: PhysicalOffset) -> Vec<Operation> {
+    let states = [HalfState::Unasked, HalfState::Asked, HalfState::Discarded];
+    let halves: Vec<_> = states.into_iter().flat_map(|state| reader.halves(state, None, 9)).collect();
+    let steps = (0..1 + rng.below(8)).map(|_| {
+        let half = match halves.get(rng.below(halves.len() as u64 + 1) as usize) {
+            Some(half) => half.key,
+            None => at,
+        };
+        core(match rng.below(7) {
+            0 => CoreCommand::EndTransaction { half, commit: true },
+            1 => CoreCommand::EndTransaction { half, commit: false },
+            2 => CoreCommand::CheckTransaction { half, check: TransactionCheck::Discard },
+            3 => CoreCommand::CheckTransaction { half, check: TransactionCheck::Resume },
+            _ => CoreCommand::CheckTransaction { half, check: TransactionCheck::Asked },
+        })
+    });
+    steps.collect()
 }
 
 async fn roll(reader: &Reader<Notes>, row: PendingPlace) -> Operation {
@@ -86,7 +107,7 @@ pub async fn purge(replica: &Replica) {
 #[tokio::test(start_paused = true)]
 async fn nothing_that_waits_or_is_young_is_lost_whenever_the_power_fails() {
     let rng = seeded();
-    let (mut trimmed, mut rolled, mut purged) = (0, 0, 0);
+    let (mut trimmed, mut rolled, mut purged, mut committed) = (0, 0, 0, 0);
     for _ in 0..6 {
         let (mut env, disk) = simulated(&rng);
         let options = DerivedOptions { sync_changed_bytes: 2_000 + rng.below(30_000) as usize, ..derived_options() };
@@ -102,6 +123,8 @@ async fn nothing_that_waits_or_is_young_is_lost_whenever_the_power_fails() {
                 let outcomes = replica.apply_all().await.unwrap();
                 rolled +=
                     outcomes.iter().filter(|one| **one == Outcome::Core(CoreReply::Rolled { moved: true })).count();
+                committed +=
+                    outcomes.iter().filter(|one| matches!(one, Outcome::Core(CoreReply::Committed { .. }))).count();
                 trimmed +=
                     outcomes.iter().filter(|one| matches!(one, Outcome::Core(CoreReply::Trimmed { .. }))).count();
             }
@@ -133,8 +156,9 @@ async fn nothing_that_waits_or_is_young_is_lost_whenever_the_power_fails() {
         }
         replica.check_index(&history.model(&replica).await).await;
     }
-    println!("{trimmed} trims, {rolled} rows rolled, {purged} looks at a purged log");
+    println!("{trimmed} trims, {rolled} rows rolled, {purged} looks at a purged log, {committed} commits");
     assert!(trimmed > 100 && rolled > 100 && purged > 20, "{trimmed} trims, {rolled} rolled, {purged} purged");
+    assert!(committed > 20, "{committed} committed");
 }
 
 /// Files of the log, of queues and of the index go, and a replica that begins with the image at the new beginning shows

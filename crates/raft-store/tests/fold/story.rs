@@ -95,6 +95,64 @@ async fn timers_fire_once_in_order_and_never_early() {
     }
 }
 
+/// A transaction ends once: whichever end comes first in the log counts, however often and in whatever order others
+/// follow; what was committed lies where it was stored, and what was rolled back is nowhere.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_ends_once_and_its_first_end_counts() {
+    let (env, _) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    let half = |number: u8| record(queue_id(number), vec![number; 10], Visibility::Half);
+    replica.append(&[entry(100, vec![half(1), half(1), half(2), half(1)])]).await;
+    let outcomes = replica.apply_all().await.unwrap();
+    let keys: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Pending { physical_offset, stamp: Timestamp(100) } => *physical_offset,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let reader = replica.fold.reader();
+    assert!(reader.queue(queue_id(1)).is_none(), "nothing is visible");
+    assert_eq!((reader.pending().half, reader.next_due()), (4, None));
+    let end = |key: usize, commit| core(CoreCommand::EndTransaction { half: keys[key], commit });
+    let committed = |key: usize, queue_offset: Option<u64>| {
+        let (queue_offset, physical_offset) = (queue_offset.map(QueueOffset), keys[key]);
+        Outcome::Core(CoreReply::Committed { queue_offset, physical_offset })
+    };
+    let gone = |key: usize| Outcome::Refused(Refusal::NoTransaction(keys[key]));
+    // In one entry and in several; the queue of the third is closed meanwhile.
+    replica
+        .append(&[
+            entry(110, vec![end(1, true), end(1, true), end(1, false), end(0, false), end(0, true)]),
+            entry(
+                120,
+                vec![Operation::Tables(Bytes::from_static(b"c\x02")), end(2, true), end(1, true), end(0, false)],
+            ),
+        ])
+        .await;
+    let outcomes = replica.apply_all().await.unwrap();
+    let expected = [committed(1, Some(0)), gone(1), gone(1), Outcome::Core(CoreReply::RolledBack), gone(0)];
+    assert_eq!(outcomes[..5], expected);
+    assert_eq!(outcomes[6..], [committed(2, None), gone(1), gone(0)]);
+
+    // Another start finds the same, and what was not ended still waits.
+    replica.fold.close().await.unwrap();
+    replica.log.close().await.unwrap();
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    replica.append(&[entry(130, vec![end(1, true), end(0, true), end(3, true)])]).await;
+    assert_eq!(replica.apply_all().await.unwrap(), [gone(1), gone(0), committed(3, Some(1))]);
+    let reader = replica.fold.reader();
+    let queue = reader.queue(queue_id(1)).unwrap();
+    assert_eq!(queue.bounds().end, QueueOffset(2));
+    for (key, offset, visible_at) in [(keys[1], 0, 110), (keys[3], 1, 130)] {
+        let unit = queue.read_units(QueueOffset(offset), 1).await.unwrap()[0];
+        assert_eq!((unit.physical_offset, unit.visible_at.0, unit.kind), (key, visible_at, UnitKind::Fired));
+        let found = reader.unit_of(key, queue_id(1), Timestamp(100)).await.unwrap();
+        assert_eq!(found.map(|(offset, _)| offset), Some(QueueOffset(offset)));
+    }
+    assert_eq!((reader.pending().half, reader.pending().bytes), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn refusals_change_nothing_and_are_told() {
     let (env, _) = simulated(&seeded());

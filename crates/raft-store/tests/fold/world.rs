@@ -8,9 +8,9 @@ use env::disk::simulated::SimDisk;
 use env::{Env, Rng};
 use raft_store::consume_queue::{Unit, UnitKind};
 use raft_store::entry::{
-    CoreCommand, Operation, OperationView, RecordOperation, Visibility, decode_entry, encode_entry,
+    CoreCommand, Operation, OperationView, RecordOperation, TransactionCheck, Visibility, decode_entry, encode_entry,
 };
-use raft_store::fold::{Apply, CHECKPOINTS_KEPT, Fold, Outcome, RowError, Tables};
+use raft_store::fold::{Apply, CHECKPOINTS_KEPT, Fold, HalfState, Outcome, RowError, Tables};
 use raft_store::log::{AppendEntry, Frame, Kind, Log, LogOptions};
 use raft_store::materializer::{Derived, DerivedOptions, OpenError};
 use raft_store::position::{LogId, PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
@@ -181,6 +181,14 @@ impl Replica {
         assert_eq!(reader.next_due(), model.timers.first().map(|(due, ..)| *due));
         let counts = reader.pending();
         assert_eq!((counts.scheduled, counts.half), (model.timers.len() as u64, model.half.len() as u64));
+        for state in [HalfState::Unasked, HalfState::Asked, HalfState::Discarded] {
+            let found = reader.halves(state, None, usize::MAX);
+            let found: Vec<_> = found.iter().map(|half| (half.since, half.key, half.asked)).collect();
+            let expected = model.half.iter().filter(|(_, half)| half.state == state);
+            let mut expected: Vec<_> = expected.map(|(key, half)| (half.since, *key, half.asked)).collect();
+            expected.sort();
+            assert_eq!(found, expected, "{state:?}");
+        }
         assert_eq!(reader.min_physical(), model.min_physical);
         let expected = model.membership.clone().map_or((None, Bytes::new()), |(id, bytes)| (Some(id), bytes));
         assert_eq!(self.fold.membership(), expected);
@@ -304,6 +312,17 @@ fn random_operation(rng: &Rng, stamp: i64) -> Operation {
     }
 }
 
+/// A half record, as the model knows it.
+#[derive(Clone, Debug)]
+pub struct Half {
+    queue: QueueId,
+    size: u32,
+    tag_hash: i32,
+    state: HalfState,
+    since: Timestamp,
+    asked: u32,
+}
+
 /// What frames amount to, written as plainly as possible.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -315,8 +334,8 @@ pub struct Model {
     pub floors: BTreeMap<QueueId, u64>,
     /// Due, key, queue, size, tag hash.
     pub timers: BTreeSet<(Timestamp, PhysicalOffset, QueueId, u32, i32)>,
-    /// Sizes of half records, by key.
-    pub half: BTreeMap<PhysicalOffset, u32>,
+    /// Half records, by key.
+    pub half: BTreeMap<PhysicalOffset, Half>,
     /// Where the records of timers and halves lie, by key.
     pub places: BTreeMap<PhysicalOffset, PhysicalOffset>,
     pub min_physical: PhysicalOffset,
@@ -367,7 +386,9 @@ impl Model {
                             self.places.insert(at, at);
                         }
                         Visibility::Half => {
-                            self.half.insert(at, record.size);
+                            let (queue, size, tag_hash) = (record.queue, record.size, record.tag_hash);
+                            let (state, since) = (HalfState::Unasked, self.now);
+                            self.half.insert(at, Half { queue, size, tag_hash, state, since, asked: 0 });
                             self.places.insert(at, at);
                         }
                     }
@@ -392,10 +413,27 @@ impl Model {
                 OperationView::Roll(roll) => {
                     let at = PhysicalOffset(frame.physical_offset.0 + 64 + u64::from(roll.position));
                     let waiting = self.timers.iter().find(|(_, key, ..)| *key == roll.key).map(|(.., size, _)| *size);
-                    if waiting.or(self.half.get(&roll.key).copied()) == Some(roll.size) {
+                    if waiting.or(self.half.get(&roll.key).map(|half| half.size)) == Some(roll.size) {
                         self.places.insert(roll.key, at);
                         self.stored_at.insert(at, self.now);
                     }
+                }
+                OperationView::Core(CoreCommand::EndTransaction { half, commit }) => {
+                    let Some(ended) = self.half.remove(half) else { continue };
+                    let at = self.places.remove(half).unwrap();
+                    if *commit && !self.closed.contains(&ended.queue) {
+                        self.show(ended.queue, at, ended.size, ended.tag_hash, UnitKind::Fired);
+                    }
+                }
+                OperationView::Core(CoreCommand::CheckTransaction { half, check }) => {
+                    let Some(half) = self.half.get_mut(half) else { continue };
+                    let is_discarded = half.state == HalfState::Discarded;
+                    (half.state, half.since, half.asked) = match check {
+                        TransactionCheck::Resume if is_discarded => (HalfState::Asked, self.now, 0),
+                        TransactionCheck::Asked if !is_discarded => (HalfState::Asked, self.now, half.asked + 1),
+                        TransactionCheck::Discard if !is_discarded => (HalfState::Discarded, self.now, half.asked),
+                        _ => continue,
+                    };
                 }
                 OperationView::Core(CoreCommand::Trim { min_physical, cut }) => self.trim(*min_physical, *cut),
                 OperationView::Core(CoreCommand::Checkpoint) => checkpoint = true,

@@ -10,6 +10,7 @@ mod members;
 mod messages;
 pub(crate) mod report;
 mod topics;
+mod transactions;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -148,6 +149,10 @@ enum Command {
     QueryMsgByUniqueKey(With<ShortOutput, messages::QueryMsgByUniqueKey>),
     /// The message at an offset of a queue.
     QueryMsgByOffset(With<LongOutput, messages::QueryMsgByOffset>),
+    /// Transactions that wait for their ends, by default those that no producer is asked about any more. Not in mqadmin.
+    TransactionList(With<ShortOutput, transactions::TransactionList>),
+    /// Let producers be asked again about a transaction that was given up. Not in mqadmin.
+    TransactionResume(With<ShortOutput, transactions::TransactionResume>),
     /// Send one message, once.
     SendMessage(With<ShortOutput, messages::SendMessage>),
     /// Read messages of a topic without being a member of a group.
@@ -190,6 +195,8 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
         Command::QueryMsgByKey(command) => command.run(&desk).await,
         Command::QueryMsgByUniqueKey(command) => command.run(&desk).await,
         Command::QueryMsgByOffset(command) => command.run(&desk).await,
+        Command::TransactionList(command) => command.run(&desk).await,
+        Command::TransactionResume(command) => command.run(&desk).await,
         Command::SendMessage(command) => command.run(&desk).await,
         Command::ConsumeMessage(command) => command.run(&desk).await,
     }
