@@ -31,6 +31,7 @@ mod dead_letters;
 pub mod dispatch;
 pub mod due;
 pub mod error;
+pub mod filter;
 pub mod forward;
 pub mod heartbeat;
 pub mod http;

@@ -55,6 +55,7 @@ fn config_table(cluster: &str, name_servers: &[String], config: &GroupConfig, le
     let hours: Vec<String> = retention.hours.iter().map(|hour| format!("{hour:02}")).collect();
     let pairs = [
         ("autoCreateSubscriptionGroup", messages.auto_create_groups.to_string()),
+        ("enablePropertyFilter", messages.sql_filters.to_string()),
         ("autoCreateTopicEnable", messages.auto_create_topics.to_string()),
         ("brokerClusterName", cluster.to_owned()),
         ("brokerIP1", config.advertised_address.ip().to_string()),

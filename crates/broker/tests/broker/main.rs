@@ -1,6 +1,7 @@
 //! Brokers on real directories and loopback sockets, spoken to as clients speak.
 
 mod admin;
+mod filter;
 mod single;
 mod three;
 mod world;
