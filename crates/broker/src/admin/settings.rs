@@ -110,7 +110,7 @@ mod tests {
         let text = body::to_config_text(&config_table("DefaultCluster", &name_servers, &config, true));
         let golden = "autoCreateSubscriptionGroup=true\nautoCreateTopicEnable=true\nbrokerClusterName=DefaultCluster\n\
                       brokerIP1=127.0.0.1\nbrokerName=broker-a\nbrokerRole=SYNC_MASTER\ndefaultTopicQueueNums=8\n\
-                      deleteWhen=04\ndiskMaxUsedSpaceRatio=75\nfileReservedTime=72\nflushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
+                      deleteWhen=04\ndiskMaxUsedSpaceRatio=75\nenablePropertyFilter=true\nfileReservedTime=72\nflushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
                       maxMessageSize=4194304\nmessageDelayLevel=1s 5s 10s 30s 60s 120s 180s 240s 300s 360s 420s 480s 540s \
                       600s 1200s 1800s 3600s 7200s\nnamesrvAddr=127.0.0.1:9876;127.0.0.1:9877\nstorePathRootDir=data/broker-a\n";
         assert_eq!(text, golden);
