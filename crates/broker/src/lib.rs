@@ -36,6 +36,7 @@ pub mod forward;
 pub mod heartbeat;
 pub mod http;
 pub mod pull;
+pub mod query_message;
 pub mod queue_lock;
 pub mod rates;
 pub mod registration;

@@ -416,7 +416,7 @@ pub(crate) fn append_shown(
 
 impl BrokerGroup {
     /// The record that a unit points at; `None` if it is trimmed.
-    async fn record_of(&self, unit: &Unit) -> Result<Option<Bytes>, RequestError> {
+    pub(crate) async fn record_of(&self, unit: &Unit) -> Result<Option<Bytes>, RequestError> {
         match self.reader.record(unit.physical_offset, unit.size).await {
             Ok(record) => Ok(Some(record)),
             Err(_) if unit.physical_offset < self.reader.min_physical() => Ok(None),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod filter;
+mod query;
 mod single;
 mod three;
 mod world;
