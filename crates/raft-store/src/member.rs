@@ -398,7 +398,13 @@ impl<T: Tables> Member<T> {
         lifetime.spawn(vitals::ask_while_leading(raft.clone(), Arc::downgrade(&links)));
         lifetime.spawn(purge::follow_trims(raft.clone(), log.clone(), recovered.reader.clone()));
         let scrubbing = Arc::<scrub::Progress>::default();
-        lifetime.spawn(scrub::run(env.clock.clone(), log.clone(), options.scrub_bytes_per_s, scrubbing.clone()));
+        lifetime.spawn(scrub::run(
+            env.clock.clone(),
+            log.clone(),
+            recovered.reader.clone(),
+            options.scrub_bytes_per_s,
+            scrubbing.clone(),
+        ));
         let watch_failure = failure.subscribe();
         drop(Types::spawn(follow_role(raft.clone(), watch_office.clone(), watch_serving, watch_failure.clone(), role)));
         let (handing, watch_handing) = watch::channel(HandingOver::No);

@@ -165,6 +165,11 @@ impl<T: Tables> Reader<T> {
         self.shared.queues.read().get(&id).cloned()
     }
 
+    /// Every queue.
+    pub(crate) fn queues(&self) -> Vec<Arc<Queue>> {
+        self.shared.queues.read().values().cloned().collect()
+    }
+
     /// When the first scheduled row falls due.
     pub fn next_due(&self) -> Option<Timestamp> {
         self.shared.published().next_due

@@ -236,6 +236,13 @@ impl HardStateFiles {
         Ok(files)
     }
 
+    /// Writes both copies as they are. What is read may be in the page cache only, and if its sync has failed the kernel
+    /// calls it clean: another sync would write nothing.
+    pub async fn write_anew(&self) -> io::Result<()> {
+        write_copy(&self.a, &self.state).await?;
+        write_copy(&self.b, &self.state).await
+    }
+
     /// The state as last answered.
     pub fn state(&self) -> &HardState {
         &self.state

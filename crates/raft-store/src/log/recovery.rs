@@ -446,8 +446,12 @@ impl Recovery<'_> {
             self.zero(segment, end.physical_offset, stop).await?;
         }
         env::fault!("log.recovery_zeroed");
-        // Frames beyond the mark may be in the page cache only; from now on others rely on them.
+        hard.write_anew().await?;
+        // Frames beyond the mark may be in the page cache only; from now on others rely on them. If a sync of theirs has
+        // failed the kernel calls those pages clean, and the next sync would write nothing: so they are written anew.
         for segment in segments.range(self.layout.segment_of(known.end.physical_offset)..).map(|(_, segment)| segment) {
+            let stop = self.layout.segment_end(segment.first).min(end.physical_offset);
+            self.write_anew(segment, segment.first.max(known.end.physical_offset), stop).await?;
             segment.file.sync_data().await?;
         }
         self.remove_files(names, |name| match parse_file_name(name) {
@@ -459,6 +463,18 @@ impl Recovery<'_> {
             write_side_file(self.env, &self.commitlog, side_file).await;
         }
         Ok(Recovered { hard, segments, slots, points, last, end, marked: known.end.physical_offset })
+    }
+
+    async fn write_anew(&self, segment: &Segment, from: PhysicalOffset, to: PhysicalOffset) -> io::Result<()> {
+        let mut at = from;
+        while at < to {
+            let len = (to.0 - at.0).min(WINDOW_BYTES as u64);
+            let offset = self.layout.file_offset(at);
+            let bytes = segment.file.read_at(offset, len as usize).await?;
+            segment.file.write_at(offset, &[bytes]).await?;
+            at = PhysicalOffset(at.0 + len);
+        }
+        Ok(())
     }
 
     async fn zero(&self, segment: &Segment, from: PhysicalOffset, to: PhysicalOffset) -> io::Result<()> {

@@ -13,7 +13,7 @@ use raft_store::repair::{RepairError, Repaired};
 
 use crate::faults::linked;
 use crate::three::Three;
-use crate::world::{Ledger, Place, record, within};
+use crate::world::{Ledger, Place, QUEUE, record, within};
 
 /// Small segments, so that some are full.
 const SEGMENT_BYTES: u64 = 256 << 10;
@@ -249,6 +249,33 @@ async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
     three.converge().await;
     three.check(&ledger).await;
     three.stop().await;
+}
+
+/// Nor does anybody read the damaged unit of a queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_that_nobody_reads_is_found_by_the_scrubber_and_the_queue_is_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut places = with_small_segments(Three::places(dir.path()));
+    places.iter_mut().for_each(|place| place.options.scrub_bytes_per_s = 64 << 20);
+    let (mut three, ledger) = holding(40, places).await;
+    let rotten = (three.leader().await + 1) % 3;
+    let place = three.places[rotten].clone();
+    three.groups[rotten].take().unwrap().stop().await.unwrap();
+    flip(&place, &format!("consumequeue/{QUEUE}/{:020}", 0), 17 * 32 + 9).await;
+    three.start(rotten).await;
+    let group = three.group(rotten).clone();
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) }));
+    within(&place.env, 20, "it stops", stopped).await.unwrap();
+    assert_eq!(group.status().scrubbed.findings, 1);
+    three.groups[rotten] = None;
+    group.kill().await;
+    drop(group);
+    three.start(rotten).await;
+    three.converge().await;
+    three.check(&ledger).await;
+    three.stop().await;
+    is_clean(&place).await;
 }
 
 /// Derived state was not durable, so the start itself has to read what is damaged, after the log was found to be in order.

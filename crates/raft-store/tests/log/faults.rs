@@ -403,6 +403,46 @@ pub fn whichever_sync_fails_is_not_retried() {
     }
 }
 
+/// A process that is started again finds in the page cache what a failed sync has not made durable, and the kernel calls it
+/// clean: the next sync succeeds and writes nothing. What the start takes over, others rely on, so a power failure must not
+/// take it. On a disk that is dying a sync of the start fails as well.
+#[test]
+fn what_a_start_finds_after_a_failed_sync_outlives_a_power_failure() {
+    let found = |disk: &SimDisk| {
+        simulate(async {
+            let log = open(disk, small()).await?;
+            Ok::<_, OpenError>((log.last(), log.vote()))
+        })
+    };
+    let mut nth = 1;
+    loop {
+        for at_start in 0..5 {
+            let disk = disk(23);
+            disk.record();
+            disk.fail_sync("/", nth);
+            if simulate(everyday(&disk, &mut 0)).is_ok() {
+                assert!(nth > 60, "there are more syncs than {nth} in such a life");
+                return;
+            }
+            disk.process_kill();
+            if at_start > 0 {
+                disk.fail_sync("/", at_start);
+                let _ = found(&disk);
+                disk.process_kill();
+                disk.heal();
+            }
+            // Names are in the file system's journal: where that fails nothing can be written any more.
+            if disk.recorded().iter().any(|operation| matches!(operation, Operation::LoseNames { .. })) {
+                continue;
+            }
+            let relied_on = found(&disk).expect("opens");
+            disk.crash_keeping(|_| false);
+            assert_eq!(found(&disk).expect("opens"), relied_on, "syncs {nth} and {at_start} failed");
+        }
+        nth += 1;
+    }
+}
+
 /// The preparer's syncs are as final as the writer's: the kernel does not say whose pages were lost.
 #[test]
 fn a_failed_sync_of_a_prepared_piece_is_final() {
