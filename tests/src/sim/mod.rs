@@ -56,7 +56,7 @@ const DUE_MS: u64 = 2500;
 /// or this, where clocks were moved.
 const DUE_AFTER_STEPS_MS: u64 = 180_000;
 /// Producers are asked, answer, and the end is applied; a client that does not hear of a leader looks again within this.
-const TRANSACTIONS_MS: u64 = 60_000;
+const TRANSACTIONS_MS: u64 = 40_000;
 /// Longest that a client may still wait for an answer when it is told to end.
 const LAST_ANSWERS_MS: u64 = 20_000;
 
