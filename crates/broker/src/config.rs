@@ -94,6 +94,8 @@ pub struct MessagePolicy {
     pub auto_create_topics: bool,
     /// Whether an unknown consumer group is created when it appears.
     pub auto_create_groups: bool,
+    /// Whether consumers may select messages by SQL92 expressions: `enablePropertyFilter`.
+    pub sql_filters: bool,
     /// Queues of the template TBW102.
     pub default_topic_queues: u32,
     /// Delay of each level, level 1 first.
@@ -208,6 +210,7 @@ impl Default for MessagePolicy {
         MessagePolicy {
             auto_create_topics: true,
             auto_create_groups: true,
+            sql_filters: true,
             default_topic_queues: 8,
             delay_levels: parse_delay_levels(DEFAULT_DELAY_LEVELS).expect("the default is well-formed"),
             longest_delay: Duration::from_secs(3 * 24 * 3600),

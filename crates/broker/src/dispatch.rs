@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
 use crate::{
-    admin, check_back, consumer_offset, forward, heartbeat, pull, queue_lock, send, send_back, transaction,
-    view_message,
+    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, send, send_back,
+    transaction, view_message,
 };
 
 /// The response of a request that was carried out, or why it was not.
@@ -140,6 +140,7 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(LOCK_BATCH_MQ, Group, Sub, Leader, queue_lock::lock),
     route!(UNLOCK_BATCH_MQ, Group, Sub, Leader, queue_lock::unlock),
     route!(VIEW_MESSAGE_BY_ID, Topic, Get, CaughtUpReplica, view_message::view),
+    route!(QUERY_MESSAGE, Topic, Get, CaughtUpReplica, query_message::query),
 ];
 
 /// Every code that routes, by number.

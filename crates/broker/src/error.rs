@@ -63,6 +63,9 @@ pub enum RequestError {
     /// The filter expression makes no sense: correct it.
     #[error("{0}")]
     BadSubscription(String),
+    /// The filter expression that the heartbeat brought makes no sense: correct it and subscribe again.
+    #[error("{0}")]
+    NoFilter(String),
     /// There is nothing of that kind.
     #[error("{0}")]
     NotFound(String),
@@ -121,6 +124,7 @@ impl RequestError {
             RequestError::SubscriptionNotLatest => ResponseCode::SUBSCRIPTION_NOT_LATEST,
             RequestError::BadSubscription(_) => ResponseCode::SUBSCRIPTION_PARSE_FAILED,
             RequestError::TooLate(_) => ResponseCode::ILLEGAL_OPERATION,
+            RequestError::NoFilter(_) => ResponseCode::FILTER_DATA_NOT_EXIST,
             RequestError::NotFound(_) => ResponseCode::QUERY_NOT_FOUND,
             RequestError::Overload(_) | RequestError::Busy(_) => ResponseCode::SYSTEM_BUSY,
             RequestError::NotLeader { .. } | RequestError::Stopped | RequestError::DiskFull { .. } => {

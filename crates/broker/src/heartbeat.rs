@@ -19,8 +19,8 @@ use crate::broker::BrokerGroup;
 use crate::clients::{Changed, GROUPS_MAX, Member, SUBSCRIPTIONS_MAX};
 use crate::dispatch::{Answer, Call, Leader};
 use crate::error::RequestError;
+use crate::filter::{BadFilter, Filter};
 use crate::forward;
-use crate::pull::refuse_other_expressions;
 
 /// The silent are looked for this often.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
@@ -107,12 +107,10 @@ pub async fn unregister(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
 }
 
 /// Handles CHECK_CLIENT_CONFIG.
-pub async fn check_client(_broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+pub async fn check_client(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let request: CheckClientRequest = call.request.json()?;
     if let Some(subscription) = &request.subscription_data {
-        refuse_other_expressions(Some(&subscription.expression_type))?;
-        let parsed = subscription.tag_expression();
-        parsed.map_err(|error| RequestError::BadSubscription(error.to_string()))?;
+        Filter::of(subscription).map_err(BadFilter::at_check)?.allowed(broker.config.messages.sql_filters)?;
     }
     Ok(call.request.reply(ResponseCode::SUCCESS))
 }

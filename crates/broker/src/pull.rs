@@ -1,6 +1,6 @@
 //! Pulling: PULL_MESSAGE 11, LITE_PULL_MESSAGE 361, at any replica.
 //!
-//! ConsumeQueue units up to applied, filtered by tag hash, then their records in one body: each is copied once, from the
+//! ConsumeQueue units up to applied, filtered by tag hash or by the properties in the record, then the records in one body: each is copied once, from the
 //! log's memory or map into the answer, with a patched head. Nothing there and the client allows it: the request is parked
 //! on its queue and wakes when units arrive; it answers only when one of them matches, or at its deadline.
 //!
@@ -18,9 +18,10 @@ use protocol::code::ResponseCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{PullMessageRequest, PullMessageResponse};
 use protocol::permission::Permission;
-use protocol::record::{HeadPatch, head_bytes, head_sys_flag};
+use protocol::record::{HeadPatch, RecordView, head_bytes, head_sys_flag};
+use protocol::sql92::SqlFilter;
 use protocol::sys_flag::{PullSysFlag, TransactionType};
-use protocol::tag::{self, BadTagExpression, TagExpression};
+use protocol::tag::TagExpression;
 use raft_store::consume_queue::{Queue, Unit};
 use raft_store::planted::{self, Bug};
 use raft_store::position::{PhysicalOffset, QueueId, QueueOffset};
@@ -28,6 +29,7 @@ use raft_store::position::{PhysicalOffset, QueueId, QueueOffset};
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
+use crate::filter::{BadFilter, Filter};
 
 /// Bytes of records in one answer, unless the first record alone is longer.
 const ANSWER_BYTES: usize = 256 * 1024;
@@ -43,6 +45,10 @@ const ANSWER_RECORDS: usize = 1024;
 
 /// Units looked at for one answer.
 const SCANNED_UNITS: usize = 800;
+
+/// What an expression may cost for one answer: bytes of the records it looks into, and bytes of properties times its parts.
+/// One message is looked at whatever it costs.
+const EVALUATION_COST: usize = 32 * 1024 * 1024;
 
 /// The longest that a request may be parked, whatever it asks for.
 const LONGEST_PARKING: Duration = Duration::from_secs(300);
@@ -142,7 +148,7 @@ struct Shown {
 /// A pull that was let in: which queue, and what of it.
 struct Wanted {
     shown: Shown,
-    filter: Arc<TagExpression>,
+    filter: Arc<Filter>,
     records_max: usize,
 }
 
@@ -154,6 +160,8 @@ struct Chosen {
     /// Behind the last unit looked at.
     next: u64,
     scanned: usize,
+    /// Of evaluating an expression.
+    cost: usize,
     is_full: bool,
 }
 
@@ -169,19 +177,26 @@ impl Chosen {
                 return;
             }
             let is_wanted = unit.physical_offset >= min_physical && filter.matches_hash(unit.tag_hash);
-            if is_wanted {
-                let size = unit.size as usize;
-                if !self.units.is_empty() && self.bytes + size > ANSWER_BYTES {
-                    self.is_full = true;
-                    return;
-                }
-                self.units.push((QueueOffset(self.next), *unit));
-                self.bytes += size;
-            }
-            self.next += 1;
-            self.scanned += 1;
-            self.is_full = self.units.len() >= records_max || self.scanned >= SCANNED_UNITS.max(records_max);
+            self.take(unit, is_wanted, records_max);
         }
+    }
+
+    /// The next unit, wanted or not, unless it no longer fits.
+    fn take(&mut self, unit: &Unit, is_wanted: bool, records_max: usize) {
+        if is_wanted {
+            let size = unit.size as usize;
+            if !self.units.is_empty() && self.bytes + size > ANSWER_BYTES {
+                self.is_full = true;
+                return;
+            }
+            self.units.push((QueueOffset(self.next), *unit));
+            self.bytes += size;
+        }
+        self.next += 1;
+        self.scanned += 1;
+        self.is_full = self.units.len() >= records_max
+            || self.scanned >= SCANNED_UNITS.max(records_max)
+            || self.cost >= EVALUATION_COST;
     }
 }
 
@@ -237,8 +252,8 @@ impl Wanted {
         let min_physical = broker.reader.min_physical();
         // Without a filter exactly those that are asked for; with one, some more than are likely to match.
         let piece = match &*self.filter {
-            TagExpression::All => self.records_max,
-            TagExpression::AnyOf { .. } => self.records_max.max(128),
+            Filter::Tags(TagExpression::All) => self.records_max,
+            Filter::Tags(TagExpression::AnyOf { .. }) | Filter::Sql(_) => self.records_max.max(128),
         };
         while !chosen.is_full {
             let at = QueueOffset(chosen.next);
@@ -249,9 +264,39 @@ impl Wanted {
             if units.is_empty() {
                 break;
             }
-            chosen.look_at(&units, &self.filter, self.records_max, min_physical);
+            match &*self.filter {
+                Filter::Tags(tags) => chosen.look_at(&units, tags, self.records_max, min_physical),
+                Filter::Sql(filter) => self.look_inside(broker, &units, filter, &mut chosen).await?,
+            }
         }
         Ok(chosen)
+    }
+
+    /// Looks at units that begin at `chosen.next`, and into their records, until the answer is full.
+    async fn look_inside(
+        &self,
+        broker: &BrokerGroup,
+        units: &[Unit],
+        filter: &SqlFilter,
+        chosen: &mut Chosen,
+    ) -> Result<(), RequestError> {
+        for unit in units {
+            if chosen.is_full {
+                break;
+            }
+            let mut is_wanted = false;
+            if let Some(record) = broker.record_of(unit).await? {
+                let record = RecordView::parse(&record).map_err(|error| {
+                    RequestError::Failed(format!("the record at {}: {error}", unit.physical_offset))
+                })?;
+                is_wanted = filter.matches(record.properties());
+                chosen.cost += unit.size as usize + record.properties().len() * filter.parts();
+            }
+            chosen.take(unit, is_wanted, self.records_max);
+            // An expression may take its time with each message; others have requests, too.
+            tokio::task::consume_budget().await;
+        }
+        Ok(())
     }
 
     /// The answer with the chosen records; `None` if all of them were trimmed meanwhile.
@@ -265,15 +310,7 @@ impl Wanted {
         let mut body = Body::for_records(chosen.units.iter().map(|(_, unit)| unit.size as usize));
         let mut count = 0;
         for (queue_offset, unit) in &chosen.units {
-            let record = match broker.reader.record(unit.physical_offset, unit.size).await {
-                Ok(record) => record,
-                Err(_) if unit.physical_offset < broker.reader.min_physical() => continue,
-                Err(error) => {
-                    let physical_offset = unit.physical_offset;
-                    tracing::error!(group = %broker.broker_name(), %physical_offset, %error, "a record cannot be read");
-                    return Err(error.into());
-                }
-            };
+            let Some(record) = broker.record_of(unit).await? else { continue };
             body.append(record, *queue_offset, unit, broker.config.advertised_address)?;
             count += 1;
         }
@@ -381,6 +418,19 @@ pub(crate) fn append_shown(
 }
 
 impl BrokerGroup {
+    /// The record that a unit points at; `None` if it is trimmed.
+    pub(crate) async fn record_of(&self, unit: &Unit) -> Result<Option<Bytes>, RequestError> {
+        match self.reader.record(unit.physical_offset, unit.size).await {
+            Ok(record) => Ok(Some(record)),
+            Err(_) if unit.physical_offset < self.reader.min_physical() => Ok(None),
+            Err(error) => {
+                let physical_offset = unit.physical_offset;
+                tracing::error!(group = %self.broker_name(), %physical_offset, %error, "a record cannot be read");
+                Err(error.into())
+            }
+        }
+    }
+
     /// Whether `event` happened before the monotonic time `until`; `None`: do not wait.
     async fn within(&self, until: Option<Duration>, event: impl Future<Output = ()>) -> bool {
         let Some(until) = until else { return false };
@@ -401,12 +451,13 @@ impl BrokerGroup {
             shown => shown?,
         };
         let filter = if PullSysFlag(request.sys_flag).has(PullSysFlag::SUBSCRIPTION) {
-            refuse_other_expressions(request.expression_type.as_deref())?;
-            let parsed = TagExpression::parse(request.subscription.as_deref().unwrap_or(""));
-            Arc::new(parsed.map_err(bad_subscription)?)
+            let expression = request.subscription.as_deref().unwrap_or_default();
+            let parsed = Filter::parse(request.expression_type.as_deref(), expression);
+            Arc::new(parsed.map_err(BadFilter::in_pull)?)
         } else {
             self.subscription(request, shown.may_broadcast)?
         };
+        filter.allowed(self.config.messages.sql_filters)?;
         let records_max = usize::try_from(request.max_msg_nums).unwrap_or(0).clamp(1, ANSWER_RECORDS);
         Ok(Wanted { shown, filter, records_max })
     }
@@ -444,11 +495,7 @@ impl BrokerGroup {
     }
 
     /// What the group said in its heartbeats that it wants of the topic.
-    fn subscription(
-        &self,
-        request: &PullMessageRequest,
-        may_broadcast: bool,
-    ) -> Result<Arc<TagExpression>, RequestError> {
+    fn subscription(&self, request: &PullMessageRequest, may_broadcast: bool) -> Result<Arc<Filter>, RequestError> {
         let clients = self.clients.lock();
         let unknown = |remark: &str| RequestError::NoSubscription(remark.to_owned());
         let group = clients
@@ -463,22 +510,8 @@ impl BrokerGroup {
         if subscription.data.sub_version < request.sub_version {
             return Err(RequestError::SubscriptionNotLatest);
         }
-        refuse_other_expressions(Some(&subscription.data.expression_type))?;
-        subscription.filter.clone().map_err(bad_subscription)
+        subscription.filter.clone().map_err(BadFilter::in_heartbeat)
     }
-}
-
-fn bad_subscription(error: BadTagExpression) -> RequestError {
-    RequestError::BadSubscription(format!("parse the consumer's subscription failed: {error}"))
-}
-
-/// Anything but tags is not filtered here.
-pub(crate) fn refuse_other_expressions(expression_type: Option<&str>) -> Result<(), RequestError> {
-    if tag::is_tag_type(expression_type) {
-        return Ok(());
-    }
-    let kind = expression_type.unwrap_or_default();
-    Err(RequestError::Failed(format!("The broker does not support consumer to filter message by {kind}")))
 }
 
 #[cfg(test)]
@@ -518,7 +551,7 @@ mod tests {
         Unit {
             physical_offset: PhysicalOffset(at),
             size,
-            tag_hash: tag::hash_code(tag),
+            tag_hash: protocol::tag::hash_code(tag),
             visible_at: Timestamp(1),
             kind: UnitKind::Plain,
         }
@@ -561,12 +594,9 @@ mod tests {
     }
 
     #[test]
-    fn only_tags_are_filtered_by() {
-        for tags in [None, Some(""), Some("TAG")] {
-            assert!(refuse_other_expressions(tags).is_ok());
-        }
-        let refused = refuse_other_expressions(Some("SQL92")).expect_err("not here");
-        assert_eq!(refused.response_code(), Some(ResponseCode::SYSTEM_ERROR));
-        assert!(refused.to_string().ends_with("filter message by SQL92"));
+    fn an_expensive_expression_looks_at_fewer_messages_and_at_one_always() {
+        let mut chosen = Chosen { cost: EVALUATION_COST, ..Chosen::from(7) };
+        chosen.take(&unit(0, 10, "A"), false, 32);
+        assert_eq!((chosen.next, chosen.is_full), (8, true));
     }
 }

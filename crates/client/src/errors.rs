@@ -61,6 +61,9 @@ pub enum InvalidMessage {
     /// A tag expression that names no tag.
     #[error(transparent)]
     Expression(#[from] protocol::tag::BadTagExpression),
+    /// An SQL92 expression that is none.
+    #[error("no SQL92 expression: {0}")]
+    SqlExpression(#[from] protocol::sql92::BadSqlExpression),
 }
 
 /// No address to send a request to. Nothing was sent: asking again is safe.

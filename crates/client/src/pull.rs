@@ -9,6 +9,7 @@ use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{PullMessageRequest, PullMessageResponse};
 use protocol::record;
+use protocol::sql92::SqlFilter;
 use protocol::sys_flag::PullSysFlag;
 use protocol::tag::TagExpression;
 use remoting::CallError;
@@ -29,7 +30,7 @@ const PARKING_GRACE: Duration = Duration::from_secs(7);
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
     pub(crate) data: SubscriptionData,
-    /// `None`: selected by SQL92, which only the broker evaluates.
+    /// `None`: selected by SQL92, which only the broker evaluates, by what it stored.
     tags: Option<TagExpression>,
 }
 
@@ -40,8 +41,9 @@ impl Subscription {
         Ok(Subscription { data, tags })
     }
 
-    pub(crate) fn by_sql(topic: &str, expression: &str, version_ms: i64) -> Subscription {
-        Subscription { data: SubscriptionData::by_sql(topic, expression, version_ms), tags: None }
+    pub(crate) fn by_sql(topic: &str, expression: &str, version_ms: i64) -> Result<Subscription, InvalidMessage> {
+        SqlFilter::parse(expression)?;
+        Ok(Subscription { data: SubscriptionData::by_sql(topic, expression, version_ms), tags: None })
     }
 
     /// Whether the message is wanted. Brokers select by hash, so a tag with an equal hash may have come along.

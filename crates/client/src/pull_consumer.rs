@@ -123,6 +123,15 @@ impl PullConsumer {
         Ok(())
     }
 
+    /// Limits what is read of a topic to messages whose properties satisfy an SQL92 expression. Holds for pulls made from
+    /// now on.
+    pub fn select_sql(&mut self, topic: &str, expression: &str) -> Result<(), InvalidMessage> {
+        let now_ms = self.client.0.env.clock.wall_ms();
+        let subscription = Subscription::by_sql(topic, expression, now_ms)?;
+        self.subscriptions.insert(topic.to_owned(), Arc::new(subscription));
+        Ok(())
+    }
+
     /// Reads these queues from now on, and no others. Queues assigned before keep their position; others begin at the
     /// offset the group has stored, or where `start` says.
     ///

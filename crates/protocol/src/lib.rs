@@ -24,7 +24,7 @@
 //! - [`batch`]: the inner messages of a batch send. [`properties`]: the property string and the names in it.
 //! - [`message_id`]: [`message_id::MessageId`] (where it lies) and [`message_id::UniqueKey`] (who made it).
 //! - [`sys_flag`]: [`sys_flag::SysFlag`], [`sys_flag::TransactionType`], [`sys_flag::PullSysFlag`].
-//! - [`tag`]: Java's string hash, and tag expressions. [`names`]: legal, reserved and derived names of topics and groups.
+//! - [`tag`]: Java's string hash, and tag expressions. [`sql92`]: expressions over properties. [`names`]: legal, reserved and derived names of topics and groups.
 //!   [`permission`]: [`permission::Permission`].
 //!
 //! # Promises
@@ -48,5 +48,6 @@ pub mod names;
 pub mod permission;
 pub mod properties;
 pub mod record;
+pub mod sql92;
 pub mod sys_flag;
 pub mod tag;

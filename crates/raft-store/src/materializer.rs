@@ -12,7 +12,7 @@
 //! state/          the keyed store: rows, and N
 //! checkpoint/     images
 //! consumequeue/   units; `floors`: first units that exist here, if an image was ever installed (see `Floors`)
-//! index/          by-reference rows
+//! index/          by-reference rows, and rows of keys
 //! rebuild         there while all of the above, but images, is to be made anew
 //! ```
 
@@ -36,10 +36,10 @@ use crate::consume_queue::{
 use crate::fold::changes::Changes;
 use crate::fold::core::{Core, CoreRows};
 use crate::fold::rows::{self, MembershipRow};
-use crate::fold::shared::Shared;
+use crate::fold::shared::{Shared, SharedFiles};
 use crate::fold::{CLUSTER_VERSION, CheckpointPoint, FIRST_TABLES_BYTE, RowError, Tables};
 use crate::image::{self, Head, Image, Reading};
-use crate::index::{self, Index};
+use crate::index::{self, Index, IndexRow, KeyRow};
 use crate::keyed::{self, KeyedStore, LOCAL, Row};
 use crate::log::{Boundary, Log};
 use crate::planted::{self, Bug};
@@ -57,6 +57,9 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// Row of the keyed store: the sequence numbers of the index's parts. Local: every replica merges at its own time.
 pub(crate) const INDEX_PARTS: [u8; 2] = [LOCAL, 0];
+
+/// Row of the keyed store: the same for the rows of keys.
+pub(crate) const KEY_PARTS: [u8; 2] = [LOCAL, 2];
 
 /// Row of the keyed store: the newest checkpoint whose rows are in. Local: a crash between them and its image leaves the
 /// image owed, which the next start pays.
@@ -448,7 +451,8 @@ impl Derived {
 
     /// Reads all rows, and looks whether the files that should be there are.
     async fn load<T: Tables>(&mut self, tables: &mut T) -> Result<Loaded, LoadError> {
-        let (mut core, mut parts, mut checkpoint) = (CoreRows::default(), None, None);
+        let (mut core, mut checkpoint) = (CoreRows::default(), None);
+        let (mut parts, mut key_parts) = (None, None);
         let mut after: Option<Vec<u8>> = None;
         loop {
             let rows = self.keyed().rows(after.as_deref(), PIECE_BYTES).await.map_err(LoadError::Keyed)?;
@@ -462,6 +466,7 @@ impl Derived {
                 let bad = |error| LoadError::Keyed(io::Error::other(error));
                 match key.as_slice() {
                     key if key == INDEX_PARTS => parts = Some(codec::from_bytes::<Vec<u64>>(value).map_err(bad)?),
+                    key if key == KEY_PARTS => key_parts = Some(codec::from_bytes::<Vec<u64>>(value).map_err(bad)?),
                     key if key == CHECKPOINT => checkpoint = Some(codec::from_bytes::<LogId>(value).map_err(bad)?),
                     key => restore(&mut core, tables, key, value)?,
                 }
@@ -481,11 +486,16 @@ impl Derived {
                 return Err(LoadError::Files(format!("queue {id} has no files")));
             }
         }
-        let index = Index::open(self.env.clone(), self.places.index.clone(), damage, parts.as_deref()).await;
-        let index = index.map_err(|error| match error.kind() {
+        if parts.is_some() && key_parts.is_none() {
+            return Err(LoadError::Files("the index is from a release that put no keys into it".to_owned()));
+        }
+        let unopened = |error: io::Error| match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::NotFound => LoadError::Files(error.to_string()),
             _ => LoadError::Open(error.into()),
-        })?;
+        };
+        let (env, dir) = (&self.env, &self.places.index);
+        let index = Index::open(env.clone(), dir.clone(), damage.clone(), parts.as_deref()).await.map_err(unopened)?;
+        let keys = Index::open(env.clone(), dir.clone(), damage, key_parts.as_deref()).await.map_err(unopened)?;
         let owed_image = match (checkpoint, self.keyed().boundary()) {
             (Some(checkpoint), Some(boundary)) if checkpoint == boundary.id => {
                 let images = image::list(&self.env, &self.places.checkpoint).await;
@@ -493,7 +503,7 @@ impl Derived {
             }
             _ => false,
         };
-        Ok(Loaded { rows: core, index, owed_image })
+        Ok(Loaded { rows: core, index, keys, owed_image })
     }
 
     fn floor(&self, queue: QueueId) -> QueueOffset {
@@ -610,7 +620,8 @@ fn check_head(head: &Head, options: &DerivedOptions) -> Result<(), OpenError> {
 /// What a start reads from the keyed store.
 struct Loaded {
     rows: CoreRows,
-    index: Index,
+    index: Index<IndexRow>,
+    keys: Index<KeyRow>,
     /// N is a checkpoint without its image.
     owed_image: bool,
 }
@@ -625,14 +636,15 @@ pub(crate) struct Settled {
 impl Settled {
     /// Makes the working state, and starts the materializer.
     pub fn start(self, log: Log) -> (Arc<Shared>, Core, Materializer) {
-        let Settled { derived, loaded: Loaded { rows, index, owed_image }, images } = self;
+        let Settled { derived, loaded: Loaded { rows, index, keys, owed_image }, images } = self;
         let Derived { env, places, options, keyed, floors, stats, .. } = derived;
         let damage = index.damage();
         let files = UnitFiles::new(env.clone(), places.consume_queue.clone(), UNITS_PER_FILE, damage);
         let keyed = keyed.expect("no store is being replaced");
         let applied = keyed.boundary();
         let durable = applied.map(|applied| applied.id);
-        let shared = Arc::new(Shared::new(env.clone(), log, options, Arc::new(files), Arc::new(index), durable, stats));
+        let files = SharedFiles { units: Arc::new(files), index: Arc::new(index), keys: Arc::new(keys) };
+        let shared = Arc::new(Shared::new(env.clone(), log, options, files, durable, stats));
         let floor = |id| floors.queues.get(&id).copied().unwrap_or_default();
         let core = Core::restored(shared.clone(), rows, applied, floor);
         images.publish(&shared);
@@ -917,11 +929,13 @@ impl Worker {
         }
         let min_physical = changes.min_physical();
         let sealed = self.shared.index.seal(std::mem::take(&mut changes.index_rows), min_physical).await?;
+        let keys_sealed = self.shared.keys.seal(std::mem::take(&mut changes.key_rows), min_physical).await?;
         env::fault!("derived.units_synced");
         let begun: Vec<_> = changes.queues.iter().map(|(id, row)| (*id, row.min)).collect();
 
         let mut rows = changes.into_rows();
         rows.push((INDEX_PARTS.to_vec(), Some(codec::to_bytes(&sealed.parts))));
+        rows.push((KEY_PARTS.to_vec(), Some(codec::to_bytes(&keys_sealed.parts))));
         if self.owed_image {
             rows.push((CHECKPOINT.to_vec(), Some(codec::to_bytes(&upto.id))));
         }
@@ -930,7 +944,9 @@ impl Worker {
         if planted::is(Bug::KeyedBeforeUnits) {
             self.write_units(&grown).await?;
         }
-        self.index_and_units_are_durable(&grown, &sealed.merged_away).await?;
+        self.shared.index.remove(&sealed.merged_away).await?;
+        self.shared.keys.remove(&keys_sealed.merged_away).await?;
+        self.units_are_durable(&grown);
         self.became_durable(upto);
         self.shared.files.remove_below(&begun).await?;
 
@@ -968,12 +984,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn index_and_units_are_durable(
-        &mut self,
-        grown: &[(Arc<Queue>, QueueOffset)],
-        merged_away: &[u64],
-    ) -> io::Result<()> {
-        self.shared.index.remove(merged_away).await?;
+    fn units_are_durable(&mut self, grown: &[(Arc<Queue>, QueueOffset)]) {
         for (queue, end) in grown {
             queue.became_durable(*end);
             self.recent.insert(queue.id());
@@ -982,7 +993,6 @@ impl Worker {
         let each = (units / self.recent.len().max(1)).max(RECENT_UNITS_LEAST);
         let queues = self.shared.queues.read();
         self.recent.retain(|id| queues[id].trim(each) > 0);
-        Ok(())
     }
 
     fn became_durable(&self, upto: Boundary) {
@@ -1005,6 +1015,7 @@ impl Worker {
         self.recent.clear();
         self.shared.files.forget();
         self.shared.index.forget();
+        self.shared.keys.forget();
         reset(&self.shared.env, &self.places, &mut *self.keyed, Some(&image.path)).await.map_err(io::Error::other)?;
         self.shared.files.forget();
         self.shared.durable.send_replace(Some(image.boundary.id));

@@ -18,11 +18,11 @@ use crate::consume_queue::{Damage, UNIT_BYTES, UNITS_PER_FILE, Unit, noted_rebui
 use crate::fold::rows::{self, QueueRow};
 use crate::identity::{self, IDENTITY, Identity, IdentityError, LOCK};
 use crate::image;
-use crate::index;
+use crate::index::{self, IndexRow, KeyRow};
 use crate::keyed::{self, Row};
 use crate::log::survey::{self, Files, Gap, Step, Survey};
 use crate::log::{Boundary, Frame, Kind as FrameKind, OpenError, points, segment};
-use crate::materializer::{Floors, INDEX_PARTS};
+use crate::materializer::{Floors, INDEX_PARTS, KEY_PARTS};
 use crate::position::{LogId, PhysicalOffset, QueueId, QueueOffset, TopicId};
 use crate::repair;
 
@@ -516,10 +516,20 @@ impl Offline {
         found: &mut Verification,
         progress: Progress<'_>,
     ) -> Result<(), OfflineError> {
-        let expected = keyed.and_then(Keyed::index_parts);
-        let there: Vec<u64> = self.names("index").await?.iter().filter_map(|name| name.parse().ok()).collect();
+        self.verify_parts::<IndexRow>(keyed.and_then(|keyed| keyed.parts(&INDEX_PARTS)), found, progress).await?;
+        self.verify_parts::<KeyRow>(keyed.and_then(|keyed| keyed.parts(&KEY_PARTS)), found, progress).await
+    }
+
+    async fn verify_parts<R: index::Row>(
+        &self,
+        expected: Option<Vec<u64>>,
+        found: &mut Verification,
+        progress: Progress<'_>,
+    ) -> Result<(), OfflineError> {
+        let names = self.names("index").await?;
+        let there = index::parts_among::<R>(names.iter().map(String::as_str));
         for missing in expected.iter().flatten().filter(|sequence| !there.contains(sequence)) {
-            let file = format!("index/{}", index::part_name(*missing));
+            let file = format!("index/{}", index::part_name::<R>(*missing));
             found.find(Kind::Index, file, None, "there is no such file", Remedy::Rebuilt);
         }
         // Others are leftovers of a merge that was under way.
@@ -529,20 +539,15 @@ impl Offline {
             .collect();
         for (done, sequence) in parts.iter().enumerate() {
             progress(Kind::Index, done as u64, parts.len() as u64);
-            match index::read_part(&self.env, &self.dir.join("index"), *sequence).await {
+            match index::read_part::<R>(&self.env, &self.dir.join("index"), *sequence).await {
                 Ok(rows) => {
-                    let pages = 1 + rows.len().div_ceil(index::ROWS_PER_PAGE);
+                    let pages = 1 + rows.len().div_ceil(R::PER_PAGE);
                     found.count(Kind::Index, 1, rows.len() as u64, (pages * index::PAGE_BYTES) as u64);
                 }
                 Err((page, error)) => {
                     let at = page.map(|page| page * index::PAGE_BYTES as u64);
-                    found.find(
-                        Kind::Index,
-                        format!("index/{}", index::part_name(*sequence)),
-                        at,
-                        error,
-                        Remedy::Rebuilt,
-                    );
+                    let file = format!("index/{}", index::part_name::<R>(*sequence));
+                    found.find(Kind::Index, file, at, error, Remedy::Rebuilt);
                 }
             }
         }
@@ -626,8 +631,9 @@ impl Keyed {
         self.rows.iter().filter_map(|(key, value)| Some((rows::queue_of_key(key)?, codec::from_bytes(value).ok()?)))
     }
 
-    fn index_parts(&self) -> Option<Vec<u64>> {
-        let (_, value) = self.rows.iter().find(|(key, _)| *key == INDEX_PARTS)?;
+    /// The parts that the row `of` says there are.
+    fn parts(&self, of: &[u8]) -> Option<Vec<u64>> {
+        let (_, value) = self.rows.iter().find(|(key, _)| key == of)?;
         codec::from_bytes(value).ok()
     }
 }

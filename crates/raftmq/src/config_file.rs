@@ -153,6 +153,7 @@ struct GroupFile {
     catch_up_mib_per_s: Option<u64>,
     auto_create_topics: Option<bool>,
     auto_create_groups: Option<bool>,
+    sql_filters: Option<bool>,
     default_topic_queues: Option<u32>,
     delay_levels: Option<String>,
     longest_delay_seconds: Option<u64>,
@@ -367,6 +368,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         messages: MessagePolicy {
             auto_create_topics: file.auto_create_topics.unwrap_or(policy.auto_create_topics),
             auto_create_groups: file.auto_create_groups.unwrap_or(policy.auto_create_groups),
+            sql_filters: file.sql_filters.unwrap_or(policy.sql_filters),
             default_topic_queues: file.default_topic_queues.unwrap_or(policy.default_topic_queues),
             delay_levels,
             body_bytes: bounded("max_message_bytes", file.max_message_bytes.unwrap_or(policy.body_bytes))?,
@@ -444,7 +446,7 @@ fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
 }
 
 /// RocketMQ's names for what has another name here.
-const ROCKETMQ_KEYS: [(&str, &str); 23] = [
+const ROCKETMQ_KEYS: [(&str, &str); 24] = [
     ("autoCreateSubscriptionGroup", "auto_create_groups"),
     ("autoCreateTopicEnable", "auto_create_topics"),
     ("brokerClusterName", "cluster"),
@@ -456,6 +458,7 @@ const ROCKETMQ_KEYS: [(&str, &str); 23] = [
     ("diskMaxUsedSpaceRatio", "disk_max_used_percent"),
     ("diskSpaceCleanForciblyRatio", "disk_clean_forcibly_percent"),
     ("diskSpaceWarningLevelRatio", "disk_warning_percent"),
+    ("enablePropertyFilter", "sql_filters"),
     ("fileReservedTime", "file_reserved_hours"),
     ("flushDiskType", "flush"),
     ("flushIntervalCommitLog", "flush_interval_ms"),

@@ -308,11 +308,10 @@ fn offset_table<'a>(offsets: impl Iterator<Item = (&'a OffsetKey, u64)>) -> BTre
     table
 }
 
-/// A unit in RocketMQ's words, and whether the subscription selects it by its tag.
+/// A unit in RocketMQ's words, and whether the subscription selects it, as far as a unit shows.
 fn unit_body(unit: &Unit, subscription: Option<&Subscription>) -> ConsumeQueueData {
-    let selects = |subscription: &Subscription| {
-        subscription.filter.as_ref().is_ok_and(|filter| filter.matches_hash(unit.tag_hash))
-    };
+    let selects =
+        |subscription: &Subscription| subscription.filter.as_ref().is_ok_and(|filter| filter.may_match(unit.tag_hash));
     ConsumeQueueData {
         eval: subscription.is_none_or(selects),
         physic_offset: unit.physical_offset.0 as i64,
@@ -368,6 +367,7 @@ mod tests {
     use raft_store::position::PhysicalOffset;
 
     use super::*;
+    use crate::filter::Filter;
 
     fn text(body: &impl serde::Serialize) -> String {
         String::from_utf8(protocol::json::to_vec(body)).expect("JSON")
@@ -434,7 +434,7 @@ mod tests {
         assert_eq!(text(&unit_body(&unit, None)), golden);
         let by_tag = |tag: &str| {
             let data = SubscriptionData::by_tags("T", tag, 1).expect("a tag");
-            Subscription { filter: data.tag_expression().map(Arc::new), data }
+            Subscription { filter: Filter::of(&data).map(Arc::new), data }
         };
         assert!(unit_body(&unit, Some(&by_tag("A"))).eval && unit_body(&unit, Some(&by_tag("*"))).eval);
         assert!(!unit_body(&unit, Some(&by_tag("B"))).eval);

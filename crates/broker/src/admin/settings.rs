@@ -55,6 +55,7 @@ fn config_table(cluster: &str, name_servers: &[String], config: &GroupConfig, le
     let hours: Vec<String> = retention.hours.iter().map(|hour| format!("{hour:02}")).collect();
     let pairs = [
         ("autoCreateSubscriptionGroup", messages.auto_create_groups.to_string()),
+        ("enablePropertyFilter", messages.sql_filters.to_string()),
         ("autoCreateTopicEnable", messages.auto_create_topics.to_string()),
         ("brokerClusterName", cluster.to_owned()),
         ("brokerIP1", config.advertised_address.ip().to_string()),
@@ -109,7 +110,7 @@ mod tests {
         let text = body::to_config_text(&config_table("DefaultCluster", &name_servers, &config, true));
         let golden = "autoCreateSubscriptionGroup=true\nautoCreateTopicEnable=true\nbrokerClusterName=DefaultCluster\n\
                       brokerIP1=127.0.0.1\nbrokerName=broker-a\nbrokerRole=SYNC_MASTER\ndefaultTopicQueueNums=8\n\
-                      deleteWhen=04\ndiskMaxUsedSpaceRatio=75\nfileReservedTime=72\nflushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
+                      deleteWhen=04\ndiskMaxUsedSpaceRatio=75\nenablePropertyFilter=true\nfileReservedTime=72\nflushDiskType=SYNC_FLUSH\nlistenPort=10911\nmappedFileSizeCommitLog=67108864\nmaxDelayTimeSec=259200\n\
                       maxMessageSize=4194304\nmessageDelayLevel=1s 5s 10s 30s 60s 120s 180s 240s 300s 360s 420s 480s 540s \
                       600s 1200s 1800s 3600s 7200s\nnamesrvAddr=127.0.0.1:9876;127.0.0.1:9877\nstorePathRootDir=data/broker-a\n";
         assert_eq!(text, golden);

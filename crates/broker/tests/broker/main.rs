@@ -1,6 +1,8 @@
 //! Brokers on real directories and loopback sockets, spoken to as clients speak.
 
 mod admin;
+mod filter;
+mod query;
 mod single;
 mod three;
 mod transactions;

@@ -204,8 +204,6 @@ async fn what_a_consumer_hears_of_offsets() {
     let pulled = wire.pull(empty(7)).await;
     assert_eq!((pulled.code, pulled.next()), (21, 0));
     assert_eq!(wire.pull(PullMessageRequest { queue_id: 4, ..pull_request("T", 0) }).await.code, 29);
-    let by_sql = PullMessageRequest { expression_type: Some("SQL92".to_owned()), ..pull_request("T", 0) };
-    assert_eq!(wire.pull(by_sql).await.code, 1);
     let unheard = PullMessageRequest { sys_flag: 0, ..pull_request("T", 0) };
     assert_eq!(wire.pull(unheard.clone()).await.code, 24, "no heartbeat yet");
     wire.heartbeat("c1", "puller", &[("T", "*")]).await;

@@ -81,7 +81,10 @@ impl PushConsumerBuilder {
         self
     }
 
-    /// Consumes the messages of a topic whose properties satisfy an SQL92 expression, which the broker evaluates.
+    /// Consumes the messages of a topic whose properties satisfy an SQL92 expression, such as
+    /// `region = 'eu' AND (amount >= 100 OR vip IS NOT NULL)`. The broker evaluates it; a property's value counts as a
+    /// number where it is compared with one. An expression that makes no sense, here or to a broker, is an error at the
+    /// start.
     pub fn subscribe_sql(mut self, topic: impl Into<String>, expression: impl Into<String>) -> PushConsumerBuilder {
         self.wanted.insert(topic.into(), Wanted::Sql(expression.into()));
         self
@@ -222,7 +225,7 @@ impl PushConsumerBuilder {
         for (topic, wanted) in &self.wanted {
             let subscription = match wanted {
                 Wanted::Tags(tags) => Subscription::by_tags(topic, tags, now_ms)?,
-                Wanted::Sql(expression) => Subscription::by_sql(topic, expression, now_ms),
+                Wanted::Sql(expression) => Subscription::by_sql(topic, expression, now_ms)?,
             };
             subscriptions.insert(topic.clone(), subscription);
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::rows::{self, GroupRow, QueueRow};
 use crate::codec;
-use crate::index::IndexRow;
+use crate::index::{IndexRow, KeyRow};
 use crate::log::Boundary;
 use crate::position::{PhysicalOffset, QueueId, Timestamp};
 
@@ -31,6 +31,8 @@ pub(crate) struct Changes {
     pub unit_count: usize,
     /// By-reference units among them.
     pub index_rows: Vec<IndexRow>,
+    /// One for each key of what became visible.
+    pub key_rows: Vec<KeyRow>,
     /// An image is to be cut exactly here.
     pub checkpoint: bool,
 }
@@ -78,6 +80,8 @@ impl Changes {
         self.rows_bytes
             + self.queues.len() * (ROW_OVERHEAD_BYTES + UNIT_BYTES)
             + (self.unit_count + self.index_rows.len()) * UNIT_BYTES
+            // Here and in the index.
+            + self.key_rows.len() * 2 * size_of::<KeyRow>()
     }
 
     /// Log between the first and the last entry in here.

@@ -17,7 +17,7 @@ use super::{CLUSTER_VERSION, CoreReply, Outcome, Refusal};
 use crate::codec::{self, Decode};
 use crate::consume_queue::{Queue, Restored, Unit, UnitKind};
 use crate::entry::{CoreCommand, RecordView, RollView, TransactionCheck, Visibility};
-use crate::index::IndexRow;
+use crate::index::{IndexRow, KeyRow};
 use crate::log::Boundary;
 use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, PhysicalOffset, QueueId, QueueOffset, Timestamp};
@@ -195,7 +195,7 @@ impl Core {
                     visible_at: now,
                     kind: UnitKind::Plain,
                 };
-                let queue_offset = self.append_unit(record.queue, unit, changes);
+                let queue_offset = self.append_unit(record.queue, unit, record.key_hashes(), changes);
                 return Outcome::Placed { queue_offset, physical_offset: at, stamp: now };
             }
             Visibility::Scheduled { due } => PendingKind::Scheduled { due },
@@ -413,14 +413,21 @@ impl Core {
             visible_at: self.now(),
             kind: UnitKind::Fired,
         };
-        let queue_offset = self.append_unit(row.queue, unit, changes);
+        let queue_offset = self.append_unit(row.queue, unit, row.key_hashes.iter().copied(), changes);
         let index_row = IndexRow { physical_offset: row.place, queue: row.queue, queue_offset };
         self.shared.index.add(index_row);
         changes.index_rows.push(index_row);
         queue_offset
     }
 
-    fn append_unit(&mut self, id: QueueId, unit: Unit, changes: &mut Changes) -> QueueOffset {
+    /// Shows a record in a queue, and under the hashes of its keys.
+    fn append_unit(
+        &mut self,
+        id: QueueId,
+        unit: Unit,
+        key_hashes: impl Iterator<Item = u64>,
+        changes: &mut Changes,
+    ) -> QueueOffset {
         let working = working_queue(&mut self.queues, &self.shared, id);
         let queue_offset = working.queue.push(unit);
         assert_eq!(queue_offset, working.row.next, "queue {id}: memory and row disagree on the next offset");
@@ -436,6 +443,12 @@ impl Core {
         if *clock != unit.visible_at {
             *clock = unit.visible_at;
             changes.segment_clock(segment, Some(unit.visible_at));
+        }
+        for hash in key_hashes {
+            let Unit { visible_at, physical_offset, .. } = unit;
+            let row = KeyRow { hash, visible_at, physical_offset, queue: id, queue_offset };
+            self.shared.keys.add(row);
+            changes.key_rows.push(row);
         }
         queue_offset
     }

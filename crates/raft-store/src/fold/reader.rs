@@ -1,6 +1,7 @@
 //! Reading the folded state, from any thread, without entering apply.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -272,6 +273,34 @@ impl<T: Tables> Reader<T> {
         Ok(entry.operations().any(begins_here))
     }
 
+    /// The units of messages with a key of this hash that became visible at these times, newest first, at most `limit`.
+    /// Other keys may have the same hash.
+    pub async fn units_by_key(
+        &self,
+        hash: u64,
+        times: RangeInclusive<Timestamp>,
+        limit: usize,
+    ) -> io::Result<Vec<(QueueId, QueueOffset, Unit)>> {
+        let mut units = Vec::new();
+        for row in self.shared.keys.find(hash, times, limit).await?.into_iter().rev() {
+            let Some(queue) = self.queue(row.queue) else { continue };
+            match queue.read_units(row.queue_offset, 1).await?.first() {
+                Some(unit) if unit.physical_offset == row.physical_offset => {
+                    units.push((row.queue, row.queue_offset, *unit));
+                }
+                // Below what exists here.
+                None => {}
+                Some(_) => return Err(self.points_elsewhere(row.queue, row.queue_offset).await),
+            }
+        }
+        Ok(units)
+    }
+
+    async fn points_elsewhere(&self, queue: QueueId, queue_offset: QueueOffset) -> io::Error {
+        self.shared.files.damage.note("an index row points at another record's unit").await;
+        UnitsError::Damaged { queue, queue_offset }.into()
+    }
+
     /// The unit that shows the record at `at` in `queue`; `stamp` is its store time. `None` if it is not (yet) visible.
     pub async fn unit_of(
         &self,
@@ -291,11 +320,7 @@ impl<T: Tables> Reader<T> {
                 Some(unit) if unit.physical_offset == at => return Ok(Some((row.queue_offset, *unit))),
                 // Below what exists here.
                 None => {}
-                Some(_) => {
-                    let error = UnitsError::Damaged { queue: queue.id(), queue_offset: row.queue_offset };
-                    self.shared.files.damage.note("an index row points at another record's unit").await;
-                    return Err(error.into());
-                }
+                Some(_) => return Err(self.points_elsewhere(queue.id(), row.queue_offset).await),
             }
         }
         Ok(None)

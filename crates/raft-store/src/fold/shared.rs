@@ -11,7 +11,7 @@ use super::changes::Handoff;
 use super::pending::Pending;
 use super::reader::{CheckpointPoint, PendingCounts};
 use crate::consume_queue::{Queue, UnitFiles};
-use crate::index::Index;
+use crate::index::{Index, IndexRow, KeyRow};
 use crate::log::Log;
 use crate::materializer::{DerivedOptions, DerivedStats};
 use crate::position::{LogId, PhysicalOffset, QueueId, Timestamp};
@@ -40,13 +40,21 @@ pub(crate) struct Shared {
     pub state_hashes: watch::Sender<StateHashes>,
     pub queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
     pub files: Arc<UnitFiles>,
-    pub index: Arc<Index>,
+    pub index: Arc<Index<IndexRow>>,
+    pub keys: Arc<Index<KeyRow>>,
     pub handoff: Mutex<Handoff>,
     /// The materializer should look at the handoff.
     pub wake: Notify,
     /// The materializer has taken a set, or has failed.
     pub taken: Notify,
     pub stats: Mutex<DerivedStats>,
+}
+
+/// The derived files that apply adds to and readers look into.
+pub(crate) struct SharedFiles {
+    pub units: Arc<UnitFiles>,
+    pub index: Arc<Index<IndexRow>>,
+    pub keys: Arc<Index<KeyRow>>,
 }
 
 /// What readers see of the state after each entry, all of the same entry.
@@ -65,8 +73,7 @@ impl Shared {
         env: Env,
         log: Log,
         options: DerivedOptions,
-        files: Arc<UnitFiles>,
-        index: Arc<Index>,
+        files: SharedFiles,
         durable: Option<LogId>,
         stats: DerivedStats,
     ) -> Shared {
@@ -83,8 +90,9 @@ impl Shared {
             checkpoints: Mutex::default(),
             state_hashes: watch::Sender::default(),
             queues: RwLock::default(),
-            files,
-            index,
+            files: files.units,
+            index: files.index,
+            keys: files.keys,
             handoff: Mutex::default(),
             wake: Notify::new(),
             taken: Notify::new(),

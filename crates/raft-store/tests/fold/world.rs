@@ -223,7 +223,43 @@ impl Replica {
                 assert_eq!(found, Some((QueueOffset(offset as u64), *unit)), "queue {id}");
             }
         }
+        self.check_keys(model).await;
     }
+
+    /// Every record here has the same key: by it, all that is kept is found, the newest first, and nothing twice.
+    async fn check_keys(&self, model: &Model) {
+        let kept = model.queues.iter().flat_map(|(id, units)| {
+            let floor = model.floors.get(id).copied().unwrap_or(0);
+            let units = units.iter().enumerate().skip(floor as usize);
+            units.map(|(offset, unit)| (*id, QueueOffset(offset as u64), *unit))
+        });
+        let kept: BTreeSet<_> =
+            kept.filter(|(_, _, unit)| unit.physical_offset >= model.min_physical).map(place).collect();
+        let reader = self.fold.reader();
+        let all = Timestamp(i64::MIN)..=Timestamp(i64::MAX);
+        let found = reader.units_by_key(KEY_HASH, all.clone(), usize::MAX).await.unwrap();
+        assert!(found.is_sorted_by(|(_, _, newer), (_, _, older)| newer.visible_at >= older.visible_at));
+        let count = found.len();
+        let found: BTreeSet<_> = found.into_iter().map(place).collect();
+        assert_eq!(found.len(), count, "a unit is found twice");
+        assert!(found.is_superset(&kept), "not found: {:?}", kept.difference(&found).collect::<Vec<_>>());
+        let shown: BTreeSet<_> = model
+            .queues
+            .iter()
+            .flat_map(|(id, units)| {
+                units.iter().enumerate().map(|(at, unit)| place((*id, QueueOffset(at as u64), *unit)))
+            })
+            .collect();
+        assert!(found.is_subset(&shown), "found, but never shown: {:?}", found.difference(&shown).collect::<Vec<_>>());
+        assert!(reader.units_by_key(KEY_HASH + 1, all, usize::MAX).await.unwrap().is_empty());
+    }
+}
+
+/// Of the key that every record has.
+const KEY_HASH: u64 = 7;
+
+fn place((queue, queue_offset, unit): (QueueId, QueueOffset, Unit)) -> (QueueId, QueueOffset, PhysicalOffset) {
+    (queue, queue_offset, unit.physical_offset)
 }
 
 /// An entry before it has a place.
@@ -259,7 +295,13 @@ pub const QUEUES: u8 = 6;
 
 pub fn record(queue: QueueId, record: Vec<u8>, visibility: Visibility) -> Operation {
     let tag_hash = record.len() as i32 - 20;
-    Operation::Record(RecordOperation { queue, record: record.into(), tag_hash, visibility, key_hashes: vec![7] })
+    Operation::Record(RecordOperation {
+        queue,
+        record: record.into(),
+        tag_hash,
+        visibility,
+        key_hashes: vec![KEY_HASH],
+    })
 }
 
 pub fn entry(stamp: i64, operations: Vec<Operation>) -> Entry {

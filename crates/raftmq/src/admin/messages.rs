@@ -131,13 +131,7 @@ async fn query(desk: &Desk, topic: &str, key: &str, unique: bool, begin: i64, en
     for broker in &route(desk, topic).await?.broker_datas {
         let address = reachable(broker)?;
         let found = desk.admin.query_message(address, &wanted).await;
-        records.extend(found.map_err(|error| match error.code() {
-            Some(ResponseCode::REQUEST_CODE_NOT_SUPPORTED) => format!(
-                "{address}: this broker does not index keys yet, as no raftmq broker does; queryMsgById with an offset \
-                 message id and queryMsgByOffset need no index"
-            ),
-            _ => failed(format!("messages of {topic} at {address}"), error),
-        })?);
+        records.extend(found.map_err(|error| failed(format!("messages of {topic} at {address}"), error))?);
     }
     if records.is_empty() {
         return Err(format!("no message of {topic} has the key {key}; it may have been trimmed, or never stored"));

@@ -4,6 +4,7 @@ import java.lang.reflect.Method;
 import java.nio.charset.StandardCharsets;
 import java.util.List;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.MessageSelector;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
@@ -23,7 +24,12 @@ final class Consume {
         consumer.setNamesrvAddr(options.text("namesrv"));
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setMaxReconsumeTimes(options.number("max-reconsume", -1));
-        consumer.subscribe(options.text("topic"), options.text("tag", "*"));
+        String expression = options.text("sql", "");
+        if (expression.isEmpty()) {
+            consumer.subscribe(options.text("topic"), options.text("tag", "*"));
+        } else {
+            consumer.subscribe(options.text("topic"), MessageSelector.bySql(expression));
+        }
         if (options.text("model", "clustering").equals("broadcasting")) {
             setBroadcasting(consumer);
             // A broadcasting client keeps its name over restarts: two in one host need two names.
