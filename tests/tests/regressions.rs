@@ -19,6 +19,11 @@ fn must_hold(name: &'static str) {
 }
 
 #[test]
+fn rocketmq_s_half_messages_end_once_and_are_asked_about_by_the_next_leader() {
+    must_hold("rocketmq-6.8");
+}
+
+#[test]
 fn nats_server_7549_bit_errors_on_a_minority_lose_nothing() {
     must_hold("nats-7549");
 }
@@ -120,7 +125,7 @@ mod planted {
 
     use super::*;
 
-    const BUGS: [(Bug, &str); 13] = [
+    const BUGS: [(Bug, &str); 16] = [
         (Bug::BoundaryBeforeRows, "etcd-3.5"),
         (Bug::KeyedBeforeUnits, "etcd-3.5"),
         (Bug::CutBelowMark, "nats-7549"),
@@ -134,6 +139,9 @@ mod planted {
         (Bug::UnknownIsFailure, "dledger-e"),
         (Bug::LeaderRestored, "resumed-term"),
         (Bug::DiscardedIsNever, "covered-by-an-image"),
+        (Bug::HalfVisible, "rocketmq-6.8"),
+        (Bug::CommitTwice, "rocketmq-6.8"),
+        (Bug::RollbackForgotten, "rocketmq-6.8"),
     ];
 
     #[test]

@@ -56,7 +56,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Questions {
     policy: TransactionPolicy,
-    /// As long as messages are kept: nobody is waited for longer.
+    /// Nobody is waited for longer who could be asked.
     patience: Duration,
     /// The last ones taken of the lists that grow at their ends.
     seen_unasked: Option<Place>,
@@ -69,11 +69,12 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Of a leader that takes office at `now`.
-    pub fn taken_over(now: Timestamp, policy: TransactionPolicy, patience: Duration) -> Questions {
+    /// Of a leader that takes office at `now`. `kept`: how long messages are kept, which is how long somebody to ask is waited
+    /// for, but no shorter than it takes to ask in vain.
+    pub fn taken_over(now: Timestamp, policy: TransactionPolicy, kept: Duration) -> Questions {
         Questions {
             policy,
-            patience,
+            patience: kept.max(policy.timeout.saturating_add(policy.check_interval.saturating_mul(policy.check_max))),
             seen_unasked: None,
             seen_asked: None,
             put_off: BTreeSet::new(),
@@ -175,7 +176,7 @@ mod tests {
 
     const POLICY: TransactionPolicy =
         TransactionPolicy { timeout: Duration::from_secs(6), check_interval: Duration::from_secs(30), check_max: 15 };
-    const PATIENCE: Duration = Duration::from_secs(72 * 3600);
+    const KEPT: Duration = Duration::from_secs(72 * 3600);
 
     #[derive(Default)]
     struct Store(BTreeMap<PhysicalOffset, HalfRecord>);
@@ -219,7 +220,7 @@ mod tests {
     }
 
     fn questions() -> Questions {
-        Questions::taken_over(at(0), POLICY, PATIENCE)
+        Questions::taken_over(at(0), POLICY, KEPT)
     }
 
     #[test]
@@ -238,7 +239,7 @@ mod tests {
         assert_eq!(questions.next(&store), Some(at(46)));
         assert_eq!(taken(&mut questions, &store, 46, true), [1]);
 
-        let mut successor = Questions::taken_over(at(50), POLICY, PATIENCE);
+        let mut successor = Questions::taken_over(at(50), POLICY, KEPT);
         assert_eq!(taken(&mut successor, &store, 50, true), [2, 1], "nobody counted that it was asked");
     }
 
@@ -254,6 +255,9 @@ mod tests {
         assert_eq!(questions.verdict(&half, None, at(16)), Verdict::Discard);
         half.asked = 0;
         assert_eq!(questions.verdict(&half, None, at(10 + 72 * 3600)), Verdict::Discard);
+        let forgetful = Questions::taken_over(at(0), POLICY, Duration::from_secs(1));
+        assert_eq!(forgetful.verdict(&half, None, at(10 + 6 + 15 * 30 - 1)), Verdict::Ask);
+        assert_eq!(forgetful.verdict(&half, None, at(10 + 6 + 15 * 30)), Verdict::Discard);
     }
 
     #[test]

@@ -66,11 +66,17 @@ pub enum Bug {
     FollowerMovesOffset,
     /// An unknown outcome is answered like a certain refusal.
     UnknownIsFailure,
+    /// A half message is visible before its transaction has ended.
+    HalfVisible,
+    /// The end of a transaction is not remembered when it was a commit: the next one counts again.
+    CommitTwice,
+    /// The end of a transaction is not remembered when it was a rollback: a commit behind it wins.
+    RollbackForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 32] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -100,6 +106,9 @@ impl Bug {
         Bug::ForwardedTwice,
         Bug::FollowerMovesOffset,
         Bug::UnknownIsFailure,
+        Bug::HalfVisible,
+        Bug::CommitTwice,
+        Bug::RollbackForgotten,
     ];
 
     /// What it is called on a command line.
@@ -134,6 +143,9 @@ impl Bug {
             Bug::ForwardedTwice => "forwarded-twice",
             Bug::FollowerMovesOffset => "follower-moves-offset",
             Bug::UnknownIsFailure => "unknown-is-failure",
+            Bug::HalfVisible => "half-visible",
+            Bug::CommitTwice => "commit-twice",
+            Bug::RollbackForgotten => "rollback-forgotten",
         }
     }
 }

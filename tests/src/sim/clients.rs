@@ -245,15 +245,19 @@ fn connector(env: &Env) -> remoting::Client<NoRequests> {
 }
 
 /// A message that says `value`, of some length.
-fn body(value: u64) -> Vec<u8> {
+pub(super) fn body(value: u64) -> Vec<u8> {
     let mut body = vec![value as u8; 8 + (value % 700) as usize];
     body[..8].copy_from_slice(&value.to_be_bytes());
     body
 }
 
+/// The value that a message says.
+pub(super) fn value_of(body: &[u8]) -> u64 {
+    u64::from_be_bytes(*body.first_chunk().expect("a body with a value"))
+}
+
 /// Offset and value of a record.
 pub fn shown(record: &[u8]) -> (u64, u64) {
     let view = RecordView::parse(record).expect("a broker sends whole records");
-    let value = *view.body().first_chunk().expect("a body with a value");
-    (view.queue_offset() as u64, u64::from_be_bytes(value))
+    (view.queue_offset() as u64, value_of(view.body()))
 }

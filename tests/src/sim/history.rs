@@ -45,6 +45,21 @@ pub struct Delayed {
     pub end: End<()>,
 }
 
+/// A value in a half message, and all that was said about its transaction.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    /// The value.
+    pub value: u64,
+    /// What became of the half message.
+    pub half: End<()>,
+    /// From this simulated time on somebody may say that it is committed; `None`: nobody ever may.
+    pub committed_ms: Option<u64>,
+    /// A broker has answered that it is committed.
+    pub is_committed: bool,
+    /// A broker has answered that it is rolled back.
+    pub is_rolled_back: bool,
+}
+
 /// One pull of one reader, in the order of its pulls of that queue.
 #[derive(Clone, Debug)]
 pub struct Pull {
@@ -128,7 +143,9 @@ pub struct History {
     pub appends: Vec<Append>,
     /// Delayed messages.
     pub delayed: Vec<Delayed>,
-    /// When a value of a delayed message was seen first, in simulated time.
+    /// Transactions.
+    pub transactions: Vec<Transaction>,
+    /// When a value of a delayed or half message was seen first, in simulated time.
     pub seen_ms: BTreeMap<u64, u64>,
     /// Pulls.
     pub pulls: Vec<Pull>,
@@ -164,6 +181,6 @@ impl History {
     /// How many operations were asked for.
     pub fn operations(&self) -> usize {
         let consumed = self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len();
-        self.appends.len() + self.delayed.len() + consumed
+        self.appends.len() + self.delayed.len() + self.transactions.len() + consumed
     }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::broker::{Broker, BrokerGroup};
-use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
+use broker::config::{
+    BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention, TransactionPolicy,
+};
 use env::disk::simulated::{Met, SimDisk};
 use env::{Clock, Env, Executor, Net, Rng};
 use tokio::runtime::Handle;
@@ -244,6 +246,12 @@ pub fn config(settings: &Settings, host: &Host, founders: &[String], name_server
         messages: MessagePolicy {
             delay_levels: vec![Duration::from_secs(1)],
             queue_lock: settings.lease,
+            transactions: TransactionPolicy {
+                timeout: Duration::from_millis(300),
+                check_interval: Duration::from_millis(300),
+                // A run is short: whoever is asked knows in the end.
+                check_max: u32::MAX,
+            },
             ..MessagePolicy::default()
         },
         retention: settings.retention.clone(),

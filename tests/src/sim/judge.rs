@@ -22,7 +22,7 @@ type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 11] = [
+    let clauses: [Clause; 12] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
@@ -33,6 +33,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
         ("offsets stored one way never go back", pushed_offsets_grow),
         ("one client holds a queue's lock", locks_are_exclusive),
         ("nothing delayed is early or lost", delays_are_kept),
+        ("a transaction ends once", transactions_end_once),
         ("replicas are equal", replicas_are_equal),
     ];
     let judged = clauses.into_iter().map(|(clause, holds)| (clause, holds(history)));
@@ -126,7 +127,8 @@ fn places(history: &History) -> impl Iterator<Item = (u32, u64, u64, &str)> {
 fn nothing_is_made_up(history: &History) -> Verdict {
     let appends = history.appends.iter().map(|append| (append.value, (append.queue, append.end == End::Fail)));
     let delayed = history.delayed.iter().map(|delayed| (delayed.value, (QUEUES, delayed.end == End::Fail)));
-    let sent: BTreeMap<u64, (u32, bool)> = appends.chain(delayed).collect();
+    let halves = history.transactions.iter().map(|half| (half.value, (QUEUES, half.half == End::Fail)));
+    let sent: BTreeMap<u64, (u32, bool)> = appends.chain(delayed).chain(halves).collect();
     for (queue, offset, value, who) in places(history) {
         let what = match sent.get(&value) {
             None => "was never sent".to_owned(),
@@ -204,6 +206,39 @@ fn delays_are_kept(history: &History) -> Verdict {
     Ok(())
 }
 
+/// Nobody sees the value of a transaction before somebody may have said that it is committed, or if it was rolled back; and all
+/// that was committed is there in the end. A broker says one of both.
+fn transactions_end_once(history: &History) -> Verdict {
+    let seen = |value: u64| {
+        let held = history.replicas.values().filter_map(|queues| queues.last());
+        history.seen_ms.contains_key(&value) || held.into_iter().any(|held| held.values.contains(&value))
+    };
+    for transaction in &history.transactions {
+        let value = transaction.value;
+        if transaction.is_committed && transaction.is_rolled_back {
+            return Err(format!("value {value} is committed, and rolled back"));
+        }
+        if transaction.is_rolled_back && seen(value) {
+            return Err(format!("value {value} was seen, and rolled back"));
+        }
+        match (transaction.committed_ms, history.seen_ms.get(&value)) {
+            (None, _) if seen(value) => return Err(format!("value {value} was seen, and never committed")),
+            (Some(committed), Some(seen)) if *seen < committed => {
+                return Err(format!("value {value} was seen {} ms before it was committed", committed - seen));
+            }
+            _ => {}
+        }
+        for (replica, queues) in &history.replicas {
+            let there = queues.last().is_some_and(|held| held.values.contains(&value));
+            let is_trimmed = history.is_trimmed && queues.last().is_some_and(|held| held.first > 0);
+            if transaction.is_committed && !there && !is_trimmed {
+                return Err(format!("value {value}, committed, is not on {replica}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// All replicas show the same, as far as retention has left it to both.
 fn replicas_are_equal(history: &History) -> Verdict {
     for ((one, a), (other, b)) in history.replicas.iter().zip(history.replicas.iter().skip(1)) {
@@ -219,7 +254,7 @@ fn replicas_are_equal(history: &History) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::{Append, Delayed, Held, Pull};
+    use super::super::history::{Append, Delayed, Held, Pull, Transaction};
     use super::*;
 
     fn append(value: u64, invoked: Moment, end: End<u64>) -> Append {
@@ -345,5 +380,38 @@ mod tests {
         assert_eq!(show(&[7, 8]), ["nothing is made up"]);
         delayed.delayed[0].end = End::Fail;
         assert_eq!(told(&delayed), ["nothing is made up"], "refused, and there");
+    }
+
+    #[test]
+    fn a_transaction_that_ends_twice_or_otherwise_is_told() {
+        let once = "a transaction ends once";
+        let transaction = |committed_ms, is_committed, is_rolled_back| {
+            let half = Transaction { value: 7, half: End::Ok((), 9), committed_ms, is_committed, is_rolled_back };
+            History { transactions: vec![half], ..history(&[10, 11], &[10, 11]) }
+        };
+        let show = |history: &mut History, values: &[u64], seen_ms: Option<u64>| {
+            history.replicas.values_mut().for_each(|queues| queues[QUEUES as usize] = held(values));
+            history.seen_ms = seen_ms.map(|seen| (7, seen)).into_iter().collect();
+            told(history)
+        };
+        let none = <[&str; 0]>::default();
+        let mut silent = transaction(None, false, false);
+        assert_eq!(show(&mut silent, &[], None), none);
+        assert_eq!(show(&mut silent, &[7], None), [once], "nobody has committed it");
+        assert_eq!(show(&mut silent, &[], Some(5)), [once], "seen, and gone again");
+        let mut committed = transaction(Some(100), true, false);
+        assert_eq!(show(&mut committed, &[7], Some(100)), none);
+        assert_eq!(show(&mut committed, &[7], Some(99)), [once], "half visible");
+        assert_eq!(show(&mut committed, &[], None), [once], "lost");
+        assert_eq!(show(&mut committed, &[7, 7], Some(100)), ["nothing is stored twice"]);
+        let mut raced = transaction(Some(100), false, true);
+        assert_eq!(show(&mut raced, &[], None), none);
+        assert_eq!(show(&mut raced, &[7], Some(100)), [once], "rolled back, and there");
+        assert_eq!(show(&mut transaction(Some(100), true, true), &[7], Some(100)), [once], "two winners");
+        let mut unknown = transaction(Some(100), false, false);
+        assert_eq!(show(&mut unknown, &[7], Some(100)), none);
+        assert_eq!(show(&mut unknown, &[], None), none);
+        unknown.transactions[0].half = End::Fail;
+        assert_eq!(show(&mut unknown, &[7], Some(100)), ["nothing is made up"], "refused, and there");
     }
 }

@@ -5,7 +5,7 @@
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
-//! - [`workload`], [`clients`], [`consumers`], [`operators`], [`history`]: what is asked and answered.
+//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`operators`], [`history`]: what is asked and answered.
 //! - [`invariants`], [`judge`], [`registers`]: what must hold.
 //! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
@@ -24,6 +24,7 @@ pub mod points;
 pub mod registers;
 pub mod scenarios;
 pub mod sweep;
+pub mod transactors;
 pub mod workload;
 pub mod world;
 
@@ -54,6 +55,8 @@ const CHANGED_MS: u64 = 60_000;
 const DUE_MS: u64 = 2500;
 /// or this, where clocks were moved.
 const DUE_AFTER_STEPS_MS: u64 = 180_000;
+/// Producers are asked, answer, and the end is applied; a client that does not hear of a leader looks again within this.
+const TRANSACTIONS_MS: u64 = 40_000;
 /// Longest that a client may still wait for an answer when it is told to end.
 const LAST_ANSWERS_MS: u64 = 20_000;
 
@@ -109,13 +112,15 @@ pub struct Run<'p> {
     pub world: World,
     nemesis: Option<Nemesis>,
     clients: Vec<String>,
+    /// Clients that end when no transaction waits any more.
+    transactors: Vec<String>,
     ticks: u64,
 }
 
 impl<'p> Run<'p> {
     /// A world in which nothing has happened yet.
     pub fn new(plan: &'p Plan) -> Run<'p> {
-        Run { plan, world: World::new(plan), nemesis: None, clients: Vec::new(), ticks: 0 }
+        Run { plan, world: World::new(plan), nemesis: None, clients: Vec::new(), transactors: Vec::new(), ticks: 0 }
     }
 
     /// Who strikes, and starts again what has ended.
@@ -238,6 +243,8 @@ impl<'p> Run<'p> {
         clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));
         clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
         self.clients = clients;
+        self.transactors =
+            (0..self.plan.transactors).map(|_| world.client("transactor", |caller| caller.transact())).collect();
     }
 
     /// Waits until replicas are equal, in state too, and reads all of them back.
@@ -247,6 +254,16 @@ impl<'p> Run<'p> {
         self.until("what was scheduled is shown", limit_ms, |world| {
             let leader = world.leader().and_then(|leader| world.hosts[leader].group());
             leader.is_some_and(|group| group.raft().reader().pending().scheduled == 0)
+        })?;
+        let limit_ms = limit_ms.max(TRANSACTIONS_MS);
+        self.until("every transaction has ended", limit_ms, |world| {
+            let leader = world.leader().and_then(|leader| world.hosts[leader].group());
+            leader.is_some_and(|group| group.raft().reader().pending().half == 0)
+        })?;
+        self.world.work.is_settled.set(true);
+        let transactors = std::mem::take(&mut self.transactors);
+        self.until("clients with transactions have ended", LAST_ANSWERS_MS, |world| {
+            transactors.iter().all(|client| world.is_done(client))
         })?;
         let checkpointing = self.world.leader().and_then(|leader| self.world.hosts[leader].group());
         let group = checkpointing.ok_or("the leader is gone again")?;

@@ -149,6 +149,8 @@ pub struct Plan {
     pub latency: Duration,
     /// Clients that append over raw connections.
     pub appenders: usize,
+    /// Clients with transactions.
+    pub transactors: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
     /// How long a queue lock holds.
@@ -210,6 +212,7 @@ impl Plan {
             election: (Duration::from_millis(250), Duration::from_millis(500)),
             latency: Duration::from_millis(2),
             appenders: 4,
+            transactors: 0,
             pause_ms: 10,
             lease: Duration::from_secs(1),
             keeps: None,
@@ -232,6 +235,8 @@ impl Plan {
             election: (Duration::from_millis(election_ms), Duration::from_millis(2 * election_ms)),
             latency: Duration::from_millis(within(&rng, 1..=6)),
             appenders: within(&rng, 2..=4) as usize,
+            // In a quarter of the seeds, and no draw: the others are what they were before there were any.
+            transactors: if seed % 8 >= 6 { 2 } else { 0 },
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),

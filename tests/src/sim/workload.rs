@@ -14,7 +14,7 @@ use super::plan::Plan;
 pub const TOPIC: &str = "appends";
 /// Its queues.
 pub const QUEUES: u32 = 3;
-/// Delayed messages go here, to one queue.
+/// Delayed messages and those of transactions go here, to one queue: what becomes visible after it was stored.
 pub const DELAYED_TOPIC: &str = "delayed";
 /// Whose offsets are the registers, and whose locks are taken.
 pub const GROUP: &str = "readers";
@@ -34,6 +34,8 @@ pub struct Workload {
     pub lease_ms: u64,
     /// Set to let the clients end.
     pub stops: Cell<bool>,
+    /// Set when no transaction waits any more: nobody needs to be there to be asked.
+    pub is_settled: Cell<bool>,
     next_value: Cell<u64>,
     /// Of each queue, behind the last append that was acknowledged.
     acknowledged_ends: RefCell<Vec<u64>>,
@@ -50,6 +52,7 @@ impl Workload {
             pause_ms,
             lease_ms,
             stops: Cell::new(false),
+            is_settled: Cell::new(false),
             next_value: Cell::new(1),
             acknowledged_ends: RefCell::new(vec![0; QUEUES as usize]),
         }

@@ -182,7 +182,11 @@ impl Core {
             return Outcome::Refused(Refusal::QueueClosed(record.queue));
         }
         let now = self.now();
-        let kind = match record.visibility {
+        let visibility = match record.visibility {
+            Visibility::Half if planted::is(Bug::HalfVisible) => Visibility::Visible,
+            visibility => visibility,
+        };
+        let kind = match visibility {
             Visibility::Visible => {
                 let unit = Unit {
                     physical_offset: at,
@@ -372,7 +376,12 @@ impl Core {
     /// visible where it lies, unless its queue was closed meanwhile, as one that falls due.
     fn end_transaction(&mut self, half: PhysicalOffset, commit: bool, changes: &mut Changes) -> Option<CoreReply> {
         let row = self.shared.pending.lock().end(half)?;
-        changes.row(rows::pending_key(half), None);
+        let is_forgotten = planted::is(Bug::CommitTwice) && commit || planted::is(Bug::RollbackForgotten) && !commit;
+        if is_forgotten {
+            self.shared.pending.lock().insert(half, row.clone());
+        } else {
+            changes.row(rows::pending_key(half), None);
+        }
         if !commit {
             return Some(CoreReply::RolledBack);
         }

@@ -49,7 +49,10 @@ impl Target {
             | Bug::LockTwice
             | Bug::ForwardedTwice
             | Bug::FollowerMovesOffset
-            | Bug::UnknownIsFailure => Target::Simulation,
+            | Bug::UnknownIsFailure
+            | Bug::HalfVisible
+            | Bug::CommitTwice
+            | Bug::RollbackForgotten => Target::Simulation,
         }
     }
 }
