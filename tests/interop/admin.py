@@ -180,6 +180,31 @@ def send_message(world):
     equal("sent and read back", re.findall(r"^MSGID: (\w+)", text, re.M), [sent[0][3]])
 
 
+def keyed_message(world, name):
+    """One message with the key K, in a topic of its own; its unique key, which is what the tool calls its id."""
+    topic = f"{world.topic}-{name}"
+    remoting.create_topic(world.servers.namesrv, topic, 1)
+    sent = columns(world.mqadmin("sendMessage", "-t", topic, "-p", "hello", "-k", "K", "-c", TAG), "QID", "MsgId")
+    equal("sends", len(sent), 1)
+    return topic, sent[0][1]
+
+
+def query_by_key(world):
+    topic, unique_key = keyed_message(world, "by-key")
+    found = columns(world.mqadmin("queryMsgByKey", "-t", topic, "-k", "K"), "Message ID", "QID", "Offset")
+    equal("found", found, [(unique_key, "0", "0")])
+
+
+def query_by_unique_key(world):
+    topic, unique_key = keyed_message(world, "by-unique-key")
+    printed = fields(world.mqadmin("queryMsgByUniqueKey", "-t", topic, "-i", unique_key))
+    expected = {"Topic": topic, "Tags": f"[{TAG}]", "Keys": "[K]", "Queue ID": "0", "Queue Offset": "0"}
+    equal("message", {name: printed.get(name) for name in expected}, expected)
+    path = Path(printed["Message Body Path"])
+    equal("body", path.read_text(), "hello")
+    path.unlink()
+
+
 def consume_message(world):
     queue = QUEUES - 1
     text = world.mqadmin("consumeMessage", "-t", world.topic, "-b", GROUP_NAME, "-i", queue, "-o", 0, "-c", 10)
@@ -198,6 +223,8 @@ COMMANDS = {
     "updateSubGroup": update_sub_group,
     "queryMsgById": query_by_id,
     "queryMsgByOffset": query_by_offset,
+    "queryMsgByKey": query_by_key,
+    "queryMsgByUniqueKey": query_by_unique_key,
     "sendMessage": send_message,
     "consumeMessage": consume_message,
 }

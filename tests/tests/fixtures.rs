@@ -167,6 +167,10 @@ async fn check(dir: &Path) {
         // 902 fired in queue 2 behind the early ones.
         let fired = u64::from(queue(902) == id);
         assert_eq!((id, offset.0, tag_hash), (queue(number), number / u64::from(QUEUES) + fired, number as i32 - 50));
+        let all_times = Timestamp(i64::MIN)..=Timestamp(i64::MAX);
+        let by_key = reader.units_by_key(number, all_times, 9).await.expect("units");
+        let places: Vec<_> = by_key.iter().map(|(id, offset, _)| (*id, *offset)).collect();
+        assert_eq!(places, [(id, offset)], "by its key, though the build that wrote it may have indexed none");
     }
     // It goes on: what is written now lies behind, and is there after the next start.
     propose(&group, vec![record(7_000, Visibility::Visible)]).await;

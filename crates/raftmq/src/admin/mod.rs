@@ -141,11 +141,11 @@ enum Command {
     ProducerConnection(With<ShortOutput, groups::ProducerConnection>),
     /// Move a consumer group to a point in time.
     ResetOffsetByTime(With<ShortOutput, groups::ResetOffsetByTime>),
-    /// The message with an offset message id, or with a unique key (of a RocketMQ broker: raftmq's do not index keys yet).
+    /// The message with an offset message id, or with a unique key.
     QueryMsgById(With<ShortOutput, messages::QueryMsgById>),
-    /// Messages with a key, of a RocketMQ broker: raftmq's do not index keys yet.
+    /// Messages with a key.
     QueryMsgByKey(With<ShortOutput, messages::QueryMsgByKey>),
-    /// Messages with a unique key, of a RocketMQ broker: raftmq's do not index keys yet.
+    /// Messages with a unique key.
     QueryMsgByUniqueKey(With<ShortOutput, messages::QueryMsgByUniqueKey>),
     /// The message at an offset of a queue.
     QueryMsgByOffset(With<LongOutput, messages::QueryMsgByOffset>),
