@@ -265,8 +265,13 @@ impl<'p> Run<'p> {
         self.until("clients with transactions have ended", LAST_ANSWERS_MS, |world| {
             transactors.iter().all(|client| world.is_done(client))
         })?;
-        let checkpointing = self.world.leader().and_then(|leader| self.world.hosts[leader].group());
-        let group = checkpointing.ok_or("the leader is gone again")?;
+        // One whose clock is off hands over.
+        let mut checkpointing = None;
+        self.until("there is a leader again", SERVICE_MS, |world| {
+            checkpointing = world.leader().and_then(|leader| world.hosts[leader].group());
+            checkpointing.is_some()
+        })?;
+        let group = checkpointing.expect("there is one");
         let proposing = self.world.client("operator", |_| async move {
             let _ = group.raft().propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await;
         });
