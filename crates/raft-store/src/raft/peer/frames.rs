@@ -27,6 +27,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Peers that had nothing to give are asked again after this.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Who answers has purged what is asked for, and the others have not answered for so long: one that starts anew is back
+/// sooner, and one that has left the group meanwhile never is. Nothing is lost by giving up: each start asks again.
+const PURGED_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a member whose log is `log` answers.
 pub async fn answer(
     log: &Log,
@@ -68,7 +72,7 @@ pub async fn answer(
 pub enum Refused {
     /// What they have committed there does not follow what this replica holds before it.
     Diverged,
-    /// They have purged it, all of those who answer.
+    /// They have purged it, all of those who answer, and the others have not answered for a while.
     Purged,
 }
 
@@ -105,6 +109,7 @@ impl Peers {
     /// Committed frames behind entry `behind`, whose frame ends at `start`: at least one. Waits until a peer gives some.
     pub async fn frames(&mut self, behind: Option<LogId>, start: Cursor) -> Result<Append, Refused> {
         let query = FramesQuery { behind: behind.map(to_raft), start };
+        let mut purged_since = None;
         loop {
             let (mut purged, mut others) = (0, 0);
             let mut addresses = self.addresses.clone();
@@ -131,8 +136,14 @@ impl Peers {
                     }
                 }
             }
-            if purged > 0 && others == 0 {
-                return Err(Refused::Purged);
+            if purged == 0 {
+                purged_since = None;
+            } else {
+                let now = self.env.clock.monotonic();
+                let since = *purged_since.get_or_insert(now);
+                if others == 0 || now - since >= PURGED_PATIENCE {
+                    return Err(Refused::Purged);
+                }
             }
             self.env.clock.sleep(ASK_INTERVAL).await;
         }
