@@ -164,6 +164,18 @@ async fn stalled_disks_of_a_majority_cost_time_and_not_the_office() {
     three.stop().await;
 }
 
+/// Which of the others leads, as soon as one does, whatever `leader` believes of itself.
+async fn another_leads(three: &Three, leader: usize) -> usize {
+    let others = [(leader + 1) % 3, (leader + 2) % 3].map(|at| {
+        let group = three.group(at);
+        Box::pin(async move {
+            crate::world::until_ready(group).await;
+            at
+        })
+    });
+    within(&three.places[0].env, 10, "another leader", futures::future::select_all(others)).await.0
+}
+
 /// The leader's own disk stalls, those of the others do not: somebody else leads soon, and when the disk works again its
 /// replica follows.
 #[tokio::test]
@@ -178,14 +190,7 @@ async fn a_leader_whose_disk_stalls_does_not_stay_leader() {
     // What the others take is placed without it, until it is noticed.
     let answer = ledger.send(three.group(leader), "stalled").await;
     assert!(answer.is_ok(), "{answer:?}");
-    let next = [(leader + 1) % 3, (leader + 2) % 3].map(|at| {
-        let group = three.group(at);
-        Box::pin(async move {
-            crate::world::until_ready(group).await;
-            at
-        })
-    });
-    let (next, _, _) = within(&env, 10, "another leader", futures::future::select_all(next)).await;
+    let next = another_leads(&three, leader).await;
     ledger.send(three.group(next), "after").await.unwrap();
     disk.set_latency(Latency::default());
     let follows = async {
@@ -441,14 +446,7 @@ async fn a_leader_that_nobody_answers_refuses_what_it_cannot_place() {
     let refused = group.propose(vec![record("refused")]).await;
     assert_eq!(refused, Err(ProposeError::NotLeader { leader: None }));
     assert!(env.clock.monotonic() - began < Duration::from_millis(100), "at once");
-    let next = [(leader + 1) % 3, (leader + 2) % 3].map(|at| {
-        let group = three.group(at);
-        Box::pin(async move {
-            crate::world::until_ready(group).await;
-            at
-        })
-    });
-    let (next, _, _) = within(&env, 10, "another leader", futures::future::select_all(next)).await;
+    let next = another_leads(&three, leader).await;
     ledger.send(three.group(next), "after").await.unwrap();
     links.heal();
     let answer = within(&env, 5, "an answer", in_flight).await.unwrap();

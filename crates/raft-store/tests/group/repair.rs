@@ -207,6 +207,20 @@ async fn rot_that_a_reader_finds_is_repaired_by_the_next_start() {
     three.stop().await;
 }
 
+/// Starts a member; the scrubber finds something and stops it; the next start is there to mend that.
+async fn start_again_when_the_scrubber_has_stopped_it(three: &mut Three, rotten: usize) {
+    three.start(rotten).await;
+    let group = three.group(rotten).clone();
+    let mut role = group.role();
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) }));
+    within(&three.places[rotten].env, 20, "it stops", stopped).await.unwrap();
+    assert_eq!(group.status().scrubbed.findings, 1);
+    three.groups[rotten] = None;
+    group.kill().await;
+    drop(group);
+    three.start(rotten).await;
+}
+
 /// Nobody reads what is damaged but the scrubber.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
@@ -235,16 +249,7 @@ async fn rot_that_nobody_reads_is_found_by_the_scrubber() {
     drop(group);
 
     damage(&place, 45, 3000).await;
-    three.start(rotten).await;
-    let group = three.group(rotten).clone();
-    let mut role = group.role();
-    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) }));
-    within(&place.env, 20, "it stops", stopped).await.unwrap();
-    assert_eq!(group.status().scrubbed.findings, 1);
-    three.groups[rotten] = None;
-    group.kill().await;
-    drop(group);
-    three.start(rotten).await;
+    start_again_when_the_scrubber_has_stopped_it(&mut three, rotten).await;
     assert_eq!(three.group(rotten).status().repaired.frames, 1);
     three.converge().await;
     three.check(&ledger).await;
@@ -262,16 +267,7 @@ async fn a_unit_that_nobody_reads_is_found_by_the_scrubber_and_the_queue_is_rebu
     let place = three.places[rotten].clone();
     three.groups[rotten].take().unwrap().stop().await.unwrap();
     flip(&place, &format!("consumequeue/{QUEUE}/{:020}", 0), 17 * 32 + 9).await;
-    three.start(rotten).await;
-    let group = three.group(rotten).clone();
-    let mut role = group.role();
-    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { reason: Some(_) }));
-    within(&place.env, 20, "it stops", stopped).await.unwrap();
-    assert_eq!(group.status().scrubbed.findings, 1);
-    three.groups[rotten] = None;
-    group.kill().await;
-    drop(group);
-    three.start(rotten).await;
+    start_again_when_the_scrubber_has_stopped_it(&mut three, rotten).await;
     three.converge().await;
     three.check(&ledger).await;
     three.stop().await;
