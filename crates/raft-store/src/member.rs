@@ -708,6 +708,7 @@ async fn stop_on_failure<T: Tables>(
     let refusals = own.links.refusals();
     let (reason, is_log) = tokio::select! { biased;
         reason = first(log.corruption()) => (reason, true),
+        reason = first(log.failure()) => (reason, false),
         reason = first(reader.watch_damage()) => (reason, false),
         reason = first(reader.watch_failure()) => (reason, false),
         reason = refused_by_a_majority(&raft, refusals) => (reason, true),

@@ -328,6 +328,7 @@ impl Log {
                 poisoned: false,
             }),
             corruption: watch::Sender::new(None),
+            failure: watch::Sender::new(None),
             stats: Mutex::default(),
             applied: AtomicU64::new(0),
             recent: Mutex::default(),
@@ -667,6 +668,12 @@ impl Log {
     /// Watches what a reader found wrong in frames that were written: `Some` once that is so, and the replica must stop.
     pub fn corruption(&self) -> watch::Receiver<Option<String>> {
         self.shared().corruption.subscribe()
+    }
+
+    /// Watches whether a write or sync has failed, also one that nobody waits for: `Some` once that is so, and the replica
+    /// must stop. A log that was killed or closed has not failed.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared().failure.subscribe()
     }
 
     /// Entries up to `index` are applied: they are never cut. Asserted.

@@ -134,7 +134,7 @@ pub async fn run(env: Env, shared: Arc<Shared>, commitlog: PathBuf) {
                 preparation.wanted.notified().await;
             }
             Err(Failure::Fatal(error)) => {
-                shared.poison(&format!("preparing a segment failed: {error}"));
+                shared.fail(&format!("preparing a segment failed: {error}"));
                 preparation.prepared.send_modify(|prepared| prepared.failed = Some(error.to_string()));
             }
         }

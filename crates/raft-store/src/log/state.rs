@@ -162,6 +162,8 @@ pub struct Shared {
     pub synced: watch::Sender<Synced>,
     /// What a reader found wrong in what was written.
     pub corruption: watch::Sender<Option<String>>,
+    /// Why nothing more becomes durable, if nobody has asked for that.
+    pub failure: watch::Sender<Option<String>>,
     pub stats: Mutex<Stats>,
     /// Number of applied entries (index + 1): what is below is never cut.
     pub applied: AtomicU64,
@@ -197,16 +199,23 @@ impl Shared {
         Some(command)
     }
 
-    /// Stops the log for good: nothing is durable any more from here on. Everything queued fails.
-    pub fn poison(&self, reason: &str) {
+    /// Stops the log for good because it failed: everybody hears of it, also of a log that nothing is asked of.
+    pub fn fail(&self, reason: &str) {
+        if self.poison(reason) {
+            tracing::error!(reason, "the log is poisoned; this replica must stop");
+            self.failure.send_replace(Some(reason.to_owned()));
+        }
+    }
+
+    /// Stops the log for good: nothing is durable any more from here on. Everything queued fails. Whether it was this that
+    /// stopped it.
+    pub fn poison(&self, reason: &str) -> bool {
         self.state.lock().stopped.get_or_insert_with(|| reason.to_owned());
         let first = self.synced.send_if_modified(|synced| !std::mem::replace(&mut synced.poisoned, true));
-        if first {
-            tracing::error!(reason, "the log is poisoned; this replica must stop");
-        }
         self.refuse_queued();
         self.queued.notify_one();
         self.preparation.wanted.notify_one();
+        first
     }
 
     /// The log is stopped: what is still queued does not happen.

@@ -97,7 +97,7 @@ struct Watch(Arc<Shared>);
 impl Drop for Watch {
     fn drop(&mut self) {
         if !self.0.is_ending() {
-            self.0.poison("the log's writer has ended");
+            self.0.fail("the log's writer has ended");
         }
     }
 }
@@ -138,7 +138,7 @@ impl Writer {
         let watch = Watch(Arc::clone(&self.shared));
         match self.serve().await {
             Ok(()) => self.shared.refuse_queued(),
-            Err(error) => self.shared.poison(&error.to_string()),
+            Err(error) => self.shared.fail(&error.to_string()),
         }
         drop(watch);
     }

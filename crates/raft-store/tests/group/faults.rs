@@ -458,6 +458,31 @@ async fn a_leader_that_nobody_answers_refuses_what_it_cannot_place() {
     three.stop().await;
 }
 
+/// What a log writes by itself may fail while nobody asks it for anything. Its replica must not go on as if it could still
+/// lead or follow until somebody does.
+#[tokio::test]
+async fn a_log_that_fails_while_nothing_is_asked_of_it_stops_its_replica() {
+    let mut places = Three::simulated_places(151);
+    for place in &mut places {
+        // The mark that follows a group comes late enough for its sync to be the one that fails.
+        place.options.log.idle_mark_ms = 400;
+    }
+    let three = Three::open(places).await;
+    let mut ledger = Ledger::default();
+    let leader = three.leader().await;
+    three.converge().await;
+    ledger.send(three.group(leader), "the last one").await.unwrap();
+    let mut role = three.group(leader).role();
+    three.places[leader].disk.as_ref().unwrap().fail_sync("/data/commitlog", 1);
+    let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. }));
+    let stopped = within(&three.places[0].env, 3, "it stops", stopped).await.unwrap().clone();
+    let Role::Stopped { reason: Some(reason) } = stopped else { panic!("it says why: {stopped:?}") };
+    assert!(reason.contains("Input/output error"), "{reason}");
+    let next = another_leads(&three, leader).await;
+    ledger.send(three.group(next), "after").await.unwrap();
+    join_all(three.running().map(async |(_, group)| group.kill().await)).await;
+}
+
 /// All members are told to stop at the same moment: none of them waits long for another to lead.
 #[tokio::test]
 async fn members_that_stop_together_do_not_wait_for_each_other() {
