@@ -22,7 +22,7 @@ use raft_store::log::LogOptions;
 use raft_store::materializer::DerivedOptions;
 use raft_store::position::{Timestamp, TopicId};
 use remoting::{Client, Connection, Handler, NoRequests, Server};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::Statistics;
@@ -300,7 +300,7 @@ pub struct BrokerGroup {
     pub(crate) peers: Client<NoRequests>,
     pub(crate) registration: Registration,
     /// Something was scheduled: the leader's next duty may be earlier than it thought.
-    pub(crate) scheduled: Notify,
+    pub(crate) scheduled: watch::Sender<()>,
     /// How full this replica's disk was when last looked at, in percent.
     pub(crate) disk_used_percent: AtomicU8,
     /// How large it is; 0 until it was looked at.
@@ -344,7 +344,7 @@ impl BrokerGroup {
             unique_keys: UniqueKeys::new(env, group.advertised_address.ip()),
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
             registration: Registration::default(),
-            scheduled: Notify::new(),
+            scheduled: watch::Sender::new(()),
             disk_used_percent: AtomicU8::new(0),
             disk_bytes: AtomicU64::new(0),
             started_ms: env.clock.wall_ms(),

@@ -24,7 +24,7 @@ use raft_store::group::{Peer, Role};
 
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
-use crate::due::later;
+use crate::due::{self, Office, later, until};
 use crate::error::RequestError;
 use crate::questions::{Questions, Verdict};
 use crate::send::half_offset;
@@ -39,17 +39,43 @@ const TRIES: usize = 3;
 /// How long another replica may take to hand on a question.
 const RELAY_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often a leader that knows of nothing to ask looks again.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What could not be looked at or counted is looked at again after this.
 const NEXT_TRY: Duration = Duration::from_secs(1);
 
 /// By what a replica believes that its leader asks: the leader's own key.
 const LEADER_KEY: &str = "raftmqLeaderKey";
 
-/// Asks about what is due. Whether there is more at once.
-pub(crate) async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Result<bool, RequestError> {
+/// Asks whenever something is due, until the office is lost.
+pub(crate) async fn ask_in_office(mut office: Office<'_>) {
+    let broker = office.broker;
+    let mut questions =
+        Questions::taken_over(broker.now(), broker.config.messages.transactions, broker.config.retention.time);
+    loop {
+        let now = broker.now();
+        let wait = match questions.next(&broker.reader) {
+            None => IDLE_INTERVAL,
+            Some(at) if now < at => until(at, now),
+            Some(_) => match step(broker, &mut questions).await {
+                Ok(()) => Duration::ZERO,
+                Err(error) => {
+                    tracing::debug!(group = %broker.broker_name(), %error, "questions to producers are put off");
+                    due::NEXT_TRY
+                }
+            },
+        };
+        if office.is_lost_within(wait).await {
+            return;
+        }
+    }
+}
+
+/// Asks about what is due.
+async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Result<(), RequestError> {
     let now = broker.now();
     let due = questions.take_due(now, AT_ONCE, &broker.reader, |group| broker.has_producer(group));
-    let more = due.len() == AT_ONCE;
     let (mut checks, mut absent) = (Vec::new(), BTreeSet::new());
     for half in due {
         match broker.look_at(questions, &half, &mut absent).await {
@@ -62,7 +88,7 @@ pub(crate) async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Res
         }
     }
     if checks.is_empty() {
-        return Ok(more);
+        return Ok(());
     }
     let commands = checks.iter().map(|(half, check)| CoreCommand::CheckTransaction { half: *half, check: *check });
     let counted = broker.raft.propose(commands.map(Operation::Core).collect()).await;
@@ -71,7 +97,7 @@ pub(crate) async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Res
         checks.iter().for_each(|(half, _)| questions.put_off(*half, later(now, NEXT_TRY)));
         return Err(error.into());
     }
-    Ok(more)
+    Ok(())
 }
 
 /// Handles CHECK_TRANSACTION_STATE, which a leader hands on to a replica that may know a producer of the group.

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use crate::broker::BrokerGroup;
 use crate::check_back;
 use crate::error::RequestError;
-use crate::questions::Questions;
 use crate::retention::{self, Plan};
 
 /// Rows that one entry makes visible.
@@ -25,15 +24,13 @@ const FIRED_AT_ONCE: u32 = 4096;
 const VERSION_INTERVAL: Duration = Duration::from_secs(10);
 
 /// After a step that failed for a reason that passes.
-const NEXT_TRY: Duration = Duration::from_millis(100);
+pub(crate) const NEXT_TRY: Duration = Duration::from_millis(100);
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// Scheduled messages have reached their time.
     FireTimers,
-    /// Producers should be asked how transactions have ended.
-    AskProducers,
     /// Something may be too old to be kept, or the log too long.
     LookAtRetention,
     /// Perhaps the cluster version can be raised.
@@ -60,18 +57,11 @@ impl Duties {
     }
 
     /// What is due at `now`, in group time, and when to ask again. `next_due`: when the first scheduled message reaches its
-    /// time; `next_question`: when a producer should be asked.
-    pub fn run_due(
-        &mut self,
-        now: Timestamp,
-        next_due: Option<Timestamp>,
-        next_question: Option<Timestamp>,
-    ) -> (Vec<Duty>, Timestamp) {
+    /// time.
+    pub fn run_due(&mut self, now: Timestamp, next_due: Option<Timestamp>) -> (Vec<Duty>, Timestamp) {
         let mut due = Vec::new();
-        for (duty, at) in [(Duty::FireTimers, next_due), (Duty::AskProducers, next_question)] {
-            if at.is_some_and(|at| at <= now) {
-                due.push(duty);
-            }
+        if next_due.is_some_and(|at| at <= now) {
+            due.push(Duty::FireTimers);
         }
         if self.next_look_at_retention <= now {
             due.push(Duty::LookAtRetention);
@@ -82,7 +72,7 @@ impl Duties {
             self.next_look_at_versions = later(now, VERSION_INTERVAL);
         }
         let fixed = self.next_look_at_retention.min(self.next_look_at_versions);
-        (due, [next_due, next_question].into_iter().flatten().fold(fixed, Timestamp::min))
+        (due, next_due.map_or(fixed, |at| at.min(fixed)))
     }
 }
 
@@ -90,34 +80,65 @@ pub(crate) fn later(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp(now.0.saturating_add(by.as_millis() as i64))
 }
 
-/// Does a leader's duties whenever this replica leads.
+/// From `now` until `at`.
+pub(crate) fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(at.0 - now.0).unwrap_or(0))
+}
+
+/// A term in which this replica leads.
+pub(crate) struct Office<'a> {
+    pub(crate) broker: &'a BrokerGroup,
+    term: Option<u64>,
+    role: watch::Receiver<Role>,
+    scheduled: watch::Receiver<()>,
+}
+
+impl Office<'_> {
+    fn taken(broker: &BrokerGroup, mut role: watch::Receiver<Role>) -> Office<'_> {
+        let term = term_of(&role.borrow_and_update());
+        Office { broker, term, role, scheduled: broker.scheduled.subscribe() }
+    }
+
+    /// Waits at most `limit`, less if something was scheduled meanwhile. Whether the office is lost by then.
+    pub(crate) async fn is_lost_within(&mut self, limit: Duration) -> bool {
+        let lost = self.role.wait_for(|role| term_of(role) != self.term);
+        tokio::select! {
+            biased;
+            _ = lost => true,
+            _ = self.scheduled.changed() => false,
+            () = self.broker.env.clock.sleep(limit) => false,
+        }
+    }
+}
+
+/// Does a leader's duties whenever this replica leads. Producers are asked beside the others: a replica that is asked to ask
+/// may be long in answering, and a message that is due does not wait for it.
 pub async fn run(broker: Arc<BrokerGroup>) {
     let mut role = broker.raft.role();
     while role.wait_for(|role| matches!(role, Role::Leader { ready: true, .. })).await.is_ok() {
-        hold_office(&broker, &mut role).await;
+        let (duties, questions) = (Office::taken(&broker, role.clone()), Office::taken(&broker, role.clone()));
+        tokio::join!(hold_office(duties), check_back::ask_in_office(questions));
     }
 }
 
 /// Until the office is lost.
-async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
-    let term = term_of(&role.borrow_and_update());
+async fn hold_office(mut office: Office<'_>) {
+    let (broker, term) = (office.broker, office.term);
     tracing::info!(group = %broker.broker_name(), term, "leading");
     while let Err(error) = broker.ensure_system().await {
         tracing::warn!(group = %broker.broker_name(), %error, "system topics are not made yet");
-        if office_is_lost(broker, role, term, NEXT_TRY).await {
+        if office.is_lost_within(NEXT_TRY).await {
             return;
         }
     }
     let mut duties = Duties::taken_over(broker.now(), broker.config.retention.look_interval);
     let mut plan = Plan::new(broker.config.retention.clone(), broker.now());
-    let policy = broker.config.messages.transactions;
-    let mut questions = Questions::taken_over(broker.now(), policy, broker.config.retention.time);
     loop {
         let now = broker.now();
-        let (due, next) = duties.run_due(now, broker.reader.next_due(), questions.next(&broker.reader));
-        let mut wait = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or(0));
+        let (due, next) = duties.run_due(now, broker.reader.next_due());
+        let mut wait = until(next, now);
         for duty in due {
-            wait = match carry_out(broker, duty, &mut plan, &mut questions).await {
+            wait = match carry_out(broker, duty, &mut plan).await {
                 Ok(more) => {
                     if more && duty == Duty::LookAtRetention {
                         duties.look_at_retention_again(now);
@@ -130,7 +151,7 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
                 }
             };
         }
-        if office_is_lost(broker, role, term, wait).await {
+        if office.is_lost_within(wait).await {
             tracing::info!(group = %broker.broker_name(), term, "no longer leading");
             return;
         }
@@ -138,15 +159,9 @@ async fn hold_office(broker: &BrokerGroup, role: &mut watch::Receiver<Role>) {
 }
 
 /// Whether there is more to do at once.
-async fn carry_out(
-    broker: &BrokerGroup,
-    duty: Duty,
-    plan: &mut Plan,
-    questions: &mut Questions,
-) -> Result<bool, RequestError> {
+async fn carry_out(broker: &BrokerGroup, duty: Duty, plan: &mut Plan) -> Result<bool, RequestError> {
     let command = match duty {
         Duty::FireTimers => CoreCommand::FireTimers { limit: FIRED_AT_ONCE },
-        Duty::AskProducers => return check_back::step(broker, questions).await,
         Duty::LookAtRetention => return retention::step(broker, plan).await,
         Duty::LookAtVersions => {
             broker.raft.raise_cluster_version().await?;
@@ -158,22 +173,6 @@ async fn carry_out(
         tracing::debug!(group = %broker.broker_name(), fired, "scheduled messages have become visible");
     }
     Ok(false)
-}
-
-/// Waits at most `limit`, less if something was scheduled meanwhile. Whether the office of `term` is lost by then.
-async fn office_is_lost(
-    broker: &BrokerGroup,
-    role: &mut watch::Receiver<Role>,
-    term: Option<u64>,
-    limit: Duration,
-) -> bool {
-    let lost = role.wait_for(|role| term_of(role) != term);
-    tokio::select! {
-        biased;
-        _ = lost => true,
-        () = broker.scheduled.notified() => false,
-        () = broker.env.clock.sleep(limit) => false,
-    }
 }
 
 fn term_of(role: &Role) -> Option<u64> {
@@ -196,14 +195,13 @@ mod tests {
         let at = |by: Duration| later(start, by);
         let mut duties = Duties::taken_over(start, LOOK_INTERVAL);
         let first = vec![Duty::LookAtRetention, Duty::LookAtVersions];
-        assert_eq!(duties.run_due(start, None, None), (first.clone(), at(VERSION_INTERVAL)));
+        assert_eq!(duties.run_due(start, None), (first.clone(), at(VERSION_INTERVAL)));
         let soon = at(Duration::from_millis(7));
-        assert_eq!(duties.run_due(start, Some(soon), None), (vec![], soon), "never early");
-        assert_eq!(duties.run_due(soon, Some(soon), Some(at(LOOK_INTERVAL))).0, [Duty::FireTimers]);
-        assert_eq!(duties.run_due(soon, None, Some(soon)).0, [Duty::AskProducers]);
-        let (due, next) = duties.run_due(at(LOOK_INTERVAL), None, None);
+        assert_eq!(duties.run_due(start, Some(soon)), (vec![], soon), "never early");
+        assert_eq!(duties.run_due(soon, Some(soon)).0, [Duty::FireTimers]);
+        let (due, next) = duties.run_due(at(LOOK_INTERVAL), None);
         assert_eq!((due, next), (first, later(at(LOOK_INTERVAL), VERSION_INTERVAL)));
         duties.look_at_retention_again(at(LOOK_INTERVAL));
-        assert_eq!(duties.run_due(at(LOOK_INTERVAL), None, None).0, [Duty::LookAtRetention]);
+        assert_eq!(duties.run_due(at(LOOK_INTERVAL), None).0, [Duty::LookAtRetention]);
     }
 }

@@ -295,7 +295,7 @@ impl BrokerGroup {
                     Stored { queue_offset: Some(queue_offset), physical_offset }
                 }
                 Outcome::Pending { physical_offset, .. } => {
-                    self.scheduled.notify_one();
+                    self.scheduled.send_replace(());
                     Stored { queue_offset: None, physical_offset }
                 }
                 // Deleted between the check and the entry.

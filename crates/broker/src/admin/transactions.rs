@@ -56,7 +56,7 @@ pub async fn resume(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             None => format!("{}: no transaction waits there; it has ended, or never was one", request.msg_id),
         }));
     }
-    broker.scheduled.notify_one();
+    broker.scheduled.send_replace(());
     Ok(call.request.reply(ResponseCode::SUCCESS))
 }
 
