@@ -260,6 +260,7 @@ impl Cluster {
                      advertised_address = \"{client}\"\npeer_listen = \"{peer}\"\npeer_address = \"{peer}\"\n\
                      founders = [{founders}]\nsegment_mib = {}\nscrub_mib_per_s = {}\nflush = \"{flush}\"\nflush_interval_ms = {}\n\
                      async_auto_recover = {async_auto_recover}\njoin = {join}\n\
+                     transaction_timeout_ms = 1000\ntransaction_check_interval_ms = 1000\ntransaction_check_max = 1000\n\
                      disk_max_used_percent = 100\ndisk_clean_forcibly_percent = 100\ndisk_warning_percent = 100\n",
                     settings.segment_mib,
                     settings.scrub_mib_per_s,

@@ -351,7 +351,11 @@ impl Producer {
     }
 
     /// Sends a half message: visible when its transaction is committed.
-    pub(crate) async fn send_half(&self, message: &Message) -> Result<SendReceipt, SendError> {
+    pub(crate) async fn send_half(
+        &self,
+        message: &Message,
+        queue: Option<&MessageQueue>,
+    ) -> Result<SendReceipt, SendError> {
         let inner = &*self.0;
         let deadline = inner.client.0.env.clock.monotonic() + inner.settings.timeout;
         let route = inner.first_route(message.topic(), deadline).await?;
@@ -360,7 +364,8 @@ impl Producer {
         push_property(&mut outgoing.properties, properties::PGROUP, &inner.group);
         outgoing.sys_flag = SysFlag(outgoing.sys_flag).with_transaction(TransactionType::Prepared).0;
         let hash = message.property(properties::SHARDING_KEY).map(tag::hash_code);
-        inner.deliver(&outgoing, hash.map_or(Target::Any, Target::Hash), route, deadline).await
+        let target = queue.map(Target::Queue).or(hash.map(Target::Hash)).unwrap_or(Target::Any);
+        inner.deliver(&outgoing, target, route, deadline).await
     }
 
     /// Sends what a consumer gives back; its topic is a retry topic, which may take anything.

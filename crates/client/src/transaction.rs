@@ -257,11 +257,20 @@ impl TransactionalProducer {
     /// On an error the local transaction must not be carried out. If that is [`SendError::Unknown`], the checker may be asked
     /// about the message all the same.
     pub async fn begin(&self, message: Message) -> Result<Transaction, SendError> {
+        self.begin_at(message, None).await
+    }
+
+    /// As [`TransactionalProducer::begin`]; once committed, the message is in that queue and no other.
+    pub async fn begin_in(&self, message: Message, queue: &MessageQueue) -> Result<Transaction, SendError> {
+        self.begin_at(message, Some(queue)).await
+    }
+
+    async fn begin_at(&self, message: Message, queue: Option<&MessageQueue>) -> Result<Transaction, SendError> {
         if message.is_timed() {
             return Err(InvalidMessage::Transaction("it is delayed").into());
         }
         let topic = message.topic().to_owned();
-        let receipt = self.producer.send_half(&message).await?;
+        let receipt = self.producer.send_half(&message, queue).await?;
         let id: Result<MessageId, _> = receipt.offset_message_id.parse();
         let Ok(id) = id else {
             let reason = format!("the broker answered with the id {:?}", receipt.offset_message_id);

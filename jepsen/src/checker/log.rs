@@ -30,6 +30,15 @@ pub struct Send {
     pub end: Position,
     /// How long it is not to be visible, in milliseconds.
     pub delay_ms: Option<u64>,
+    /// It is visible only if its transaction is committed.
+    pub is_half: bool,
+}
+
+impl Send {
+    /// Whether an acknowledgement means that the message is visible.
+    pub fn is_plain(&self) -> bool {
+        self.delay_ms.is_none() && !self.is_half
+    }
 }
 
 /// A value that was read.
@@ -136,6 +145,7 @@ impl Log {
             return Err(malformed(call.invocation, "as many answers as sends"));
         }
         let delay_ms = number(call.invocation, "delay-ms")?;
+        let is_half = call.invocation.extra("transaction").and_then(Edn::as_bool) == Some(true);
         for (k, item) in asked.iter().enumerate() {
             let (queue, value) = match item.as_vector() {
                 Some([f, queue, Edn::Int(value)]) if f.as_keyword() == Some("send") => (queue_of(queue), *value),
@@ -152,7 +162,7 @@ impl Log {
             if self.by_value.insert(value, self.sends.len() as u32).is_some() {
                 return Err(malformed(call.invocation, "values that are sent once"));
             }
-            self.sends.push(Send { queue, value, offset, outcome, start, end, delay_ms });
+            self.sends.push(Send { queue, value, offset, outcome, start, end, delay_ms, is_half });
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Two ways to see it. While a run goes on, as Jepsen's kafka workload does: some consumer read past an offset that had been
 //! acknowledged, and nobody ever read what should be there. At the end: every replica shows every acknowledged value. Both
-//! O(n log n). Delayed messages have a clause of their own.
+//! O(n log n). Delayed and transactional messages have clauses of their own.
 //!
 //! - `lost-write`: nobody ever showed it, though a later offset was read; or no replica shows it at the end.
 //! - `lost-on-replica`: others show it, one replica does not.
@@ -20,7 +20,7 @@ use crate::history::edn::Edn;
 /// See the top.
 pub fn check(evidence: &Evidence<'_>) -> Checked {
     let Evidence { history, log, bounds } = *evidence;
-    let owed = |send: &Send| send.outcome == Outcome::Ok && send.delay_ms.is_none();
+    let owed = |send: &Send| send.outcome == Outcome::Ok && send.is_plain();
     if !log.sends.iter().any(owed) {
         return Ok(None);
     }
@@ -71,18 +71,18 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
 }
 
 /// The replicas that were read to their end, by index.
-fn read_through(log: &Log) -> impl Iterator<Item = usize> {
+pub(super) fn read_through(log: &Log) -> impl Iterator<Item = usize> {
     (0..log.nodes.len()).filter(|node| !log.cut_short.contains(&(*node as u32)))
 }
 
 /// Of each send, whether anybody showed its value, and which replicas did at the end.
-struct Shown {
-    anywhere: Vec<bool>,
-    on: Vec<Vec<bool>>,
+pub(super) struct Shown {
+    pub anywhere: Vec<bool>,
+    pub on: Vec<Vec<bool>>,
 }
 
 impl Shown {
-    fn of(log: &Log) -> Shown {
+    pub fn of(log: &Log) -> Shown {
         let none = vec![false; log.sends.len()];
         let mut shown = Shown { on: vec![none.clone(); log.nodes.len()], anywhere: none };
         for read in &log.reads {

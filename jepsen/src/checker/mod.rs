@@ -8,7 +8,10 @@
 //!
 //! | `:f` | `:value` of the invocation → of the `:ok` | extra keys |
 //! |---|---|---|
-//! | `:send` | `[[:send q v]]` → `[[:send q [o v]]]` | `:delay-ms` |
+//! | `:send` | `[[:send q v]]` → `[[:send q [o v]]]` | `:delay-ms`, `:transaction true` |
+//! | `:end` | `[v :commit]`, `[v :rollback]`: the end of a transaction, as its producer asks for it | |
+//! | `:check` | `[v nil]` → `[v :commit]`, `[v :rollback]`, `[v nil]`: a producer is asked, and answers | |
+//! | `:settle` | `nil`: no transaction waits for its end any more | |
 //! | `:poll` | `[[:poll]]` → `[[:poll {q [[o v] …]}]]` | |
 //! | `:assign`, `:subscribe` | `[q …]` | `:seek-to-beginning? true` |
 //! | `:max-offset` | `[q nil]` → `[q end]` | |
@@ -39,6 +42,7 @@ pub mod offsets;
 pub mod one_value;
 pub mod orderly;
 pub mod stats;
+pub mod transactions;
 pub mod verdict;
 pub mod visibility;
 
@@ -104,6 +108,11 @@ pub const CLAUSES: &[Clause] = &[
         check: delivery::check,
     },
     Clause { name: "delay", promise: "A delayed message is never early, and becomes visible.", check: delay::check },
+    Clause {
+        name: "transactions",
+        promise: "A committed half message appears, a rolled-back one never; the end is final.",
+        check: transactions::check,
+    },
     Clause {
         name: "orderly",
         promise: "Orderly consumption: one message of a queue at a time, in the queue's order.",

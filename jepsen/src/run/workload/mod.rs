@@ -9,6 +9,7 @@ mod delay;
 pub(super) mod metadata;
 mod offsets;
 mod reading;
+mod transactions;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -60,6 +61,8 @@ pub enum Workload {
     Orderly,
     /// Topics and consumer groups created, changed, deleted and asked for.
     Metadata,
+    /// Half messages that are committed, rolled back, both, or left to whoever is asked; and polls.
+    Transactions,
 }
 
 impl Workload {
@@ -72,6 +75,7 @@ impl Workload {
             Workload::Delay => "delay",
             Workload::Orderly => "orderly",
             Workload::Metadata => "metadata",
+            Workload::Transactions => "transactions",
         }
     }
 
@@ -82,6 +86,7 @@ impl Workload {
             Workload::Delivery => Some(consumption::DELIVERY.topic),
             Workload::Orderly => Some(consumption::ORDERLY.topic),
             Workload::Delay => Some(delay::TOPIC),
+            Workload::Transactions => Some(transactions::TOPIC),
             Workload::Offsets | Workload::Metadata => None,
         }
     }
@@ -97,6 +102,7 @@ impl Workload {
                 &["append", "one-value", "loss", "delivery", "orderly", "equality", "liveness", "stats"]
             }
             Workload::Metadata => &["metadata", "equality", "liveness", "stats"],
+            Workload::Transactions => &["one-value", "visibility", "transactions", "equality", "liveness", "stats"],
         }
     }
 }
@@ -206,6 +212,8 @@ pub(super) struct Clients {
     /// Those that only look on.
     passive: Vec<Task>,
     consumers: Option<consumption::Consumers>,
+    /// Who is asked how transactions have ended.
+    answering: Option<transactions::Answering>,
 }
 
 type Task = JoinHandle<io::Result<()>>;
@@ -216,7 +224,7 @@ impl Clients {
         if let Some(topic) = workload.topic() {
             crate::append::create_topic(&site.env, &site.replicas, topic, QUEUES).await?;
         }
-        let mut clients = Clients { site, active: Vec::new(), passive: Vec::new(), consumers: None };
+        let mut clients = Clients { site, active: Vec::new(), passive: Vec::new(), consumers: None, answering: None };
         match workload {
             Workload::Append => append::start(&mut clients, rng, senders),
             Workload::Offsets => offsets::start(&mut clients, rng).await,
@@ -224,6 +232,7 @@ impl Clients {
             Workload::Orderly => consumption::start(&mut clients, rng, consumption::ORDERLY).await,
             Workload::Delay => delay::start(&mut clients, rng),
             Workload::Metadata => metadata::start(&mut clients, rng),
+            Workload::Transactions => transactions::start(&mut clients, rng).await,
         }?;
         Ok(clients)
     }
@@ -250,13 +259,16 @@ impl Clients {
     /// Stops those that change something, waits for their last answers and until everything that was acknowledged has been
     /// seen, or patience ends; then stops the others. An error if one could not go on.
     pub async fn stop(self) -> io::Result<()> {
-        let Clients { site, active, passive, consumers } = self;
+        let Clients { site, active, passive, consumers, answering } = self;
         site.progress.stopped.store(true, Ordering::Relaxed);
         for task in active {
             task.await.map_err(io::Error::other)??;
         }
         if let Some(consumers) = consumers {
             consumers.drain(&site).await?;
+        }
+        if let Some(answering) = answering {
+            answering.settle(&site).await?;
         }
         let deadline = site.env.clock.monotonic() + PATIENCE;
         while !site.progress.unseen.lock().is_empty() && site.env.clock.monotonic() < deadline {
