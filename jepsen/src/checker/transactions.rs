@@ -30,6 +30,10 @@ struct Said {
     committed: bool,
     /// A rollback was.
     rolled_back: bool,
+    /// How often its producer said how it ended.
+    told: u32,
+    /// How often one that was asked did.
+    answered: u32,
 }
 
 /// See the top.
@@ -39,7 +43,7 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
         return Ok(None);
     }
     let mut verdict = Verdict::default();
-    let (said, asked) = said(evidence)?;
+    let said = said(evidence)?;
     let is_settled = history.calls_of("settle").any(|call| call.outcome() == Outcome::Ok);
     let shown = Shown::of(log);
     let first_seen = first_seen(log);
@@ -82,31 +86,29 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     }
     verdict.figure("committed-count", committed);
     verdict.figure("rolled-back-count", rolled_back);
-    verdict.figure("asked-count", asked);
+    let count = |which: fn(&Said) -> bool| said.values().filter(|said| which(said)).count();
+    verdict.figure("told-twice-count", count(|said| said.told > 1));
+    verdict.figure("contradicted-count", count(|said| said.commit.is_some() && said.rollback));
+    verdict.figure("left-to-whoever-is-asked-count", count(|said| said.told == 0 && said.answered > 0));
     Ok(Some(verdict))
 }
 
-/// What was said about each send, and how often a producer was asked.
-fn said(evidence: &Evidence<'_>) -> Result<(BTreeMap<u32, Said>, u64), Malformed> {
+/// What was said about each send.
+fn said(evidence: &Evidence<'_>) -> Result<BTreeMap<u32, Said>, Malformed> {
     let mut said: BTreeMap<u32, Said> = BTreeMap::new();
-    let mut asked = 0;
     for call in evidence.history.calls() {
-        let end = match &*call.invocation.f {
-            "end" => end_of(&call, evidence.log)?,
-            "check" => {
-                asked += 1;
-                // Who was cut off within has said nothing.
-                if call.outcome() != Outcome::Ok {
-                    continue;
-                }
-                end_of(&call, evidence.log)?
-            }
+        let by_its_producer = match &*call.invocation.f {
+            "end" => true,
+            // Who was cut off within has said nothing.
+            "check" if call.outcome() == Outcome::Ok => false,
             _ => continue,
         };
-        let (send, Some(is_commit)) = end else { continue };
+        let (send, Some(is_commit)) = end_of(&call, evidence.log)? else { continue };
         let said = said.entry(send).or_default();
+        said.told += u32::from(by_its_producer);
+        said.answered += u32::from(!by_its_producer);
         // Only its producer hears whether it has won.
-        let has_won = &*call.invocation.f == "end" && call.outcome() == Outcome::Ok;
+        let has_won = by_its_producer && call.outcome() == Outcome::Ok;
         if is_commit {
             said.commit = Some(said.commit.map_or(call.start, |first| first.min(call.start)));
             said.committed |= has_won;
@@ -115,7 +117,7 @@ fn said(evidence: &Evidence<'_>) -> Result<(BTreeMap<u32, Said>, u64), Malformed
             said.rolled_back |= has_won;
         }
     }
-    Ok((said, asked))
+    Ok(said)
 }
 
 /// Of which send a call speaks, and whether it says commit or rollback, if either.

@@ -31,7 +31,7 @@ pub const TOPIC: &str = "jepsen-transactions";
 
 const GROUP: &str = "jepsen-transactions-producers";
 
-const PRODUCERS: u32 = 6;
+const PRODUCERS: u32 = 24;
 const POLLERS: u32 = 2;
 
 /// Between two transactions of one producer.
