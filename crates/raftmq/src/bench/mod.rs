@@ -4,6 +4,7 @@
 //! baseline of the same run, and repeat (`--runs`).
 
 mod baseline;
+mod compare;
 mod consume;
 mod e2e;
 mod open_loop;
@@ -34,6 +35,8 @@ enum What {
     Consume(consume::Flags),
     /// Send at a fixed rate and consume at once: from the moment a message should have been sent to its arrival.
     E2e(e2e::Flags),
+    /// Plain, delayed and transactional messages in turn, each sent and consumed to the last: how much the others cost.
+    Compare(compare::Flags),
 }
 
 /// What every measurement needs to know.
@@ -79,6 +82,9 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
         What::Send(flags) => (&flags.common, "send"),
         What::Consume(flags) => (&flags.common, "consume"),
         What::E2e(flags) => (&flags.common, "e2e"),
+        What::Compare(flags) => {
+            return compare::run(env, flags).await.map_err(|error| format!("bench compare: {error}"));
+        }
     };
     let measure = async {
         let baseline = baseline::measure(env, &common.baseline_dir).await?;
@@ -91,6 +97,7 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
                 What::Send(flags) => send::measure(env, flags).await?,
                 What::Consume(flags) => consume::measure(env, flags).await?,
                 What::E2e(flags) => e2e::measure(env, flags).await?,
+                What::Compare(_) => unreachable!("it has a report of its own"),
             });
         }
         runs.sort_by(|a, b| a.messages_per_s.total_cmp(&b.messages_per_s));
