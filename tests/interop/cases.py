@@ -205,6 +205,33 @@ def delay(bench):
            + compare.delays(sent, received, DELAY_MS, DELAY_MS + DELAY_SLACK_MS))
 
 
+def transaction(bench):
+    demand(committed(bench, lambda: None))
+
+
+def transaction_leader_kill(bench):
+    """The leader is killed before it has asked: the next one asks, through whichever broker the producer is connected to."""
+    try:
+        demand(committed(bench, bench.servers.kill_leader))
+    finally:
+        bench.servers.revive()
+
+
+def committed(bench, before_they_are_asked):
+    """Of five transactions three are committed, one of them only when its producer is asked; these come once, the rest never."""
+    consumer = bench.consumer()
+    bench.probe([consumer])
+    producer = bench.producer("--mode", "transaction", "--group", f"{bench.group}-producers")
+    sent = bench.sent(producer)
+    before_they_are_asked()
+    wanted = [line for line in sent if line["n"] % 5 in (0, 2, 4)]
+    bench.await_deliveries(len(wanted), consumer)
+    left_open = {line["body"] for line in sent if line["n"] % 5 in (2, 3)}
+    asked = lambda: {line["body"] for line in producer.seen("check")}
+    remoting.await_condition(lambda: left_open <= asked(), STALL_S, "a question about each transaction that was left open")
+    return compare.exactly_once(wanted, bench.received(consumer), same=["id", "queue"])
+
+
 def retry_dlq(bench):
     """Every attempt fails: the first delivery, the retries, then the dead-letter topic, each once."""
     remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
@@ -294,7 +321,10 @@ CASES = {
     "restart": restart,
     "leader-kill": leader_kill,
     "sql92": sql92,
+    "transaction": transaction,
+    "transaction-leader-kill": transaction_leader_kill,
 }
 
-# Not of the reference: it runs one broker, which has nobody to take over, and with its defaults it refuses expressions.
-JAVA_ONLY = {"leader-kill", "sql92"}
+# Only the Java driver has them. Not of the reference: it runs one broker, which has nobody to take over, and with its
+# defaults it refuses expressions.
+JAVA_ONLY = {"leader-kill", "sql92", "transaction", "transaction-leader-kill"}

@@ -6,10 +6,14 @@ import java.util.List;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.SendStatus;
+import org.apache.rocketmq.client.producer.TransactionListener;
+import org.apache.rocketmq.client.producer.TransactionMQProducer;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
 
 /** Sends the messages {@code first .. first + count}, each body {@code PREFIX-n}, and prints what was acknowledged. */
 final class Produce {
@@ -30,7 +34,8 @@ final class Produce {
         this.options = options;
         this.tags = options.text("tags", "").split(",");
         this.shards = options.number("shards", 0);
-        this.producer = new DefaultMQProducer(options.text("group", "interop-producer"));
+        String group = options.text("group", "interop-producer");
+        this.producer = options.text("mode", "sync").equals("transaction") ? transactional(group) : new DefaultMQProducer(group);
         producer.setNamesrvAddr(options.text("namesrv"));
     }
 
@@ -59,12 +64,47 @@ final class Produce {
                     sendBatch(n, Math.min(n + BATCH_SIZE, end));
                 }
                 break;
+            case "transaction":
+                for (int n = first; n < end; n++) {
+                    long at = System.currentTimeMillis();
+                    SendResult result = ((TransactionMQProducer) producer).sendMessageInTransaction(message(n), n);
+                    acknowledged(n, at, result, result.getMsgId(), null, -1);
+                }
+                break;
             default:
                 throw new IllegalArgumentException("unknown --mode " + options.text("mode"));
         }
         new Line("done").print();
         Main.untilInputEnds();
         producer.shutdown();
+    }
+
+    /** Of five messages in a row one is committed, one rolled back, two are left to whoever is asked, one is committed. */
+    private static TransactionMQProducer transactional(String group) {
+        TransactionMQProducer producer = new TransactionMQProducer(group);
+        producer.setTransactionListener(new TransactionListener() {
+            @Override
+            public LocalTransactionState executeLocalTransaction(Message message, Object n) {
+                return isLeftOpen((Integer) n) ? LocalTransactionState.UNKNOW : ended((Integer) n);
+            }
+
+            @Override
+            public LocalTransactionState checkLocalTransaction(MessageExt message) {
+                String body = new String(message.getBody(), StandardCharsets.UTF_8);
+                new Line("check").put("body", body).put("id", message.getTransactionId()).print();
+                return ended(Integer.parseInt(body.substring(body.lastIndexOf('-') + 1)));
+            }
+        });
+        return producer;
+    }
+
+    private static boolean isLeftOpen(int n) {
+        return n % 5 == 2 || n % 5 == 3;
+    }
+
+    private static LocalTransactionState ended(int n) {
+        boolean isRolledBack = n % 5 == 1 || n % 5 == 3;
+        return isRolledBack ? LocalTransactionState.ROLLBACK_MESSAGE : LocalTransactionState.COMMIT_MESSAGE;
     }
 
     private void sendSync(int n) throws Exception {
@@ -136,7 +176,7 @@ final class Produce {
             .put("id", id)
             .put("offset_id", offsetId)
             .put("queue", result.getMessageQueue().getQueueId())
-            .put("offset", queueOffset)
+            .put("offset", queueOffset < 0 ? null : queueOffset)
             .put("at", at)
             .print();
     }
