@@ -11,7 +11,8 @@ use protocol::command::RemotingCommand;
 use crate::connection::{CallError, Connection, Handler};
 use crate::limits::Limits;
 
-/// Connections by address, made on demand and again after they were lost. Cheap to clone.
+/// Connections by address, made on demand and again after they were lost. Cheap to clone; with the last clone they close,
+/// once what was queued is sent.
 #[derive(Debug)]
 pub struct Client<H>(Arc<Inner<H>>);
 
@@ -29,6 +30,17 @@ struct Inner<H> {
     /// One slot per address; the lock inside makes callers of one address wait for one connection attempt, not start
     /// one each.
     slots: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Option<Connection>>>>>,
+}
+
+impl<H> Drop for Inner<H> {
+    fn drop(&mut self) {
+        for slot in self.slots.get_mut().values() {
+            // Who holds a slot's lock holds the client, too.
+            if let Some(connection) = slot.try_lock().ok().and_then(|mut slot| slot.take()) {
+                connection.close();
+            }
+        }
+    }
 }
 
 impl<H: Handler> Client<H> {

@@ -299,6 +299,23 @@ async fn requests_that_wake_together_are_answered_as_fast_as_the_peer_reads() {
     assert!((4..100).contains(&answered), "{answered} of {REQUESTS} were answered");
 }
 
+/// A program that makes a client for each of its questions must not take all of a server's connections.
+#[tokio::test]
+async fn the_connections_of_a_client_that_is_dropped_close_when_all_is_said() {
+    let (env, server, echo) = serve(Limits { connections: 2, ..Limits::default() }).await;
+    let address = server.local_addr().to_string();
+    for round in 1..=5 {
+        let client = Client::new(&env, Limits::default(), Arc::new(NoRequests));
+        let other = client.clone();
+        client.call(&address, ask("here"), PATIENCE).await.expect("an answer");
+        drop(client);
+        other.one_way(&address, ask("the last word")).await.expect("the connection is still there");
+        drop(other);
+        until(&env.clock, || echo.closed.load(Ordering::SeqCst) == round).await;
+        assert_eq!(echo.one_way.available_permits(), round);
+    }
+}
+
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_at_once() {
     let (env, server, _) = serve(Limits { connections: 2, ..Limits::default() }).await;
