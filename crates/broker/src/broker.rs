@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use env::Env;
@@ -301,6 +301,9 @@ pub struct BrokerGroup {
     pub(crate) registration: Registration,
     /// Something was scheduled: the leader's next duty may be earlier than it thought.
     pub(crate) scheduled: watch::Sender<()>,
+    /// Group time, ms, at which this replica, as leader, last saw that nothing was due: of its duties, and of its questions.
+    pub(crate) duties_done_ms: AtomicI64,
+    pub(crate) questions_done_ms: AtomicI64,
     /// How full this replica's disk was when last looked at, in percent.
     pub(crate) disk_used_percent: AtomicU8,
     /// How large it is; 0 until it was looked at.
@@ -345,6 +348,8 @@ impl BrokerGroup {
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
             registration: Registration::default(),
             scheduled: watch::Sender::new(()),
+            duties_done_ms: AtomicI64::new(0),
+            questions_done_ms: AtomicI64::new(0),
             disk_used_percent: AtomicU8::new(0),
             disk_bytes: AtomicU64::new(0),
             started_ms: env.clock.wall_ms(),
@@ -433,6 +438,12 @@ impl BrokerGroup {
     /// Whether this replica leads and serves.
     pub fn leads(&self) -> bool {
         matches!(&*self.role.borrow(), Role::Leader { ready: true, .. })
+    }
+
+    /// Group time, ms since the epoch, up to which this replica has done, as leader, all that was due: messages are visible,
+    /// producers were asked.
+    pub fn caught_up_to_ms(&self) -> i64 {
+        self.duties_done_ms.load(Ordering::Acquire).min(self.questions_done_ms.load(Ordering::Acquire))
     }
 
     /// Resolves when everything acknowledged before this call, anywhere, is applied here. A read has no effect, so it can

@@ -55,7 +55,11 @@ pub(crate) async fn ask_in_office(mut office: Office<'_>) {
         Questions::taken_over(broker.now(), broker.config.messages.transactions, broker.config.retention.time);
     loop {
         let now = broker.now();
-        let wait = match questions.next(&broker.reader) {
+        let next = questions.next(&broker.reader);
+        if next.is_none_or(|at| now < at) {
+            broker.questions_done_ms.store(now.0, Ordering::Release);
+        }
+        let wait = match next {
             None => IDLE_INTERVAL,
             Some(at) if now < at => until(at, now),
             Some(_) => match step(broker, &mut questions).await {

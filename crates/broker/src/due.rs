@@ -4,8 +4,10 @@
 //! entry of the log, so a change of leader repeats nothing and forgets nothing. A follower does none of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use env::clock::Advances;
 use raft_store::entry::{CoreCommand, Operation};
 use raft_store::fold::{CoreReply, Outcome};
 use raft_store::group::Role;
@@ -91,21 +93,23 @@ pub(crate) struct Office<'a> {
     term: Option<u64>,
     role: watch::Receiver<Role>,
     scheduled: watch::Receiver<()>,
+    advances: Advances,
 }
 
 impl Office<'_> {
     fn taken(broker: &BrokerGroup, mut role: watch::Receiver<Role>) -> Office<'_> {
         let term = term_of(&role.borrow_and_update());
-        Office { broker, term, role, scheduled: broker.scheduled.subscribe() }
+        Office { broker, term, role, scheduled: broker.scheduled.subscribe(), advances: broker.env.clock.advances() }
     }
 
-    /// Waits at most `limit`, less if something was scheduled meanwhile. Whether the office is lost by then.
+    /// Waits at most `limit`, less if something was scheduled meanwhile or the date was moved. Whether the office is lost by then.
     pub(crate) async fn is_lost_within(&mut self, limit: Duration) -> bool {
         let lost = self.role.wait_for(|role| term_of(role) != self.term);
         tokio::select! {
             biased;
             _ = lost => true,
             _ = self.scheduled.changed() => false,
+            () = self.advances.next() => false,
             () = self.broker.env.clock.sleep(limit) => false,
         }
     }
@@ -136,6 +140,9 @@ async fn hold_office(mut office: Office<'_>) {
     loop {
         let now = broker.now();
         let (due, next) = duties.run_due(now, broker.reader.next_due());
+        if due.is_empty() {
+            broker.duties_done_ms.store(now.0, Ordering::Release);
+        }
         let mut wait = until(next, now);
         for duty in due {
             wait = match carry_out(broker, duty, &mut plan).await {

@@ -17,16 +17,62 @@
 //!
 //! Without [`Builder::data_dir`] everything lies in a temporary directory, which is removed at the end and kept if the
 //! thread panics: the evidence of a failed test.
+//!
+//! # Hours in milliseconds
+//!
+//! The cluster and the clients made by [`Cluster::client`] share one clock, whose date a test moves ahead. What brokers
+//! promise by the date then happens at once: delayed messages and retries come, producers are asked about their
+//! transactions, leases end, messages grow too old to be kept.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use client::Message;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = embedded::Cluster::builder().start().await?;
+//! let client = cluster.client().build()?;
+//! let hour = Duration::from_secs(3600);
+//! client.producer("reminders").start()?.send(Message::new("Reminders", "pay").with_delay(hour)).await?;
+//! cluster.advance(hour).await?;   // the message is visible when this returns
+//! # Ok(()) }
+//! ```
+//!
+//! When [`Cluster::advance`] returns, the leader has done all that was due by the new date. What others do about it takes
+//! its own, real time and is to be awaited: a consumer receives, a transaction checker answers, a failed message is given
+//! back before its next delay begins. Time-outs and elections go by real time and are not moved; nor is the time between
+//! lived through: a transaction is asked about once, however far the clock is advanced at a time, and a consumer that holds
+//! a queue's lock finds it expired, as a machine that was asleep would.
+//!
+//! # Cut off
+//!
+//! [`Cluster::partition`] cuts brokers off from the others, both ways, until [`Cluster::heal`]. Clients and the NameServer
+//! reach all of them all the time: the case in which a program talks to a leader that is none any more.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut cluster = embedded::Cluster::builder().nodes(3).start().await?;
+//! let cut_off = cluster.leader().await?;
+//! cluster.partition(&[cut_off]);
+//! assert_ne!(cluster.leader().await?, cut_off);   // the other two have elected one of them
+//! // ... sends go on; nothing is acknowledged by the one that is cut off ...
+//! cluster.heal();
+//! # Ok(()) }
+//! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use broker::broker::Broker;
-use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
+pub use broker::config::{MessagePolicy, Retention, TransactionPolicy};
+pub use env::Clock;
+
+use broker::broker::{Broker, BrokerGroup};
+use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, RaftTiming};
 use client::admin::Admin;
 use env::Env;
+use env::net::Partition;
 use nameserver::{NameServer, NameServerConfig};
 
 /// What the cluster will be like.
@@ -48,11 +94,22 @@ pub struct Cluster {
     name_server: NameServer,
     nodes: Vec<Node>,
     dir: Dir,
+    partition: Partition,
+    /// One side of the cut.
+    cut_off: BTreeSet<usize>,
 }
 
 struct Node {
+    env: Env,
     config: BrokerConfig,
     broker: Option<Broker>,
+}
+
+impl Node {
+    /// Its member of the only group, unless it is dead.
+    fn group(&self) -> Option<&BrokerGroup> {
+        self.broker.as_ref().map(|broker| &*broker.groups()[0])
+    }
 }
 
 /// Where the data lies, and whether it is ours to remove.
@@ -142,7 +199,7 @@ impl Builder {
         self
     }
 
-    /// Takes clock, disk and sockets from `env`; the machine's own by default.
+    /// Takes clock, disk and sockets from `env`; the machine's own by default, with [`Clock::manual`].
     pub fn env(mut self, env: Env) -> Builder {
         self.env = Some(env);
         self
@@ -150,7 +207,7 @@ impl Builder {
 
     /// Starts it all, and returns when the group has a leader that serves.
     pub async fn start(self) -> Result<Cluster, StartError> {
-        let env = self.env.unwrap_or_else(Env::real);
+        let env = self.env.unwrap_or_else(|| Env { clock: Clock::manual(), ..Env::real() });
         let dir = match self.data_dir {
             Some(path) => Dir::Given(path),
             None => Dir::Temporary(Some(tempfile::Builder::new().prefix("raftmq-").tempdir()?)),
@@ -168,6 +225,7 @@ impl Builder {
             });
         }
         let founders: Vec<_> = ports.iter().map(|[_, peer]| format!("127.0.0.1:{peer}")).collect();
+        let partition = Partition::default();
         let node = |(k, [client, peer]): (usize, &[u16; 2])| {
             let group = GroupConfig {
                 broker_name: "broker-a".to_owned(),
@@ -195,11 +253,12 @@ impl Builder {
                 allow_unauthenticated: false,
                 groups: vec![group],
             };
-            Node { config, broker: None }
+            let env = Env { net: env.net.of_host(&partition, k), ..env.clone() };
+            Node { env, config, broker: None }
         };
         let nodes = ports.iter().enumerate().map(node).collect();
-        let mut cluster = Cluster { env, name_server, nodes, dir };
-        let starting = cluster.nodes.iter().map(|node| Broker::start(cluster.env.clone(), node.config.clone()));
+        let mut cluster = Cluster { env, name_server, nodes, dir, partition, cut_off: BTreeSet::new() };
+        let starting = cluster.nodes.iter().map(|node| Broker::start(node.env.clone(), node.config.clone()));
         let started = futures::future::try_join_all(starting).await?;
         for (node, broker) in cluster.nodes.iter_mut().zip(started) {
             node.broker = Some(broker);
@@ -267,22 +326,71 @@ impl Cluster {
         self.nodes[node].broker.as_ref()
     }
 
+    /// The clock of the brokers and of the clients made by [`Cluster::client`].
+    ///
+    /// Advancing it here moves the date and waits for nothing; it is there for a cluster that has no leader now.
+    /// [`Cluster::advance`] is what a test wants.
+    pub fn clock(&self) -> &Clock {
+        &self.env.clock
+    }
+
+    /// Moves the date ahead, and returns when the leader has done all that was due by then: what was delayed is visible to
+    /// consumers, producers were asked. Whole milliseconds count.
+    ///
+    /// An error says that no leader has done so; the date is moved all the same, and the next leader will. Panics if
+    /// [`Builder::env`] was given a clock that is not [`Clock::manual`].
+    pub async fn advance(&self, by: Duration) -> io::Result<()> {
+        let until_ms = self.env.clock.wall_ms() + by.as_millis() as i64;
+        self.env.clock.advance(by);
+        self.leader_that(|group| group.caught_up_to_ms() >= until_ms).await.map(drop)
+    }
+
     /// The broker that leads and serves; waits until there is one.
+    ///
+    /// An error, at once, if no majority is alive and connected: there will be none.
     pub async fn leader(&self) -> io::Result<usize> {
+        self.leader_that(|_| true).await
+    }
+
+    async fn leader_that(&self, suits: impl Fn(&BrokerGroup) -> bool) -> io::Result<usize> {
+        let majority = self.nodes.len() / 2 + 1;
+        let alive: BTreeSet<usize> = (0..self.nodes.len()).filter(|node| self.broker(*node).is_some()).collect();
+        let sides = [&alive & &self.cut_off, &alive - &self.cut_off];
+        let Some(side) = sides.iter().find(|side| side.len() >= majority) else {
+            return Err(io::Error::other(format!(
+                "no leader: {} of {} brokers are alive and reach each other, and a majority is {majority}: restart one, or \
+                 heal the partition",
+                sides.iter().map(BTreeSet::len).max().unwrap_or(0),
+                self.nodes.len(),
+            )));
+        };
         let find = async {
             loop {
-                let leads = |node: &Node| node.broker.as_ref().is_some_and(|broker| broker.groups()[0].leads());
-                if let Some(leader) = self.nodes.iter().position(leads) {
-                    return leader;
+                // One that is cut off takes itself for the leader for a little longer.
+                let leads =
+                    |node: &&usize| self.nodes[**node].group().is_some_and(|group| group.leads() && suits(group));
+                if let Some(leader) = side.iter().find(leads) {
+                    return *leader;
                 }
                 self.env.clock.sleep(LOOK_AGAIN).await;
             }
         };
-        self.env
-            .clock
-            .timeout(READY, find)
-            .await
-            .ok_or_else(|| io::Error::other(format!("no leader within {READY:?}: is a majority alive?")))
+        let found = self.env.clock.timeout(READY, find).await;
+        found.ok_or_else(|| io::Error::other(format!("a majority is alive, and no leader serves within {READY:?}")))
+    }
+
+    /// Cuts `nodes` off from all other brokers; on either side they reach each other. Replaces an earlier cut.
+    ///
+    /// Messages between the two sides are neither refused nor answered. Clients and the NameServer reach both sides.
+    pub fn partition(&mut self, nodes: &[usize]) {
+        assert!(nodes.iter().all(|node| *node < self.nodes.len()), "there are {} nodes", self.nodes.len());
+        self.cut_off = nodes.iter().copied().collect();
+        self.partition.cut_off(nodes.iter().copied());
+    }
+
+    /// Ends the partition.
+    pub fn heal(&mut self) {
+        self.partition(&[]);
     }
 
     /// Ends a broker as SIGKILL would: no hand-over, no flush, no farewell. Nothing if it is dead already.
@@ -304,7 +412,8 @@ impl Cluster {
     /// Starts a dead broker again, on the same directory and addresses.
     pub async fn restart(&mut self, node: usize) -> Result<(), StartError> {
         assert!(self.nodes[node].broker.is_none(), "node {node} is alive");
-        let broker = Broker::start(self.env.clone(), self.nodes[node].config.clone()).await?;
+        let Node { env, config, .. } = &self.nodes[node];
+        let broker = Broker::start(env.clone(), config.clone()).await?;
         self.nodes[node].broker = Some(broker);
         Ok(())
     }

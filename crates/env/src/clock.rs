@@ -1,11 +1,17 @@
-//! Wall time, monotonic time, sleeping.
+//! Wall time, monotonic time, sleeping; and a date that a test moves ahead.
+//!
+//! Dates and patience are two things. What is promised by the date (a delay, a lease, how long a message is kept) is judged
+//! by [`Clock::wall_ms`] and [`Clock::elapsed`], which [`Clock::advance`] moves; how long to wait for an answer is judged by
+//! [`Clock::monotonic`], which nothing moves.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A clock. Cheap to clone; clones of a simulated clock share its offset.
+use tokio::sync::watch;
+
+/// A clock. Cheap to clone; clones of a manual or simulated clock share its offset.
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: Source,
@@ -15,6 +21,8 @@ pub struct Clock {
 #[derive(Clone, Debug)]
 enum Source {
     Real,
+    /// The machine's, with what was added to its date.
+    Manual(Arc<watch::Sender<Duration>>),
     Simulated(Arc<Simulated>),
 }
 
@@ -48,6 +56,13 @@ impl Clock {
         Clock { source: Source::Real, start: tokio::time::Instant::now() }
     }
 
+    /// The machine's clock, whose date [`Clock::advance`] moves ahead.
+    #[allow(clippy::disallowed_methods)]
+    pub fn manual() -> Clock {
+        let advanced = Arc::new(watch::Sender::new(Duration::ZERO));
+        Clock { source: Source::Manual(advanced), start: tokio::time::Instant::now() }
+    }
+
     /// A clock that advances with tokio's (paused) time, from a fixed date.
     #[allow(clippy::disallowed_methods)]
     pub fn simulated() -> Clock {
@@ -61,14 +76,25 @@ impl Clock {
     }
 
     /// Milliseconds since the Unix epoch. May jump either way: never use it to measure a duration.
-    #[allow(clippy::disallowed_methods)]
     pub fn wall_ms(&self) -> i64 {
+        self.wall_and_elapsed().0
+    }
+
+    /// Time that has passed since this clock was made, with what it was advanced by. Never goes back.
+    pub fn elapsed(&self) -> Duration {
+        self.wall_and_elapsed().1
+    }
+
+    /// [`Clock::wall_ms`] and [`Clock::elapsed`], read so that an advance moves both or neither.
+    pub fn wall_and_elapsed(&self) -> (i64, Duration) {
+        let monotonic = self.monotonic();
         match &self.source {
-            Source::Real => match SystemTime::now().duration_since(UNIX_EPOCH) {
-                Ok(since) => since.as_millis() as i64,
-                Err(before) => -(before.duration().as_millis() as i64),
-            },
-            Source::Simulated(wall) => wall.at(self.monotonic()),
+            Source::Real => (machine_wall_ms(), monotonic),
+            Source::Manual(advanced) => {
+                let advanced = *advanced.borrow();
+                (machine_wall_ms() + advanced.as_millis() as i64, monotonic + advanced)
+            }
+            Source::Simulated(wall) => (wall.at(monotonic), monotonic),
         }
     }
 
@@ -82,6 +108,25 @@ impl Clock {
     #[allow(clippy::disallowed_methods)]
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await
+    }
+
+    /// Resolves when [`Clock::elapsed`] reaches `moment`: at once when the clock is advanced to it or beyond. Cancel-safe.
+    pub async fn until_elapsed(&self, moment: Duration) {
+        let mut advances = self.advances();
+        loop {
+            let rest = moment.saturating_sub(self.elapsed());
+            if rest.is_zero() || self.timeout(rest, advances.next()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Tells of each [`Clock::advance`] from now on. Ask for it before looking at the time: none is missed then.
+    pub fn advances(&self) -> Advances {
+        match &self.source {
+            Source::Manual(advanced) => Advances(Some(advanced.subscribe())),
+            Source::Real | Source::Simulated(_) => Advances(None),
+        }
     }
 
     /// Runs `future` for at most `limit`; `None` if it did not end in time (it is dropped).
@@ -98,10 +143,21 @@ impl Clock {
         Ticks(interval)
     }
 
+    /// Moves the date of a manual clock and all its clones ahead; who waits in [`Clock::until_elapsed`] and is due is
+    /// woken. Milliseconds count. Panics on any other clock.
+    pub fn advance(&self, by: Duration) {
+        let whole = Duration::from_millis(by.as_millis() as u64);
+        match &self.source {
+            Source::Real => panic!("the machine's clock is not ours to advance: use Clock::manual"),
+            Source::Manual(advanced) => advanced.send_modify(|advanced| *advanced += whole),
+            Source::Simulated(_) => panic!("a simulated clock advances by waiting"),
+        }
+    }
+
     /// Moves a simulated wall clock by `by_ms`; the monotonic clock does not see it. Panics on the real clock.
     pub fn step_wall(&self, by_ms: i64) {
         match &self.source {
-            Source::Real => panic!("the real clock is not ours to step"),
+            Source::Real | Source::Manual(_) => panic!("the real clock is not ours to step"),
             Source::Simulated(wall) => {
                 wall.base.fetch_add(by_ms, Ordering::Relaxed);
             }
@@ -116,7 +172,7 @@ impl Clock {
             "a clock is bent in its runtime's time, not outside of it"
         );
         match &self.source {
-            Source::Real => panic!("the real clock is not ours to bend"),
+            Source::Real | Source::Manual(_) => panic!("the real clock is not ours to bend"),
             Source::Simulated(wall) => {
                 let monotonic = self.monotonic();
                 let before = wall.drift_ppm.swap(ppm, Ordering::Relaxed);
@@ -124,6 +180,14 @@ impl Clock {
                 wall.base.fetch_add(gained, Ordering::Relaxed);
             }
         }
+    }
+}
+
+#[allow(clippy::disallowed_methods)]
+fn machine_wall_ms() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_millis() as i64,
+        Err(before) => -(before.duration().as_millis() as i64),
     }
 }
 
@@ -138,6 +202,23 @@ impl Ticks {
     /// Resolves at the next tick. Cancel-safe.
     pub async fn next(&mut self) {
         self.0.tick().await;
+    }
+}
+
+/// The moments at which a clock's date is moved; none, unless it is [`Clock::manual`].
+#[derive(Debug)]
+pub struct Advances(Option<watch::Receiver<Duration>>);
+
+impl Advances {
+    /// Resolves when the clock was advanced since this was made or has last resolved. Cancel-safe.
+    pub async fn next(&mut self) {
+        if let Some(advances) = &mut self.0
+            && advances.changed().await.is_ok()
+        {
+            return;
+        }
+        // Nobody can move it, or nobody is left who could.
+        std::future::pending().await
     }
 }
 
@@ -203,6 +284,32 @@ mod tests {
             }
         }
         assert_eq!(ticked, [1000, 2000, 3000]);
+    }
+
+    #[tokio::test]
+    async fn an_advance_moves_dates_wakes_who_waits_for_one_and_shortens_nobodys_patience() {
+        let clock = Clock::manual();
+        let hour = Duration::from_secs(3600);
+        let (wall, elapsed) = clock.wall_and_elapsed();
+        let mut by_date = std::pin::pin!(clock.until_elapsed(elapsed + 2 * hour));
+        let patient = clock.timeout(hour, std::future::pending::<()>());
+        let mut patient = std::pin::pin!(patient);
+        assert!(futures::poll!(&mut by_date).is_pending() && futures::poll!(&mut patient).is_pending());
+        clock.clone().advance(hour);
+        assert!(futures::poll!(&mut by_date).is_pending(), "half of it");
+        clock.advance(hour);
+        by_date.await;
+        assert!(futures::poll!(&mut patient).is_pending());
+        let (wall_after, elapsed_after) = clock.wall_and_elapsed();
+        assert!(elapsed_after >= elapsed + 2 * hour);
+        assert!(wall_after >= wall + 7_200_000 && wall_after < wall + 7_200_000 + 60_000);
+        assert!(clock.monotonic() < hour);
+    }
+
+    #[test]
+    #[should_panic(expected = "use Clock::manual")]
+    fn the_machines_clock_is_not_advanced() {
+        Clock::real().advance(Duration::from_secs(1));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! - [`clock`]: wall time, monotonic time, sleeping.
 //! - [`rng`]: seeded random numbers.
 //! - [`disk`]: files; [`disk::real`] and [`disk::simulated`], whose crashes lose, tear and reorder unsynced writes.
-//! - [`net`]: TCP, tokio's or turmoil's.
+//! - [`net`]: TCP, tokio's or turmoil's; and a cut between hosts of one process.
 //! - [`executor`]: a future on a thread of its own (real), or as a task (simulated).
 //! - [`memory`]: giving back what the process does not use.
 //! - [`mod@fault`]: named points in the code at which a test may strike.

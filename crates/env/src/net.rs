@@ -1,10 +1,11 @@
-//! TCP: tokio's sockets, or turmoil's in a simulation.
+//! TCP: tokio's sockets, those of a [`Partition`], or turmoil's in a simulation.
 //!
-//! One type for both, told apart by an enum and not by a trait object: the choice is one branch per call. Streams have
+//! One type for all, told apart by an enum and not by a trait object: the choice is one branch per call. Streams have
 //! `TCP_NODELAY` set (callers batch by themselves), listeners `SO_REUSEADDR` (a restarted broker takes its port back at
 //! once).
 #![allow(clippy::disallowed_types)] // This is the door the others are sent to.
 
+mod partition;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 
@@ -18,6 +19,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
+pub use partition::Partition;
+
 /// Connections that the kernel queues for [`Listener::accept`].
 const BACKLOG: u32 = 1024;
 
@@ -25,9 +28,10 @@ const BACKLOG: u32 = 1024;
 #[derive(Clone, Debug)]
 pub struct Net(Kind);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     Real,
+    Partitioned(partition::Host),
     #[cfg(feature = "simulation")]
     Simulated,
 }
@@ -46,15 +50,19 @@ impl Net {
 
     /// Listens on `address`; port 0 picks a free one.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
-        match self.0 {
-            Kind::Real => {
+        match &self.0 {
+            Kind::Real | Kind::Partitioned(_) => {
                 let socket = match address {
                     SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
                     SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
                 };
                 socket.set_reuseaddr(true)?;
                 socket.bind(address)?;
-                Ok(Listener(ListenerKind::Real(socket.listen(BACKLOG)?)))
+                let listener = socket.listen(BACKLOG)?;
+                if let Kind::Partitioned(host) = &self.0 {
+                    host.listens(listener.local_addr()?.port());
+                }
+                Ok(Listener(ListenerKind::Real(listener)))
             }
             #[cfg(feature = "simulation")]
             Kind::Simulated => Ok(Listener(ListenerKind::Simulated(turmoil::net::TcpListener::bind(address).await?))),
@@ -64,12 +72,13 @@ impl Net {
     /// Connects to `address`, written `host:port`; the host may be a DNS name. Has no time limit of its own: put
     /// [`Clock::timeout`](crate::Clock::timeout) around it.
     pub async fn connect(&self, address: &str) -> io::Result<Stream> {
-        match self.0 {
+        match &self.0 {
             Kind::Real => {
                 let stream = tokio::net::TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Ok(Stream(StreamKind::Real(stream)))
             }
+            Kind::Partitioned(host) => Ok(Stream(StreamKind::Partitioned(host.connect(address).await?))),
             #[cfg(feature = "simulation")]
             Kind::Simulated => {
                 let stream = turmoil::net::TcpStream::connect(address).await?;
@@ -129,6 +138,7 @@ pub struct Stream(StreamKind);
 #[derive(Debug)]
 enum StreamKind {
     Real(tokio::net::TcpStream),
+    Partitioned(partition::Stream),
     #[cfg(feature = "simulation")]
     Simulated(simulated::Stream),
 }
@@ -142,6 +152,10 @@ impl Stream {
                 let (read, write) = stream.into_split();
                 (ReadHalf(ReadKind::Real(read)), WriteHalf(WriteKind::Real(write)))
             }
+            StreamKind::Partitioned(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf(ReadKind::Partitioned(read)), WriteHalf(WriteKind::Partitioned(write)))
+            }
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(stream) => {
                 let (read, write) = stream.into_split();
@@ -154,18 +168,8 @@ impl Stream {
     /// a machine that lost its power, or a link that was cut, closes no connection. Whole seconds count.
     pub fn break_when_silent(&self, limit: Duration) -> io::Result<()> {
         match &self.0 {
-            StreamKind::Real(stream) => {
-                use rustix::net::sockopt;
-                let probe = Duration::from_secs((limit.as_secs() / 2).max(1));
-                sockopt::set_socket_keepalive(stream, true)?;
-                sockopt::set_tcp_keepidle(stream, probe)?;
-                sockopt::set_tcp_keepintvl(stream, probe)?;
-                sockopt::set_tcp_keepcnt(stream, 1)?;
-                // What is sent and never acknowledged is no matter of probes.
-                #[cfg(target_os = "linux")]
-                sockopt::set_tcp_user_timeout(stream, limit.as_millis() as u32)?;
-                Ok(())
-            }
+            StreamKind::Real(stream) => probe(stream, limit),
+            StreamKind::Partitioned(stream) => probe(stream.socket(), limit),
             // A simulation says itself when a connection breaks: [`simulated::break_connections`].
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(_) => Ok(()),
@@ -176,6 +180,7 @@ impl Stream {
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         match &self.0 {
             StreamKind::Real(stream) => stream.peer_addr(),
+            StreamKind::Partitioned(stream) => stream.peer_addr(),
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(stream) => Ok(stream.peer_addr()),
         }
@@ -185,10 +190,25 @@ impl Stream {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match &self.0 {
             StreamKind::Real(stream) => stream.local_addr(),
+            StreamKind::Partitioned(stream) => stream.local_addr(),
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(stream) => Ok(stream.local_addr()),
         }
     }
+}
+
+/// Lets the kernel ask the other end whether it is there.
+fn probe(stream: &tokio::net::TcpStream, limit: Duration) -> io::Result<()> {
+    use rustix::net::sockopt;
+    let probe = Duration::from_secs((limit.as_secs() / 2).max(1));
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, probe)?;
+    sockopt::set_tcp_keepintvl(stream, probe)?;
+    sockopt::set_tcp_keepcnt(stream, 1)?;
+    // What is sent and never acknowledged is no matter of probes.
+    #[cfg(target_os = "linux")]
+    sockopt::set_tcp_user_timeout(stream, limit.as_millis() as u32)?;
+    Ok(())
 }
 
 /// The reading half of a [`Stream`].
@@ -198,6 +218,7 @@ pub struct ReadHalf(ReadKind);
 #[derive(Debug)]
 enum ReadKind {
     Real(OwnedReadHalf),
+    Partitioned(partition::ReadHalf),
     #[cfg(feature = "simulation")]
     Simulated(simulated::ReadHalf),
 }
@@ -209,6 +230,7 @@ pub struct WriteHalf(WriteKind);
 #[derive(Debug)]
 enum WriteKind {
     Real(OwnedWriteHalf),
+    Partitioned(partition::WriteHalf),
     #[cfg(feature = "simulation")]
     Simulated(simulated::WriteHalf),
 }
@@ -219,6 +241,7 @@ macro_rules! read_through {
             fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
                 match &mut self.get_mut().0 {
                     $inner::Real(stream) => Pin::new(stream).poll_read(cx, buf),
+                    $inner::Partitioned(stream) => Pin::new(stream).poll_read(cx, buf),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => Pin::new(stream).poll_read(cx, buf),
                 }
@@ -233,6 +256,7 @@ macro_rules! write_through {
             fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
                 match &mut self.get_mut().0 {
                     $inner::Real(stream) => Pin::new(stream).poll_write(cx, buf),
+                    $inner::Partitioned(stream) => Pin::new(stream).poll_write(cx, buf),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => Pin::new(stream).poll_write(cx, buf),
                 }
@@ -245,6 +269,7 @@ macro_rules! write_through {
             ) -> Poll<io::Result<usize>> {
                 match &mut self.get_mut().0 {
                     $inner::Real(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+                    $inner::Partitioned(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
                 }
@@ -253,6 +278,7 @@ macro_rules! write_through {
             fn is_write_vectored(&self) -> bool {
                 match &self.0 {
                     $inner::Real(stream) => stream.is_write_vectored(),
+                    $inner::Partitioned(stream) => stream.is_write_vectored(),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => stream.is_write_vectored(),
                 }
@@ -261,6 +287,7 @@ macro_rules! write_through {
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 match &mut self.get_mut().0 {
                     $inner::Real(stream) => Pin::new(stream).poll_flush(cx),
+                    $inner::Partitioned(stream) => Pin::new(stream).poll_flush(cx),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => Pin::new(stream).poll_flush(cx),
                 }
@@ -269,6 +296,7 @@ macro_rules! write_through {
             fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 match &mut self.get_mut().0 {
                     $inner::Real(stream) => Pin::new(stream).poll_shutdown(cx),
+                    $inner::Partitioned(stream) => Pin::new(stream).poll_shutdown(cx),
                     #[cfg(feature = "simulation")]
                     $inner::Simulated(stream) => Pin::new(stream).poll_shutdown(cx),
                 }
@@ -341,6 +369,7 @@ mod tests {
         for stream in [connected.unwrap(), accepted.unwrap().0] {
             match stream.0 {
                 StreamKind::Real(stream) => assert!(stream.nodelay().unwrap()),
+                StreamKind::Partitioned(_) => unreachable!("made by a whole network"),
                 #[cfg(feature = "simulation")]
                 StreamKind::Simulated(_) => unreachable!("made by a real network"),
             }
@@ -355,6 +384,7 @@ mod tests {
         let stream = net.connect(&address).await.unwrap();
         let is_watched = |stream: &Stream| match &stream.0 {
             StreamKind::Real(stream) => rustix::net::sockopt::socket_keepalive(stream).unwrap(),
+            StreamKind::Partitioned(_) => unreachable!("made by a whole network"),
             #[cfg(feature = "simulation")]
             StreamKind::Simulated(_) => unreachable!("made by a real network"),
         };

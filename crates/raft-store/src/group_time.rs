@@ -1,6 +1,7 @@
 //! Group time as a leader counts it: which clock it follows, what it stamps, and when somebody else should do it. Pure.
 //!
-//! A clock is known here by its *origin*: what it shows minus what this node's monotonic clock shows, in milliseconds.
+//! A clock is known here by its *origin*: what it shows minus what this node's monotonic clock shows, in milliseconds. (The
+//! monotonic clock is [`env::Clock::elapsed`]: a test that advances the date advances both, and no origin moves.)
 //! Idle time moves no origin; a step does, by itself, and drift does slowly. Another member's origin is known to lie
 //! between two numbers, as far apart as the question and its answer were.
 //!
@@ -45,7 +46,8 @@ pub struct Reading {
 impl Reading {
     /// Both clocks of `clock`, now.
     pub fn of(clock: &env::Clock) -> Reading {
-        Reading { wall: clock.wall_ms(), monotonic: millis(clock.monotonic()) }
+        let (wall, elapsed) = clock.wall_and_elapsed();
+        Reading { wall, monotonic: millis(elapsed) }
     }
 
     fn origin(self) -> i64 {

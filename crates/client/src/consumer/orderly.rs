@@ -42,7 +42,7 @@ async fn consume_one(session: &Session, owned: &OwnedQueue, message: Arc<Receive
     let mut attempts = 0;
     while owned.ending().is_none() {
         let Some(Ok(_slot)) = owned.until_ended(session.slots.acquire()).await else { return };
-        if session.needs_locks() && !owned.is_locked(clock.monotonic()) {
+        if session.needs_locks() && !owned.is_locked(clock.elapsed()) {
             owned.end(Ending::LockLost);
             return;
         }
@@ -79,7 +79,7 @@ async fn consume_one(session: &Session, owned: &OwnedQueue, message: Arc<Receive
 
 /// Tries to get a queue's lock; whether it did.
 pub(crate) async fn lock(session: &Session, owned: &OwnedQueue) -> Result<bool, RequestError> {
-    let asked_at = session.client.0.env.clock.monotonic();
+    let asked_at = session.client.0.env.clock.elapsed();
     let granted = ask(session, &owned.queue.topic, &owned.queue.broker_name, vec![(*owned.queue).clone()]).await?;
     let is_granted = granted.contains(&owned.queue);
     if is_granted {
@@ -93,12 +93,12 @@ pub(crate) async fn renew(session: &Session) {
     let clock = &session.client.0.env.clock;
     let mut by_broker: BTreeMap<String, Vec<Arc<OwnedQueue>>> = BTreeMap::new();
     for owned in session.owned() {
-        if owned.is_locked(clock.monotonic()) && owned.ending().is_none() {
+        if owned.is_locked(clock.elapsed()) && owned.ending().is_none() {
             by_broker.entry(owned.queue.broker_name.clone()).or_default().push(owned);
         }
     }
     let renewals = by_broker.iter().map(|(broker_name, queues)| async move {
-        let asked_at = clock.monotonic();
+        let asked_at = clock.elapsed();
         let names = queues.iter().map(|owned| (*owned.queue).clone()).collect();
         match ask(session, &queues[0].queue.topic, broker_name, names).await {
             Ok(granted) => {

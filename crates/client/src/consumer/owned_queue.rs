@@ -38,7 +38,7 @@ pub(crate) struct OwnedQueue {
     /// Messages have come, or a handler is done.
     pub(crate) activity: Notify,
     ending: watch::Sender<Option<Ending>>,
-    /// Orderly: until when, on the monotonic clock, nobody else can hold the queue's lock.
+    /// Orderly: until when, in elapsed time, nobody else can hold the queue's lock.
     locked_until: Mutex<Option<Duration>>,
     /// The offset last sent to the broker, and when.
     told: Mutex<Option<(i64, Duration)>>,

@@ -367,8 +367,9 @@ async fn flush_regularly(session: Arc<Session>, mut stopped: watch::Receiver<boo
 
 async fn renew_regularly(session: Arc<Session>, _stopped: watch::Receiver<bool>) {
     // Goes on during the shutdown: handlers that are being waited for hold their locks.
+    let clock = session.client.0.env.clock.clone();
     loop {
-        session.client.0.env.clock.sleep(RENEWAL_INTERVAL).await;
+        clock.until_elapsed(clock.elapsed() + RENEWAL_INTERVAL).await;
         orderly::renew(&session).await;
     }
 }
@@ -415,7 +416,7 @@ impl Session {
 
     /// What tools show of it: 307.
     pub(crate) fn running_info(&self) -> ConsumerRunningInfo {
-        let now = self.client.0.env.clock.monotonic();
+        let now = self.client.0.env.clock.elapsed();
         let properties = [
             ("PROP_CLIENT_VERSION", concat!("raftmq-client ", env!("CARGO_PKG_VERSION")).to_owned()),
             ("PROP_CONSUME_TYPE", ConsumeType::Passively.name().to_owned()),

@@ -219,15 +219,16 @@ impl Links {
         address: &str,
         channel: Channel,
     ) -> Result<(MessageReader, MessageWriter), ConnectError> {
-        let asked = self.env.clock.monotonic();
-        let hello = Hello { expects: peer, channel, wall_ms: self.env.clock.wall_ms(), ..self.hello.clone() };
+        let clock = &self.env.clock;
+        let asked = clock.elapsed();
+        let hello = Hello { expects: peer, channel, wall_ms: clock.wall_ms(), ..self.hello.clone() };
         let connected = connection::connect(&self.env, address, &hello, HELLO_LIMIT).await;
         if let Err(ConnectError::Refused { .. }) = &connected {
             PeerCounters::count(&self.counters.refused_hellos);
         }
         let (reader, writer, theirs) = connected?;
         self.cluster_versions.lock().insert(peer, theirs.cluster_version);
-        self.heard.clock(peer, theirs.wall_ms, asked, self.env.clock.monotonic());
+        self.heard.clock(peer, theirs.wall_ms, asked, clock.elapsed(), clock.monotonic());
         Ok((reader, writer))
     }
 }

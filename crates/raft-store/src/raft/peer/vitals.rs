@@ -62,10 +62,10 @@ impl Pulse {
 }
 
 impl Heard {
-    /// `node` showed `wall_ms` between two of this node's monotonic times.
-    pub fn clock(&self, node: NodeId, wall_ms: i64, asked: Duration, answered: Duration) {
+    /// `node` showed `wall_ms` between two moments of this node's elapsed time, and was heard of at `now`.
+    pub fn clock(&self, node: NodeId, wall_ms: i64, asked: Duration, answered: Duration, now: Duration) {
         let origin = Origin::heard(wall_ms, millis(asked), millis(answered));
-        let pulse = Pulse { at: answered, origin };
+        let pulse = Pulse { at: now, origin };
         let mut by_node = self.by_node.lock();
         match by_node.get_mut(&node) {
             Some(before) => before.hear(pulse),
@@ -152,10 +152,10 @@ fn others_to_ask(server: &RaftServerMetrics<Types>) -> Option<Vec<(NodeId, Strin
 
 async fn ask(links: &Arc<Links>, node: NodeId, address: &str) {
     let clock = links.env().clock.clone();
-    let asked = clock.monotonic();
+    let asked = clock.elapsed();
     if let Some(Some(vitals)) = clock.timeout(ANSWER_LIMIT, links.ask_vitals(node, address)).await {
         let (Vitals { wall_ms, images }, now) = (vitals, clock.monotonic());
-        links.heard().clock(node, wall_ms, asked, now);
+        links.heard().clock(node, wall_ms, asked, clock.elapsed(), now);
         links.heard().images_told(node, images, now);
     }
 }
@@ -181,16 +181,17 @@ mod tests {
     fn what_was_heard_with_less_delay_counts_until_it_is_old_or_the_clock_was_moved() {
         let heard = Heard::default();
         let known = |now| heard.others(&[1, 2, 3], 1, at(now)).clocks;
+        let hears = |wall_ms, asked, answered| heard.clock(2, wall_ms, asked, answered, answered);
         let origin = |earliest, latest| vec![(2, Origin { earliest, latest })];
-        heard.clock(2, 5100, at(90), at(100));
+        hears(5100, at(90), at(100));
         assert_eq!(known(100), origin(5000, 5010));
-        heard.clock(2, 5300, at(150), at(350));
+        hears(5300, at(150), at(350));
         assert_eq!(known(350), origin(5000, 5010), "the disk was slow");
-        heard.clock(2, 5400, at(399), at(404));
+        hears(5400, at(399), at(404));
         assert_eq!(known(404), origin(4996, 5001));
-        heard.clock(2, 9500, at(450), at(550));
+        hears(9500, at(450), at(550));
         assert_eq!(known(550), origin(8950, 9050), "it was moved");
-        heard.clock(2, 12_100, at(3000), at(3200));
+        hears(12_100, at(3000), at(3200));
         assert_eq!(known(3200), origin(8900, 9100), "old");
         assert_eq!(known(8200), origin(8900, 9100));
         assert_eq!(known(8201), vec![], "it has not been heard of for long");
