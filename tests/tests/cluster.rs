@@ -32,17 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at something that has no bell.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Level 2 outlives a change of leader; from level 3 on, retries of consumers come quickly.
-const DELAY_LEVELS_MS: [u64; 5] = [100, 4_000, 100, 150, 200];
+/// Level 2 outlives whatever happens; from level 3 on, retries of consumers come quickly.
+const DELAY_LEVELS_MS: [u64; 5] = [100, 7_200_000, 100, 150, 200];
 const LONG_LEVEL: u8 = 2;
-
-/// How long an orderly consumer's lock holds here: longer than a change of leader, short enough to be waited for.
-const QUEUE_LOCK: Duration = Duration::from_secs(5);
 
 async fn three_nodes() -> Cluster {
     let messages = MessagePolicy {
         delay_levels: DELAY_LEVELS_MS.into_iter().map(Duration::from_millis).collect(),
-        queue_lock: QUEUE_LOCK,
         ..MessagePolicy::default()
     };
     Cluster::builder().messages(messages).start().await.expect("a cluster of three")
@@ -282,13 +278,12 @@ async fn stored_consumer_offsets_survive_the_leader() {
 async fn a_delayed_message_outlives_its_leader_and_comes_once_and_not_early() {
     let _machine = MACHINE.lock().await;
     let mut cluster = three_nodes().await;
-    let clock = Env::real().clock;
     make_topic(&cluster, "Delayed", 1).await;
     let client = client_of(&cluster);
     let producer = producer_of(&client);
-    let delay_ms = DELAY_LEVELS_MS[usize::from(LONG_LEVEL) - 1] as i64;
+    let delay_ms = DELAY_LEVELS_MS[usize::from(LONG_LEVEL) - 1];
 
-    let asked_ms = clock.wall_ms();
+    let asked_ms = cluster.clock().wall_ms();
     let receipt = producer.send(Message::new("Delayed", "later").with_delay_level(LONG_LEVEL)).await.expect("sent");
     assert_eq!(receipt.attempts, 1, "a repeated send may be delivered twice");
     let killed = cluster.leader().await.expect("a leader");
@@ -298,15 +293,13 @@ async fn a_delayed_message_outlives_its_leader_and_comes_once_and_not_early() {
     let mut consumer = client.pull_consumer("dg").expect("a consumer");
     let queues = consumer.queues("Delayed").await.expect("queues");
     until("the queue can be assigned", async || consumer.assign(&queues, StartFrom::First).await.ok()).await;
-    let came = until("the delayed message", async || {
-        let messages = consumer.poll(Duration::from_secs(1)).await.ok()?;
-        (!messages.is_empty()).then_some(messages)
-    })
-    .await;
-    let came_ms = clock.wall_ms();
+    cluster.advance(Duration::from_millis(delay_ms) - PATIENCE).await.expect("advanced");
+    assert_eq!(consumer.max_offset(&queues[0]).await, Ok(0), "it is early");
+    cluster.advance(PATIENCE).await.expect("advanced");
+    assert_eq!(consumer.max_offset(&queues[0]).await, Ok(1), "it is late");
+    let came = consumer.poll(PATIENCE).await.expect("a poll");
     assert_eq!(came.iter().map(|message| message.body().clone()).collect::<Vec<_>>(), ["later"]);
-    assert!(came_ms >= asked_ms + delay_ms, "{} ms early", asked_ms + delay_ms - came_ms);
-    assert!(came[0].stored_ms() >= asked_ms + delay_ms, "shown as visible before its time");
+    assert!(came[0].stored_ms() >= asked_ms + delay_ms as i64, "shown as visible before its time");
     assert_eq!(came[0].unique_key(), Some(receipt.unique_key.as_str()));
 
     // The killed one comes back and catches up, and has had its chance to deliver the message a second time when what was
@@ -401,33 +394,26 @@ async fn lock(cluster: &Cluster, client: &str, queue: &MessageQueue) -> Option<b
 async fn an_orderly_lock_survives_the_leader_and_ends_with_its_lease() {
     let _machine = MACHINE.lock().await;
     let mut cluster = three_nodes().await;
-    let clock = Env::real().clock;
     make_topic(&cluster, "Orderly", 1).await;
     let admin = admin_of(&cluster);
     admin.put_group(&leader_address(&cluster).await, &SubscriptionGroupConfig::new("lg")).await.expect("it is made");
     admin.close().await;
     let queue = MessageQueue::new("Orderly", "broker-a", 0);
 
-    let asked = clock.monotonic();
     assert_eq!(lock(&cluster, "first", &queue).await, Some(true));
     assert_eq!(lock(&cluster, "second", &queue).await, Some(false), "held by the first");
     let killed = cluster.leader().await.expect("a leader");
     cluster.kill(killed).await;
     assert_ne!(cluster.leader().await.expect("another leader"), killed);
 
-    let mut refusals = 0;
-    let granted = until("the lease ends and the second gets the queue", async || {
-        match lock(&cluster, "second", &queue).await? {
-            true => Some(clock.monotonic()),
-            false => {
-                refusals += 1;
-                None
-            }
-        }
-    })
-    .await;
-    assert!(refusals > 0, "the new leader knew of no lock");
-    assert!(granted - asked >= QUEUE_LOCK, "the lease of {QUEUE_LOCK:?} was broken after {:?}", granted - asked);
+    let second_gets_it = async || until("an answer", async || lock(&cluster, "second", &queue).await).await;
+    assert!(!second_gets_it().await, "the new leader knows of no lock");
+    let lease = MessagePolicy::default().queue_lock;
+    cluster.advance(lease - PATIENCE).await.expect("advanced");
+    assert!(!second_gets_it().await, "the lease of {lease:?} was broken");
+    // The new leader has extended it by the time in which nobody led.
+    cluster.advance(PATIENCE * 2).await.expect("advanced");
+    assert!(second_gets_it().await, "the lease of {lease:?} does not end");
     assert_eq!(lock(&cluster, "first", &queue).await, Some(false), "the second holds it now");
     cluster.shutdown().await;
 }
