@@ -7,6 +7,7 @@
 //! - [`TransactionalProducer`]: messages that are visible after a local transaction, or never.
 //! - [`PushConsumer`]: a member of a consumer group; messages come to a handler, concurrently or in order, to one member
 //!   each (clustering) or to all (broadcasting).
+//! - [`Deliveries`]: the same as a stream, from which the program takes messages and acknowledges them one by one.
 //! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
 //! - [`admin`]: what tools ask NameServers and brokers.
 //!
@@ -86,6 +87,7 @@
 //! | `DefaultMQPushConsumer` | [`Client::push_consumer`], [`PushConsumer`] |
 //! | `MessageListenerConcurrently`, `MessageListenerOrderly` | a [`Handler`] given to `start` or `start_orderly` |
 //! | `RECONSUME_LATER`, `SUSPEND_CURRENT_QUEUE_A_MOMENT` | `Err(Retry)`, see [`Retry`] |
+//! | `SimpleConsumer.receive`, `ack` | [`Deliveries::next`], [`Delivery::ack`] |
 //! | `DefaultLitePullConsumer` with `assign` | [`PullConsumer`] |
 //! | `DefaultMQAdminExt` | [`admin`] |
 
@@ -95,6 +97,7 @@ mod builder;
 mod callbacks;
 mod compression;
 mod consumer;
+mod deliveries;
 mod errors;
 mod membership;
 mod message;
@@ -110,6 +113,7 @@ mod unique_key;
 
 pub use builder::{Client, ClientBuilder};
 pub use consumer::{Handler, PushConsumer, PushConsumerBuilder, Retry, StartFrom};
+pub use deliveries::{Deliveries, Delivery, Expired};
 pub use errors::{ConfigError, InvalidMessage, RequestError, RouteError, SendError, StartError};
 pub use message::{Message, ReceivedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::handler::Retry;
+use super::handler::{Retry, When};
 use super::owned_queue::{Ending, OwnedQueue};
 use super::send_back;
 use super::session::Session;
@@ -25,6 +25,7 @@ pub(crate) async fn work(session: Arc<Session>) {
         owned.last_consume_ms.store(session.client.0.env.clock.wall_ms(), Ordering::Relaxed);
         match handled.unwrap_or_else(|| Err(Retry::later(format!("not done within {limit:?}")))) {
             Ok(()) => owned.finish(offset),
+            Err(Retry { when: When::NotBegun, .. }) => owned.leave(offset),
             Err(retry) if session.is_broadcasting() => {
                 let (group, topic, reason) = (session.group(), message.topic(), retry.reason());
                 tracing::warn!(group, topic, offset, reason, "a broadcast message failed; there is no second try");

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -50,7 +51,10 @@ pub struct Retry {
 pub(crate) enum When {
     Later,
     AtLevel(u8),
+    After(Duration),
     Never,
+    /// Nobody has tried: it stays where it is, as a message whose handler was never called.
+    NotBegun,
 }
 
 impl Retry {
@@ -62,6 +66,17 @@ impl Retry {
     /// Again after the broker's delay level (1 to 18); an orderly consumer takes its pause instead.
     pub fn at_level(level: u8, reason: impl Into<String>) -> Retry {
         Retry { when: When::AtLevel(level.max(1)), reason: reason.into() }
+    }
+
+    /// Again after `delay`, to the millisecond; an orderly consumer takes its pause instead. RocketMQ's own brokers know this
+    /// from 5.0 on.
+    pub fn after(delay: Duration, reason: impl Into<String>) -> Retry {
+        Retry { when: When::After(delay), reason: reason.into() }
+    }
+
+    /// The consumer ended before anybody looked at the message.
+    pub(crate) fn not_begun() -> Retry {
+        Retry { when: When::NotBegun, reason: "the consumer ends".to_owned() }
     }
 
     /// Never again: the message goes to the group's dead-letter queue.

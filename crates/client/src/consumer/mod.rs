@@ -35,6 +35,7 @@ pub use handler::{Handler, Retry};
 pub use session::StartFrom;
 
 use crate::builder::Client;
+use crate::deliveries::{self, Deliveries};
 use crate::errors::{ConfigError, InvalidMessage, RouteError, StartError};
 use crate::membership;
 use crate::pull::Subscription;
@@ -157,6 +158,25 @@ impl PushConsumerBuilder {
         self.start_as(Order::Orderly, handler).await
     }
 
+    /// Starts to consume, and lets the program take the messages itself: several may be out at once, in any order.
+    pub async fn deliveries(self) -> Result<Deliveries, StartError> {
+        self.deliveries_as(Order::Concurrent).await
+    }
+
+    /// Starts to consume in order, and lets the program take the messages itself: of each queue, the next one comes when the
+    /// one before is acknowledged.
+    pub async fn deliveries_orderly(self) -> Result<Deliveries, StartError> {
+        self.deliveries_as(Order::Orderly).await
+    }
+
+    async fn deliveries_as(mut self, order: Order) -> Result<Deliveries, StartError> {
+        // What waits to be taken from the stream takes no time; and in order, the next one must not come beside this one.
+        let limit = std::mem::replace(&mut self.settings.consume_timeout, Duration::MAX);
+        let limit = if order == Order::Orderly { Duration::MAX } else { limit };
+        let (offering, offers) = deliveries::offering(&self.client.0.env.clock, limit);
+        Ok(Deliveries::new(self.start_as(order, offering).await?, offers))
+    }
+
     async fn start_as(mut self, order: Order, handler: impl Handler) -> Result<PushConsumer, StartError> {
         self.check()?;
         if order == Order::Orderly {
@@ -274,12 +294,16 @@ impl PushConsumer {
         self.session.assigned()
     }
 
+    pub(crate) fn stop(&self) {
+        let _ = self.stop.send(true);
+    }
+
     /// Stops pulling, waits for the handlers that run, gives back what failed, stores the offsets, unlocks the queues and
     /// leaves the group. Messages that had come and were not begun come to other members, or again.
     ///
     /// Dropping this future does not stop the shutdown.
     pub async fn shutdown(self) {
-        let _ = self.stop.send(true);
+        self.stop();
         if let Err(error) = self.running.await {
             tracing::error!(%error, "the consumer's task failed");
         }

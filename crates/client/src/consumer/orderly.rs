@@ -57,6 +57,10 @@ async fn consume_one(session: &Session, owned: &OwnedQueue, message: Arc<Receive
             owned.finish(offset);
             return;
         };
+        if retry.when == When::NotBegun {
+            owned.end(Ending::Shutdown);
+            return;
+        }
         attempts += 1;
         let (group, topic, reason) = (session.group(), message.topic(), retry.reason());
         tracing::debug!(group, topic, offset, attempts, reason, "a message failed; its queue waits");

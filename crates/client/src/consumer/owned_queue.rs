@@ -126,6 +126,12 @@ impl OwnedQueue {
         self.activity.notify_one();
     }
 
+    /// Nobody will handle the message here any more: it holds the offset, and comes again to whoever has the queue next.
+    pub(crate) fn leave(&self, offset: i64) {
+        self.with_process(|process| process.pause(offset));
+        self.activity.notify_one();
+    }
+
     /// A handler failed the message: it is held until [`OwnedQueue::finish`].
     pub(crate) fn fail(&self, message: Arc<ReceivedMessage>, retry: Retry) {
         self.with_process(|process| process.pause(message.queue_offset()));
@@ -225,6 +231,16 @@ mod tests {
         assert!(owned.is_quiet() && owned.progress() == Some(5));
         owned.finish(5);
         assert_eq!(owned.progress(), Some(6));
+    }
+
+    #[test]
+    fn a_message_that_was_left_holds_the_offset_and_nobody_waits_for_it() {
+        let owned = owned();
+        owned.begin_at(5);
+        owned.with_process(|process| process.take_in(vec![message(5)], 6));
+        let left = owned.start_next().unwrap();
+        owned.leave(left.queue_offset());
+        assert!(owned.is_quiet() && owned.progress() == Some(5));
     }
 
     #[test]

@@ -38,10 +38,13 @@ pub(crate) async fn give_back(session: &Session, message: &ReceivedMessage, when
 }
 
 async fn give_back_once(session: &Session, message: &ReceivedMessage, when: When) -> Result<(), RequestError> {
+    let own_limit = session.settings.max_reconsume_times;
     let delay_level = match when {
-        When::Later => 0,
+        When::Later | When::NotBegun => 0,
         When::AtLevel(level) => level.into(),
         When::Never => -1,
+        // CONSUMER_SEND_MSG_BACK knows levels only.
+        When::After(_) => return send_copy(session, message, 1, own_limit, when).await,
     };
     let queue = message.queue();
     let header = ConsumerSendMessageBackRequest {
@@ -51,21 +54,14 @@ async fn give_back_once(session: &Session, message: &ReceivedMessage, when: When
         origin_msg_id: Some(message.offset_message_id()),
         origin_topic: Some(message.topic().to_owned()),
         unit_mode: false,
-        max_reconsume_times: session.settings.max_reconsume_times,
+        max_reconsume_times: own_limit,
         broker_name: Some(queue.broker_name.clone()),
     };
     let request = RemotingCommand::request_with(RequestCode::CONSUMER_SEND_MSG_BACK, &header);
     match session.client.ask_group(&queue.topic, &queue.broker_name, request).await {
         // The broker cannot do it, because it has the message no more, for example. This client still has it.
         Err(RequestError::Refused { code, .. }) if !is_not_now(code) => {
-            send_copy(
-                session,
-                message,
-                1,
-                session.settings.max_reconsume_times.unwrap_or(DEFAULT_MAX_RECONSUME_TIMES),
-                when,
-            )
-            .await
+            send_copy(session, message, 1, Some(own_limit.unwrap_or(DEFAULT_MAX_RECONSUME_TIMES)), when).await
         }
         other => other.map(|_| ()),
     }
@@ -77,7 +73,7 @@ pub(crate) async fn give_up(session: &Session, message: &ReceivedMessage, attemp
     let mut pause = FIRST_PAUSE;
     // A limit below the count makes the broker choose the dead-letter queue.
     let most = message.reconsume_times().saturating_add(attempts) - 1;
-    while let Err(error) = send_copy(session, message, attempts, most, When::Never).await {
+    while let Err(error) = send_copy(session, message, attempts, Some(most), When::Never).await {
         let (topic, offset) = (&message.queue().topic, message.queue_offset());
         tracing::warn!(group = session.group(), topic, offset, %error, "a message could not be given up yet");
         session.client.0.env.clock.sleep(pause).await;
@@ -85,32 +81,38 @@ pub(crate) async fn give_up(session: &Session, message: &ReceivedMessage, attemp
     }
 }
 
-/// Sends the message anew to the group's retry topic, as one that has failed `attempts` times more.
+/// Sends the message anew to the group's retry topic, as one that has failed `attempts` times more. Without a limit of its
+/// own the group's counts.
 async fn send_copy(
     session: &Session,
     message: &ReceivedMessage,
     attempts: i32,
-    max_reconsume_times: i32,
+    max_reconsume_times: Option<i32>,
     when: When,
 ) -> Result<(), RequestError> {
     let topic = names::retry_topic(session.group());
     let reconsume_times = message.reconsume_times().saturating_add(attempts);
-    let limit = if when == When::Never { max_reconsume_times.min(reconsume_times - 1) } else { max_reconsume_times };
-    let level = match when {
-        When::AtLevel(level) => level.into(),
-        _ => FIRST_RETRY_LEVEL.saturating_add(message.reconsume_times()),
+    let limit = match when {
+        When::Never => Some(max_reconsume_times.unwrap_or(i32::MAX).min(reconsume_times - 1)),
+        _ => max_reconsume_times,
     };
+    let mut copied = copied_properties(message);
+    match when {
+        When::AtLevel(level) => copied.set(properties::DELAY, level),
+        When::After(delay) => copied.set(properties::TIMER_DELAY_MS, delay.as_millis()),
+        _ => copied.set(properties::DELAY, FIRST_RETRY_LEVEL.saturating_add(message.reconsume_times())),
+    }
     let compressed = message.still_compressed().map(|kind| SysFlag(0).with_compression(kind));
     let outgoing = Outgoing {
         topic: &topic,
         body: message.body().clone(),
-        properties: copied_properties(message, level).into_encoded(),
+        properties: copied.into_encoded(),
         unique_key: message.unique_key().unwrap_or_default().to_owned(),
         flag: message.flag(),
         sys_flag: compressed.unwrap_or_default().0,
         born_ms: message.born_ms(),
         reconsume_times,
-        max_reconsume_times: Some(limit),
+        max_reconsume_times: limit,
         is_batch: false,
         // An earlier copy may have been sent under the same key a minute ago; this is another.
         marking: Marking::Never,
@@ -118,13 +120,14 @@ async fn send_copy(
     session.give_back.send_back(&outgoing).await.map(|_| ()).map_err(|error| RequestError::Unknown(error.to_string()))
 }
 
-fn copied_properties(message: &ReceivedMessage, level: i32) -> Properties {
+fn copied_properties(message: &ReceivedMessage) -> Properties {
     let mut copied = Properties::parse(message.encoded_properties());
     for stale in [
         properties::TRAN_MSG,
         properties::REAL_TOPIC,
         properties::REAL_QID,
         properties::RETRIED,
+        properties::DELAY,
         properties::TIMER_DELAY_SEC,
         properties::TIMER_DELAY_MS,
         properties::TIMER_DELIVER_MS,
@@ -135,7 +138,6 @@ fn copied_properties(message: &ReceivedMessage, level: i32) -> Properties {
     if message.property(properties::ORIGIN_MESSAGE_ID).is_none() {
         copied.set(properties::ORIGIN_MESSAGE_ID, message.offset_message_id());
     }
-    copied.set(properties::DELAY, level);
     copied
 }
 
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_remembers_where_it_came_from_and_is_delayed_once() {
+    fn a_copy_remembers_where_it_came_from_and_not_how_it_was_delayed() {
         let record = NewRecord {
             topic: "T",
             queue_id: 0,
@@ -166,10 +168,10 @@ mod tests {
         };
         let queue = Arc::new(MessageQueue::new("T", "b", 0));
         let message = ReceivedMessage::from_record(&record.to_bytes().unwrap(), &queue).unwrap();
-        let copied = copied_properties(&message, 4);
+        let copied = copied_properties(&message);
         let get = |name| copied.get(name);
         assert_eq!((get("UNIQ_KEY"), get("own"), get("RETRY_TOPIC")), (Some("K"), Some("x"), Some("T")));
-        assert_eq!((get("DELAY"), get("REAL_TOPIC")), (Some("4"), None));
+        assert_eq!((get("DELAY"), get("REAL_TOPIC")), (None, None));
         assert_eq!(get("ORIGIN_MESSAGE_ID"), Some("0A00000200002A9F0000000000000000"));
     }
 }

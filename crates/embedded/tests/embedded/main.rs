@@ -1,5 +1,7 @@
-//! What a user's own test stands on: the date moved ahead, brokers killed, brokers cut off.
+//! What a user's own test stands on: the date moved ahead, brokers killed, brokers cut off; and what our client promises
+//! then.
 
+mod deliveries;
 mod partition;
 mod time;
 
