@@ -8,6 +8,7 @@
 //! - [`PushConsumer`]: a member of a consumer group; messages come to a handler, concurrently or in order, to one member
 //!   each (clustering) or to all (broadcasting).
 //! - [`Deliveries`]: the same as a stream, from which the program takes messages and acknowledges them one by one.
+//! - [`IdempotentConsumer`]: a handler that consumes once what comes twice, as far as its [`SeenStore`] remembers.
 //! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
 //! - [`admin`]: what tools ask NameServers and brokers.
 //!
@@ -99,6 +100,7 @@ mod compression;
 mod consumer;
 mod deliveries;
 mod errors;
+mod idempotence;
 mod membership;
 mod message;
 mod network;
@@ -115,6 +117,9 @@ pub use builder::{Client, ClientBuilder};
 pub use consumer::{Handler, PushConsumer, PushConsumerBuilder, Retry, StartFrom};
 pub use deliveries::{Deliveries, Delivery, Expired};
 pub use errors::{ConfigError, InvalidMessage, RequestError, RouteError, SendError, StartError};
+#[cfg(feature = "sled")]
+pub use idempotence::SledSeenStore;
+pub use idempotence::{Claim, IdempotentConsumer, MemorySeenStore, Seen, SeenStore, StoreError};
 pub use message::{Message, ReceivedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
 pub use protocol::body::MessageQueue;

@@ -2,6 +2,7 @@
 //! then.
 
 mod deliveries;
+mod idempotence;
 mod partition;
 mod time;
 
