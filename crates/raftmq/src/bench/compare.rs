@@ -4,7 +4,7 @@
 //! Closed loop: a fixed number on their way, each replaced as soon as it is acknowledged; a transaction is on its way until
 //! its end is. The rates are those of what was consumed: of delayed messages, from when the first one was due.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -228,7 +228,7 @@ struct Arrivals(Mutex<Seen>);
 #[derive(Clone, Default)]
 struct Seen {
     /// How often each number has come.
-    counts: HashMap<u64, u32>,
+    counts: BTreeMap<u64, u32>,
     /// When the last new one came.
     last: Duration,
 }
