@@ -8,6 +8,8 @@ import time
 
 import compare
 import remoting
+import resets
+import servers
 from drivers import Driver, Failed
 
 QUEUES = 4
@@ -19,18 +21,19 @@ DELAY_LEVEL, DELAY_MS, DELAY_SLACK_MS = 2, 5_000, 15_000
 RETRIES = 2
 DEAD_LETTER_S = 180  # where the broker sets the delays: 10 s, 30 s, and the client's own rebalancing before each
 SHARDS = 8
+PRODUCERS = 4
 
 
 class Bench:
     """One client in one case: names of its own, the driver processes, and the questions asked of them."""
 
-    def __init__(self, servers, client, case, count, directory, environment):
+    def __init__(self, servers, client, case, count, directory, environment, attributes=""):
         self.servers, self.client, self.count = servers, client, count
         self.directory, self.environment = directory, environment
         name = f"{case}-{client.name}".replace(".", "_")
         self.topic, self.group, self.prefix = f"t-{name}", f"g-{name}", name
         self.drivers = []
-        remoting.create_topic(servers.namesrv, self.topic, QUEUES)
+        remoting.create_topic(servers.namesrv, self.topic, QUEUES, attributes)
 
     def driver(self, role, verb, options):
         name = f"{role}-{len(self.drivers)}"
@@ -307,6 +310,49 @@ def leader_kill(bench):
         bench.servers.revive()
 
 
+def idempotent_send(bench):
+    """Proxies reset the connection behind most sends, and the leader is killed: the producer sends each message again and
+    again under its unique key, on a topic that takes that for one message."""
+    binary = bench.servers.processes[0].command[0]
+    system = servers.Product(binary, bench.directory, resets.RESET_HOST)
+    proxies = resets.Resets(system.brokers, servers.BIND_HOST, seed=bench.count)
+    namesrv = resets.pass_through(system.namesrv, servers.BIND_HOST)
+    inner = None
+    try:
+        system.start()
+        inner = Bench(system, bench.client, "idempotent-send", bench.count, bench.directory, bench.environment,
+                      attributes="+idempotent.send=true")
+        producers = [inner.producer("--retry-failed", "--group", f"{inner.group}-{part}", first=first, count=count)
+                     for part, (first, count) in enumerate(parts(bench.count, PRODUCERS))]
+        acknowledged = lambda: sum((producer.seen("ack") for producer in producers), [])
+        remoting.await_condition(lambda: len(acknowledged()) >= bench.count // 3, 2 * STALL_S, "a third of the sends")
+        system.kill_leader()
+        for producer in producers:
+            producer.await_event("done", 2 * STALL_S)
+        proxies.ends = True
+        system.revive()
+        sent, resends = acknowledged(), proxies.resends()
+        print(f"    {len(sent)} messages, {proxies.resets} connections reset, {resends} resends", flush=True)
+        if resends < bench.count:
+            raise Failed(f"only {resends} resends of {len(sent)} messages")
+        consumer = inner.consumer()
+        inner.await_deliveries(len(sent), consumer)
+        # Not the offset id: it names the replica that answers, and that has changed.
+        demand(compare.exactly_once(sent, inner.received(consumer), same=["id", "queue", "offset"]))
+    finally:
+        if inner:
+            inner.kill()
+        system.stop()
+        proxies.close()
+        namesrv.close()
+
+
+def parts(count, of):
+    """(first, count) of `of` nearly equal parts."""
+    bounds = [count * part // of for part in range(of + 1)]
+    return [(first, end - first) for first, end in zip(bounds, bounds[1:])]
+
+
 CASES = {
     "sync": sync,
     "async": async_,
@@ -323,8 +369,9 @@ CASES = {
     "sql92": sql92,
     "transaction": transaction,
     "transaction-leader-kill": transaction_leader_kill,
+    "idempotent-send": idempotent_send,
 }
 
-# Only the Java driver has them. Not of the reference: it runs one broker, which has nobody to take over, and with its
-# defaults it refuses expressions.
-JAVA_ONLY = {"leader-kill", "sql92", "transaction", "transaction-leader-kill"}
+# Only the Java driver has them. Not of the reference: it runs one broker, which has nobody to take over, with its defaults it
+# refuses expressions, and it stores what is sent again again.
+JAVA_ONLY = {"leader-kill", "sql92", "transaction", "transaction-leader-kill", "idempotent-send"}

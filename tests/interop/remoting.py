@@ -87,12 +87,12 @@ def route(namesrv, topic):
         raise
 
 
-def create_topic(namesrv, topic, queues):
+def create_topic(namesrv, topic, queues, attributes=""):
     """Creates the topic everywhere and waits until the NameServer serves it so."""
     for address in masters(namesrv):
         call(address, UPDATE_TOPIC, {
             "topic": topic, "defaultTopic": "TBW102", "readQueueNums": queues, "writeQueueNums": queues, "perm": 6,
-            "topicFilterType": "SINGLE_TAG", "topicSysFlag": 0, "order": "false",
+            "topicFilterType": "SINGLE_TAG", "topicSysFlag": 0, "order": "false", "attributes": attributes,
         })
 
     def served():

@@ -458,7 +458,10 @@ async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
         warning_level_percent: 100,
         ..Retention::default()
     };
-    let cluster = Cluster::builder().retention(retention).segment_bytes(SEGMENT).start().await.expect("a cluster");
+    // Nothing goes that is needed to recognise what is sent again.
+    let messages = MessagePolicy { idempotent_window: Duration::from_millis(500), ..MessagePolicy::default() };
+    let cluster = Cluster::builder().messages(messages).retention(retention).segment_bytes(SEGMENT);
+    let cluster = cluster.start().await.expect("a cluster");
     make_topic(&cluster, "Bulk", QUEUES).await;
     make_topic(&cluster, "Late", QUEUES).await;
     let client = client_of(&cluster);

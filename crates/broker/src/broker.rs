@@ -193,7 +193,10 @@ fn group_options(config: &BrokerConfig, group: &GroupConfig) -> GroupOptions {
         proposals_bytes_max: group.limits.sends_in_flight_bytes,
         scrub_bytes_per_s: group.scrub_bytes_per_s,
         log: LogOptions::default(),
-        derived: DerivedOptions::default(),
+        derived: DerivedOptions {
+            recent_keys_ms: group.messages.idempotent_window.as_millis() as i64,
+            ..DerivedOptions::default()
+        },
     }
 }
 

@@ -96,6 +96,8 @@ pub struct MessagePolicy {
     pub auto_create_groups: bool,
     /// Whether consumers may select messages by SQL92 expressions: `enablePropertyFilter`.
     pub sql_filters: bool,
+    /// Whether the group has the topic that clients send their message traces to: `traceTopicEnable`.
+    pub trace_topic: bool,
     /// Queues of the template TBW102.
     pub default_topic_queues: u32,
     /// Delay of each level, level 1 first.
@@ -110,6 +112,12 @@ pub struct MessagePolicy {
     pub queue_lock: Duration,
     /// When producers are asked how transactions have ended.
     pub transactions: TransactionPolicy,
+    /// Whether what a producer sends again under the same unique key is stored once, where neither the producer nor the
+    /// topic says so.
+    pub idempotent_send: bool,
+    /// For how long after it became visible a message is recognised when it is sent again. The same on every replica; for as
+    /// long no message goes for its log's size.
+    pub idempotent_window: Duration,
 }
 
 /// When a producer group is asked how a transaction has ended, of which it says nothing by itself.
@@ -211,6 +219,7 @@ impl Default for MessagePolicy {
             auto_create_topics: true,
             auto_create_groups: true,
             sql_filters: true,
+            trace_topic: true,
             default_topic_queues: 8,
             delay_levels: parse_delay_levels(DEFAULT_DELAY_LEVELS).expect("the default is well-formed"),
             longest_delay: Duration::from_secs(3 * 24 * 3600),
@@ -218,6 +227,8 @@ impl Default for MessagePolicy {
             properties_bytes: 32_767,
             queue_lock: Duration::from_secs(60),
             transactions: TransactionPolicy::default(),
+            idempotent_send: false,
+            idempotent_window: Duration::from_secs(120),
         }
     }
 }

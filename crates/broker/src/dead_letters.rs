@@ -51,7 +51,7 @@ impl BrokerGroup {
         }
         let (broker, topic) = (Arc::clone(self), topic.to_owned());
         let placed = tokio::spawn(async move {
-            let placed = broker.store(vec![record], &topic).await;
+            let placed = broker.store(vec![record], &topic, None).await;
             drop(known);
             placed
         });

@@ -516,6 +516,12 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             each(&|group, _| group.rates.put_bytes.total() as f64),
         ),
         (
+            "raftmq_messages_repeated",
+            "Messages sent again that were stored before",
+            true,
+            each(&|group, _| group.rates.repeated.total() as f64),
+        ),
+        (
             "raftmq_pulls_found",
             "Pulls that brought messages",
             true,

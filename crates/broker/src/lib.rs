@@ -10,6 +10,7 @@
 //! | which request code exists, who may, and whether only the leader answers it | [`dispatch`] |
 //! | an error's code and wording | [`error`] |
 //! | storing a message: checks, properties, delays, batches | [`send`]; topics and groups made on demand: [`creation`] |
+//! | messages sent again, stored once | [`idempotence`] |
 //! | reading messages, filters, long polls | [`pull`]; by physical offset: [`view_message`] |
 //! | consumer offsets, and a queue's own offsets and times | [`consumer_offset`] |
 //! | retries and dead letters | [`send_back`] |
@@ -37,6 +38,7 @@ pub mod filter;
 pub mod forward;
 pub mod heartbeat;
 pub mod http;
+pub mod idempotence;
 pub mod pull;
 pub mod query_message;
 pub mod questions;

@@ -81,7 +81,7 @@ impl BrokerGroup {
     }
 
     /// Whether the topic that has the name now shows this place of a queue.
-    fn is_shown(&self, topic: &str, queue: QueueId, queue_offset: QueueOffset) -> bool {
+    pub(crate) fn is_shown(&self, topic: &str, queue: QueueId, queue_offset: QueueOffset) -> bool {
         let tables = self.reader.tables();
         let topic = tables.topics().get(topic);
         topic.is_some_and(|topic| topic.id() == queue.topic && queue_offset >= topic.first_shown(queue.queue))

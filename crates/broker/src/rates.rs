@@ -19,6 +19,8 @@ pub struct Rates {
     pub put: Rate,
     /// Bytes of their records.
     pub put_bytes: Rate,
+    /// Messages that producers sent again and that were stored before.
+    pub repeated: Rate,
     /// Pulls that brought messages.
     pub get_found: Rate,
     /// Pulls that brought none.
@@ -32,11 +34,16 @@ pub struct Rates {
 impl Rates {
     /// Remembers all totals at `now`. Call it about once a second.
     pub fn tick(&self, now: Duration) {
-        for rate in
-            [&self.put, &self.put_bytes, &self.get_found, &self.get_miss, &self.get_transferred, &self.get_bytes]
-        {
-            rate.tick(now);
-        }
+        let all = [
+            &self.put,
+            &self.put_bytes,
+            &self.repeated,
+            &self.get_found,
+            &self.get_miss,
+            &self.get_transferred,
+            &self.get_bytes,
+        ];
+        all.into_iter().for_each(|rate| rate.tick(now));
     }
 
     /// All pulls, in RocketMQ's own form: what it calls getTotalTps.

@@ -32,6 +32,8 @@ const CHECKPOINTS: u32 = 10;
 pub struct Facts {
     /// Group time.
     pub now: Timestamp,
+    /// What became visible at this time or later is needed to recognise what is sent again: it stays.
+    pub needed_since: Timestamp,
     /// Hour of the day, UTC.
     pub hour: u8,
     /// Where the log begins for clients.
@@ -116,19 +118,19 @@ impl Plan {
         let ahead = || facts.checkpoints.iter().filter(|point| point.end > facts.begin);
         if used >= self.policy.clean_forcibly_percent {
             let oldest = ahead().next();
-            return oldest.map(|point| Goal { end: point.end, cut: facts.now });
+            return oldest.map(|point| Goal { end: point.end, cut: facts.needed_since });
         }
         if self.policy.bytes.is_some_and(|limit| facts.end.0 - facts.begin.0 > limit) {
             let limit = self.policy.bytes.unwrap_or(u64::MAX);
             let enough = ahead().find(|point| facts.end.0 - point.end.0 <= limit).or(ahead().next_back());
             if let Some(point) = enough {
-                return Some(Goal { end: point.end, cut: facts.now });
+                return Some(Goal { end: point.end, cut: facts.needed_since });
             }
         }
         if !self.policy.hours.contains(&facts.hour) && used < self.policy.max_used_percent {
             return None;
         }
-        let cut = Timestamp(facts.now.0.saturating_sub(self.policy.time.as_millis() as i64));
+        let cut = Timestamp(facts.now.0.saturating_sub(self.policy.time.as_millis() as i64)).min(facts.needed_since);
         let point = ahead().rfind(|point| point.stamp <= cut)?;
         let waits = |(end, at): (PhysicalOffset, Timestamp)| {
             end == point.end && facts.now < later(at, self.policy.time / (2 * CHECKPOINTS))
@@ -153,8 +155,10 @@ pub(crate) fn used_percent(space: Space) -> u8 {
 
 /// Carries out the next step. Whether there is more to do at once.
 pub(crate) async fn step(broker: &BrokerGroup, plan: &mut Plan) -> Result<bool, RequestError> {
+    let (now, window_ms) = (broker.now(), broker.config.messages.idempotent_window.as_millis() as i64);
     let facts = Facts {
-        now: broker.now(),
+        now,
+        needed_since: Timestamp(now.0.saturating_sub(window_ms)),
         hour: hour_of(broker.env.clock.wall_ms()),
         begin: broker.reader.min_physical(),
         end: broker.raft.log().tip().end.physical_offset,
@@ -274,6 +278,7 @@ mod tests {
         let total_bytes = 1000 * GIB;
         Facts {
             now: Timestamp(100 * HOUR_MS),
+            needed_since: Timestamp(99 * HOUR_MS),
             hour: 4,
             begin: PhysicalOffset(0),
             end: PhysicalOffset(10 * GIB - 1),
@@ -306,10 +311,11 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_nearly_full_loses_the_oldest_whatever_its_age() {
-        let at_noon = Facts { hour: 12, now: Timestamp(96 * HOUR_MS), ..facts(85) };
-        assert_eq!(next(policy(), &at_noon), reach(1, 96));
+        let (now, needed_since) = (Timestamp(96 * HOUR_MS), Timestamp(95 * HOUR_MS));
+        let at_noon = Facts { hour: 12, now, needed_since, ..facts(85) };
+        assert_eq!(next(policy(), &at_noon), reach(1, 95), "but for what is needed to recognise what is sent again");
         let further = Facts { begin: PhysicalOffset(GIB), ..at_noon };
-        assert_eq!(next(policy(), &further), reach(2, 96));
+        assert_eq!(next(policy(), &further), reach(2, 95));
     }
 
     #[test]
@@ -317,11 +323,11 @@ mod tests {
         let limited = |gib: u64| Retention { bytes: Some(gib * GIB), ..policy() };
         let at_noon = Facts { hour: 12, ..facts(10) };
         assert_eq!(next(limited(10), &at_noon), Step::Rest);
-        assert_eq!(next(limited(7), &at_noon), reach(3, 100));
+        assert_eq!(next(limited(7), &at_noon), reach(3, 99));
         let begins = |gib| Facts { begin: PhysicalOffset(gib * GIB), ..at_noon.clone() };
         assert_eq!(next(limited(7), &begins(3)), Step::Rest);
         let sparse = Facts { checkpoints: vec![point(1, 2, 99), point(2, 9, 99)], ..at_noon.clone() };
-        assert_eq!(next(limited(7), &sparse), reach(9, 100));
+        assert_eq!(next(limited(7), &sparse), reach(9, 99));
         let none_ahead = Facts { begin: PhysicalOffset(9 * GIB), end: PhysicalOffset(19 * GIB), ..sparse };
         assert_eq!(next(limited(7), &none_ahead), Step::Checkpoint);
     }

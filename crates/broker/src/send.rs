@@ -15,7 +15,7 @@ use env::Env;
 use protocol::batch;
 use protocol::code::ResponseCode;
 use protocol::command::RemotingCommand;
-use protocol::header::{SendMessageRequest, SendMessageResponse};
+use protocol::header::{DUPLICATE, SendMessageRequest, SendMessageResponse};
 use protocol::message_id::{MessageId, UniqueKey};
 use protocol::names;
 use protocol::properties;
@@ -24,12 +24,14 @@ use protocol::sys_flag::{SysFlag, TransactionType};
 use protocol::tag;
 use raft_store::entry::{Operation, RecordOperation, Visibility};
 use raft_store::fold::{Outcome, Refusal};
+use raft_store::keys_in_flight::HeldKeys;
 use raft_store::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
 
 use crate::broker::BrokerGroup;
 use crate::config::MessagePolicy;
 use crate::dispatch::{Answer, Call};
 use crate::error::{RequestError, with_send_fields};
+use crate::idempotence::Keyed;
 use crate::tables::topics::{Topic, TopicConfig};
 
 /// The region that answers and messages name.
@@ -117,11 +119,13 @@ async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest
         visibility: if is_half { Visibility::Half } else { delay.visibility() },
         key_hashes: key_hashes(&queue.topic, Some(&unique_key), found.keys),
     };
-    let mut placed = broker.store(vec![operation], &queue.topic).await?;
+    let message = Keyed { unique_key: found.unique_key, record: operation };
+    let mut placed = broker.store_once(call, &queue, vec![message]).await?;
     if is_half {
-        placed.iter_mut().for_each(|placed| placed.queue_offset = Some(half_offset(placed.physical_offset)));
+        let new = placed.iter_mut().filter(|placed| !placed.is_repeat);
+        new.for_each(|placed| placed.queue_offset = Some(half_offset(placed.physical_offset)));
     }
-    Ok(answer(broker, call, &queue, &placed, Some(unique_key)))
+    Ok(answer(broker, call, &placed, Some(unique_key)))
 }
 
 async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest, queue: Target) -> Answer {
@@ -131,7 +135,7 @@ async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageReque
         ));
     }
     let messages = batch::decode(&call.request.body)?;
-    let mut operations = Vec::with_capacity(messages.len());
+    let mut keyed = Vec::with_capacity(messages.len());
     for message in &messages {
         check_properties(message.properties, policy_of(broker))?;
         let found = Found::in_properties(message.properties);
@@ -139,17 +143,18 @@ async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageReque
             return Err(RequestError::MessageIllegal("a batch cannot carry transactional messages".to_owned()));
         }
         let content = Content { flag: message.flag, body: message.body, properties: message.properties };
-        operations.push(RecordOperation {
+        let record = RecordOperation {
             queue: queue.id(),
             record: broker.record(call, header, &queue, content).to_bytes()?,
             tag_hash: tag::tag_hash(found.tags),
             visibility: Visibility::Visible,
             key_hashes: key_hashes(&queue.topic, found.unique_key, found.keys),
-        });
+        };
+        keyed.push(Keyed { unique_key: found.unique_key, record });
     }
-    let placed = broker.store(operations, &queue.topic).await?;
+    let placed = broker.store_once(call, &queue, keyed).await?;
     let unique_key = header.properties.as_deref().and_then(|text| properties::get(text, properties::UNIQ_KEY));
-    Ok(answer(broker, call, &queue, &placed, unique_key.map(str::to_owned)))
+    Ok(answer(broker, call, &placed, unique_key.map(str::to_owned)))
 }
 
 fn policy_of(broker: &BrokerGroup) -> &MessagePolicy {
@@ -282,21 +287,31 @@ impl BrokerGroup {
         }
     }
 
-    /// Proposes records, all in one entry, and waits until they are applied. Their places in order.
-    pub(crate) async fn store(&self, records: Vec<RecordOperation>, topic: &str) -> Result<Vec<Stored>, RequestError> {
+    /// Proposes records, all in one entry, and waits until they are applied; with keys held until that is decided. Their
+    /// places in order.
+    pub(crate) async fn store(
+        &self,
+        records: Vec<RecordOperation>,
+        topic: &str,
+        held: Option<HeldKeys>,
+    ) -> Result<Vec<Stored>, RequestError> {
         let bytes: usize = records.iter().map(|record| record.record.len()).sum();
+        let queues: Vec<u32> = records.iter().map(|record| record.queue.queue).collect();
         let operations: Vec<Operation> = records.into_iter().map(Operation::Record).collect();
         let count = operations.len();
-        let outcomes = self.raft.propose(operations).await?;
+        let outcomes = match held {
+            None => self.raft.propose(operations).await?,
+            Some(held) => self.raft.propose_holding(operations, held).await?,
+        };
         let mut stored = Vec::with_capacity(count);
-        for outcome in outcomes {
+        for (outcome, queue) in outcomes.into_iter().zip(queues) {
             stored.push(match outcome {
                 Outcome::Placed { queue_offset, physical_offset, .. } => {
-                    Stored { queue_offset: Some(queue_offset), physical_offset }
+                    Stored { queue, queue_offset: Some(queue_offset), physical_offset, is_repeat: false }
                 }
                 Outcome::Pending { physical_offset, .. } => {
                     self.scheduled.send_replace(());
-                    Stored { queue_offset: None, physical_offset }
+                    Stored { queue, queue_offset: None, physical_offset, is_repeat: false }
                 }
                 // Deleted between the check and the entry.
                 Outcome::Refused(Refusal::QueueClosed(_)) => return Err(RequestError::NoTopic(topic.to_owned())),
@@ -326,30 +341,28 @@ pub(crate) fn half_offset(key: PhysicalOffset) -> QueueOffset {
 /// Where a message lies now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
+    pub queue: u32,
     /// `None` while it waits for its time.
     pub queue_offset: Option<QueueOffset>,
     pub physical_offset: PhysicalOffset,
+    /// It was stored before, or is the second of its kind in one request.
+    pub is_repeat: bool,
 }
 
-fn answer(
-    broker: &BrokerGroup,
-    call: &Call,
-    queue: &Target,
-    stored: &[Stored],
-    transaction_id: Option<String>,
-) -> RemotingCommand {
+fn answer(broker: &BrokerGroup, call: &Call, stored: &[Stored], transaction_id: Option<String>) -> RemotingCommand {
     let id = |stored: &Stored| {
         let store_host = broker.config.advertised_address;
         MessageId { store_host, physical_offset: stored.physical_offset.0 as i64 }.to_string()
     };
     let header = SendMessageResponse {
         msg_id: Some(stored.iter().map(id).collect::<Vec<_>>().join(",")),
-        queue_id: Some(queue.queue as i32),
+        queue_id: Some(stored[0].queue as i32),
         queue_offset: Some(stored[0].queue_offset.map_or(0, |offset| offset.0 as i64)),
         transaction_id,
         ..SendMessageResponse::default()
     };
-    with_send_fields(call.request.reply_with(ResponseCode::SUCCESS, &header))
+    let answer = with_send_fields(call.request.reply_with(ResponseCode::SUCCESS, &header));
+    if stored.iter().all(|stored| stored.is_repeat) { answer.with_field(DUPLICATE, true) } else { answer }
 }
 
 /// An IPv4 client that came in over an IPv6 socket is an IPv4 client.

@@ -125,7 +125,7 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     };
     match next {
         Next::DeadLetter => broker.bury(origin, operation, &queue.topic).await?,
-        Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic).await?),
+        Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic, None).await?),
     }
     Ok(done)
 }

@@ -15,6 +15,7 @@ use protocol::body::MessageQueue;
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::ext_fields::ExtFields;
+use protocol::header::{DUPLICATE, IDEMPOTENT};
 use protocol::message_id::UniqueKey;
 use protocol::sys_flag::{SysFlag, TransactionType};
 use protocol::{names, properties, tag};
@@ -136,6 +137,9 @@ pub struct SendReceipt {
     pub durability: Durability,
     /// With which a delayed message can be recalled, where the broker can do that.
     pub recall_handle: Option<String>,
+    /// It was stored before, by an earlier attempt or an earlier send under the same key: this is the place of that copy, and
+    /// there is no other.
+    pub duplicate: bool,
     /// How many attempts it took.
     pub attempts: u32,
 }
@@ -158,11 +162,18 @@ struct Inner {
 
 /// Where a message may go.
 #[derive(Debug, Clone, Copy)]
-enum Target<'a> {
+pub(crate) enum Target<'a> {
     Any,
     Queue(&'a MessageQueue),
     /// The queue that this hash selects.
     Hash(i32),
+}
+
+impl Target<'_> {
+    /// Any queue, or the one that the message's sharding key selects.
+    pub(crate) fn of(message: &Message) -> Target<'static> {
+        message.property(properties::SHARDING_KEY).map_or(Target::Any, |key| Target::Hash(tag::hash_code(key)))
+    }
 }
 
 /// A send, ready to be put on the wire as often as needed.
@@ -177,33 +188,11 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) born_ms: i64,
     pub(crate) reconsume_times: i32,
     pub(crate) max_reconsume_times: Option<i32>,
-    pub(crate) is_batch: bool,
-    pub(crate) marking: Marking,
-}
-
-/// Which attempts are marked as retries, so that a broker may look whether it has the message under its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Marking {
-    /// None: other messages may have the same key.
-    Never,
-    /// All but the first.
-    Retries,
-    /// All: the message may have been sent before.
-    All,
-}
-
-impl Marking {
-    fn of(is_repeated: bool) -> Marking {
-        if is_repeated { Marking::All } else { Marking::Retries }
-    }
-
-    fn applies(self, attempts_before: u32) -> bool {
-        match self {
-            Marking::Never => false,
-            Marking::Retries => attempts_before > 0,
-            Marking::All => true,
-        }
-    }
+    /// SEND_MESSAGE_V2, or what else has its header.
+    pub(crate) code: RequestCode,
+    /// No other message has the key. Told to the broker with every attempt, not only with retries: the first may be held up
+    /// on its way, and arrive behind them.
+    pub(crate) is_alone: bool,
 }
 
 impl Producer {
@@ -227,9 +216,7 @@ impl Producer {
     ///
     /// Not cancel-safe: a future dropped before its end leaves open whether the message was sent.
     pub async fn send(&self, message: Message) -> Result<SendReceipt, SendError> {
-        let target =
-            message.property(properties::SHARDING_KEY).map_or(Target::Any, |key| Target::Hash(tag::hash_code(key)));
-        self.send_one(&message, target).await
+        self.send_one(&message, Target::of(&message)).await
     }
 
     /// Sends a message to one queue and no other, even if that one cannot be reached.
@@ -289,8 +276,8 @@ impl Producer {
             born_ms: self.0.client.0.env.clock.wall_ms(),
             reconsume_times: 0,
             max_reconsume_times: None,
-            is_batch: true,
-            marking: Marking::of(first.unique_key().is_some()),
+            code: RequestCode::SEND_BATCH_MESSAGE,
+            is_alone: true,
         };
         let whole = self.0.deliver(&outgoing, Target::Any, route, deadline).await?;
         let mut ids = whole.offset_message_id.split(',').map(str::to_owned);
@@ -309,14 +296,13 @@ impl Producer {
         let deadline = inner.client.0.env.clock.monotonic() + inner.settings.timeout;
         let route = inner.first_route(message.topic(), deadline).await?;
         let outgoing = inner.prepare(&message)?;
-        let hash = message.property(properties::SHARDING_KEY).map(tag::hash_code);
-        let target = hash.map_or(Target::Any, Target::Hash);
+        let target = Target::of(&message);
         let attempts = Attempts::default();
         let Some(routed) = inner.choose(&route, target, &attempts) else {
             let topic = message.topic().to_owned();
             return Err(not_stored(RouteError::NoQueue { topic, purpose: "write to" }));
         };
-        let request = inner.request(&outgoing, &routed.queue, outgoing.marking.applies(0));
+        let request = inner.request(&outgoing, &routed.queue);
         let leader = &route.brokers[routed.broker].members[0];
         let sent = inner.client.0.network.one_way(leader, lane(target, &routed), request, inner.settings.timeout).await;
         match sent {
@@ -366,6 +352,33 @@ impl Producer {
         let hash = message.property(properties::SHARDING_KEY).map(tag::hash_code);
         let target = queue.map(Target::Queue).or(hash.map(Target::Hash)).unwrap_or(Target::Any);
         inner.deliver(&outgoing, target, route, deadline).await
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    /// How long a send may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.0.settings.timeout
+    }
+
+    pub(crate) fn prepare<'a>(&self, message: &'a Message) -> Result<Outgoing<'a>, InvalidMessage> {
+        self.0.prepare(message)
+    }
+
+    pub(crate) async fn first_route(&self, topic: &str, deadline: Duration) -> Result<Arc<TopicRoute>, SendError> {
+        self.0.first_route(topic, deadline).await
+    }
+
+    pub(crate) async fn deliver(
+        &self,
+        outgoing: &Outgoing<'_>,
+        target: Target<'_>,
+        route: Arc<TopicRoute>,
+        deadline: Duration,
+    ) -> Result<SendReceipt, SendError> {
+        self.0.deliver(outgoing, target, route, deadline).await
     }
 
     /// Sends what a consumer gives back; its topic is a retry topic, which may take anything.
@@ -458,8 +471,8 @@ impl Inner {
             born_ms: self.client.0.env.clock.wall_ms(),
             reconsume_times: 0,
             max_reconsume_times: None,
-            is_batch: false,
-            marking: Marking::of(message.unique_key().is_some()),
+            code: RequestCode::SEND_MESSAGE_V2,
+            is_alone: true,
         })
     }
 
@@ -480,7 +493,7 @@ impl Inner {
                 Some(routed) => {
                     let broker = &route.brokers[routed.broker];
                     let member = &broker.members[attempts.member(&broker.name, broker.members.len())];
-                    let request = self.request(outgoing, &routed.queue, outgoing.marking.applies(attempts.made()));
+                    let request = self.request(outgoing, &routed.queue);
                     let remaining = deadline.saturating_sub(client.env.clock.monotonic());
                     let limit = remaining.min(self.settings.attempt_timeout);
                     match client.network.call(member, lane(target, routed), request, limit).await {
@@ -568,10 +581,10 @@ impl Inner {
     }
 
     /// The request, field by field as `protocol::header::SendMessageRequestV2` would write it, without owning them.
-    fn request(&self, outgoing: &Outgoing<'_>, queue: &MessageQueue, is_retry: bool) -> RemotingCommand {
+    fn request(&self, outgoing: &Outgoing<'_>, queue: &MessageQueue) -> RemotingCommand {
         let properties = &outgoing.properties;
         let fields = self.group.len() + outgoing.topic.len() + queue.broker_name.len() + properties.len();
-        let mut ext = ExtFields::with_capacity(14, fields + 96);
+        let mut ext = ExtFields::with_capacity(15, fields + 128);
         ext.set_text("a", &self.group);
         ext.set_text("b", outgoing.topic);
         ext.set_text("c", names::AUTO_CREATE_TOPIC);
@@ -580,23 +593,18 @@ impl Inner {
         ext.set("f", outgoing.sys_flag);
         ext.set("g", outgoing.born_ms);
         ext.set("h", outgoing.flag);
-        if is_retry {
-            let mut marked = String::with_capacity(properties.len() + 32);
-            marked.push_str(properties);
-            push_property(&mut marked, properties::RETRIED, "true");
-            ext.set_text("i", &marked);
-        } else {
-            ext.set_text("i", properties);
-        }
+        ext.set_text("i", properties);
         ext.set("j", outgoing.reconsume_times);
         ext.set_text("k", "false");
         if let Some(most) = outgoing.max_reconsume_times {
             ext.set("l", most);
         }
-        ext.set_text("m", if outgoing.is_batch { "true" } else { "false" });
+        ext.set_text("m", if outgoing.code == RequestCode::SEND_BATCH_MESSAGE { "true" } else { "false" });
         ext.set_text("n", &queue.broker_name);
-        let code = if outgoing.is_batch { RequestCode::SEND_BATCH_MESSAGE } else { RequestCode::SEND_MESSAGE_V2 };
-        let mut request = RemotingCommand::request(code).with_body(outgoing.body.clone());
+        if outgoing.is_alone {
+            ext.set(IDEMPOTENT, true);
+        }
+        let mut request = RemotingCommand::request(outgoing.code).with_body(outgoing.body.clone());
         request.ext = ext;
         request
     }
@@ -647,6 +655,7 @@ fn receipt(
         queue_offset,
         durability,
         recall_handle: ext.text("recallHandle").map(str::to_owned),
+        duplicate: ext.bool(DUPLICATE) == Some(true),
         attempts,
     })
 }
@@ -693,15 +702,15 @@ mod tests {
             born_ms: 1_700_000_000_000,
             reconsume_times: 2,
             max_reconsume_times: Some(16),
-            is_batch: false,
-            marking: Marking::Retries,
+            code: RequestCode::SEND_MESSAGE_V2,
+            is_alone: true,
         }
     }
 
     #[test]
     fn the_request_is_the_one_the_typed_header_would_make() {
         let (producer, queue) = (producer(), MessageQueue::new("T", "broker-a", 3));
-        let request = producer.0.request(&outgoing("T"), &queue, false);
+        let request = producer.0.request(&outgoing("T"), &queue);
         let expected = SendMessageRequest {
             producer_group: "CLIENT_INNER_PRODUCER".into(),
             topic: "T".into(),
@@ -719,10 +728,9 @@ mod tests {
             broker_name: Some("broker-a".into()),
         };
         assert_eq!(SendMessageRequest::of(&request), Ok(expected.clone()));
-        let retry = SendMessageRequest::of(&producer.0.request(&outgoing("T"), &queue, true)).unwrap();
-        let properties = retry.properties.clone().unwrap();
-        assert_eq!(properties::get(&properties, "RAFTMQ_RETRIED"), Some("true"));
-        assert_eq!(properties::get(&properties, "UNIQ_KEY"), Some("0A"), "a retry keeps its key");
+        assert_eq!(request.ext.bool(IDEMPOTENT), Some(true));
+        let shared = Outgoing { is_alone: false, ..outgoing("T") };
+        assert_eq!(producer.0.request(&shared, &queue).ext.bool(IDEMPOTENT), None, "other messages have its key");
     }
 
     #[test]
@@ -735,7 +743,9 @@ mod tests {
         };
         let stored = receipt(&answer(ResponseCode::SUCCESS, 3), &outgoing, &routed, 1).unwrap();
         assert_eq!((stored.queue_offset, stored.offset_message_id.as_str()), (41, "AB"));
-        assert!(Arc::ptr_eq(&stored.queue, &routed.queue));
+        assert!(Arc::ptr_eq(&stored.queue, &routed.queue) && !stored.duplicate);
+        let again = answer(ResponseCode::SUCCESS, 3).with_field(DUPLICATE, true);
+        assert!(receipt(&again, &outgoing, &routed, 2).unwrap().duplicate);
         let first = receipt(&answer(ResponseCode::FLUSH_DISK_TIMEOUT, 1), &outgoing, &routed, 2).unwrap();
         assert_eq!((first.queue.queue_id, first.durability, first.attempts), (1, Durability::NotFlushed, 2));
         let refused = receipt(&request.reply_error(ResponseCode::SYSTEM_BUSY, "x"), &outgoing, &routed, 1);

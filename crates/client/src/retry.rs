@@ -19,8 +19,8 @@ const RETRIES_AFTER_REFUSAL: u32 = 2;
 /// What to do after an attempt whose outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AfterUnknown {
-    /// Try again in the same broker group, under the same unique key and marked as a retry: stored once where the
-    /// brokers recognise repeated sends, else at least once.
+    /// Try again in the same broker group, under the same unique key: stored once where the brokers recognise repeated sends,
+    /// as ours do, else at least once.
     #[default]
     SameBroker,
     /// Try again anywhere, as RocketMQ's own producers do: at least once, and sooner when a whole group is gone.

@@ -61,7 +61,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -83,6 +83,7 @@ pub struct Builder {
     data_dir: Option<PathBuf>,
     name_server: SocketAddr,
     first_port: Option<u16>,
+    advertised: Vec<SocketAddr>,
     segment_bytes: u64,
     messages: MessagePolicy,
     retention: Retention,
@@ -139,6 +140,8 @@ impl Drop for Dir {
     }
 }
 
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
 /// How long a group may take to found itself and elect a leader.
 const READY: Duration = Duration::from_secs(30);
 
@@ -178,6 +181,13 @@ impl Builder {
     /// Broker k listens on `port + 10 k`, its peers on the port behind it; any free ports by default.
     pub fn first_port(mut self, port: u16) -> Builder {
         self.first_port = Some(port);
+        self
+    }
+
+    /// What clients, and the other brokers for what they forward, are told to connect to, one address a broker: those of
+    /// proxies in front of them. The brokers' own by default; [`Cluster::listens`] tells these.
+    pub fn advertised(mut self, addresses: Vec<SocketAddr>) -> Builder {
+        self.advertised = addresses;
         self
     }
 
@@ -232,7 +242,7 @@ impl Builder {
                 data_dir: dir.path().join(format!("broker-a-{}", k + 1)),
                 listen: SocketAddr::from(([127, 0, 0, 1], *client)),
                 vip: self.first_port.is_some(),
-                advertised_address: SocketAddr::from(([127, 0, 0, 1], *client)),
+                advertised_address: self.advertised.get(k).copied().unwrap_or((LOOPBACK, *client).into()),
                 peer_listen: SocketAddr::from(([127, 0, 0, 1], *peer)),
                 peer_address: format!("127.0.0.1:{peer}"),
                 founders: founders.clone(),
@@ -284,6 +294,7 @@ impl Cluster {
             data_dir: None,
             name_server: SocketAddr::from(([127, 0, 0, 1], 0)),
             first_port: None,
+            advertised: Vec::new(),
             segment_bytes: 64 * 1024 * 1024,
             messages: MessagePolicy::default(),
             // A workstation's disk is often fuller than a broker's may be.
@@ -319,6 +330,11 @@ impl Cluster {
     /// Where clients reach a broker.
     pub fn address(&self, node: usize) -> SocketAddr {
         self.nodes[node].config.groups[0].advertised_address
+    }
+
+    /// Where a broker listens for clients.
+    pub fn listens(&self, node: usize) -> SocketAddr {
+        self.nodes[node].config.groups[0].listen
     }
 
     /// A broker, unless it is dead.

@@ -145,8 +145,6 @@ property_names! {
     /// Physical offset of the first record of a message that was given back: it tells one message from another in a
     /// dead-letter queue. The broker's own; what a client sends under this name is left out.
     ORIGIN = "RAFTMQ_ORIGIN";
-    /// `true` on every send but the first under one UNIQ_KEY: our producers tell a retry from a message sent twice.
-    RETRIED = "RAFTMQ_RETRIED";
 }
 
 /// The value of a property in encoded text.

@@ -22,6 +22,7 @@ use crate::forward_key::ForwardKey;
 use crate::founding::FoundingError;
 use crate::group_time::Reading;
 use crate::identity::{FlushMode, IdentityError};
+use crate::keys_in_flight::{HeldKeys, KeysInFlight};
 use crate::log::{self, Log, LogOptions};
 use crate::materializer::{self, DerivedOptions};
 use crate::member::{Command, Member, Opened};
@@ -403,6 +404,7 @@ struct Shared<T: Tables> {
     commands: mpsc::UnboundedSender<Command>,
     queue: mpsc::UnboundedSender<Submission<T::Reply>>,
     proposals_bytes: Arc<AtomicUsize>,
+    keys: Arc<KeysInFlight>,
     opened: Opened<T>,
 }
 
@@ -420,12 +422,40 @@ impl<T: Tables> Group<T> {
         let name = format!("raft-{}", options.group);
         drop(env.executor.run(&name, Runtime::scope(seed, member.run(tables, opened))));
         let opened = opening.await.map_err(|_| OpenError::Interrupted)??;
-        let proposals_bytes = Arc::default();
-        Ok(Group(Arc::new(Shared { env, options, commands, queue, proposals_bytes, opened })))
+        let (proposals_bytes, keys) = (Arc::default(), Arc::default());
+        Ok(Group(Arc::new(Shared { env, options, commands, queue, proposals_bytes, keys, opened })))
     }
 
     /// Proposes operations that belong together: they stand in one entry, in this order. One outcome each.
     pub async fn propose(&self, operations: Vec<Operation>) -> Answer<T::Reply> {
+        self.submit(operations, None).await
+    }
+
+    /// Waits until none of these keys' hashes is held, and holds them: to look whether a message with one of the keys is
+    /// there already, and to propose it if not. Says why that proves what it should: [`crate::keys_in_flight`].
+    pub async fn hold_keys(&self, mut hashes: Vec<u64>) -> Result<HeldKeys, ProposeError> {
+        hashes.sort_unstable();
+        hashes.dedup();
+        let mut held = self.0.keys.hold(hashes).await;
+        match &*self.0.opened.role.borrow() {
+            Role::Leader { term, ready: true } => {
+                held.term = *term;
+                Ok(held)
+            }
+            Role::Follower { leader, .. } => Err(ProposeError::NotLeader { leader: leader.clone() }),
+            Role::Stopped { .. } => Err(ProposeError::Stopped),
+            Role::Leader { .. } | Role::Isolated { .. } | Role::Candidate { .. } => {
+                Err(ProposeError::NotLeader { leader: None })
+            }
+        }
+    }
+
+    /// As [`Group::propose`], in the term in which the keys were held, and holding them until the outcome is certain.
+    pub async fn propose_holding(&self, operations: Vec<Operation>, held: HeldKeys) -> Answer<T::Reply> {
+        self.submit(operations, Some(held)).await
+    }
+
+    async fn submit(&self, operations: Vec<Operation>, held: Option<HeldKeys>) -> Answer<T::Reply> {
         let shared = &*self.0;
         match &*shared.opened.role.borrow() {
             Role::Follower { leader: Some(leader), .. } => {
@@ -446,7 +476,7 @@ impl<T: Tables> Group<T> {
         };
         let (answer, answered) = oneshot::channel();
         let claim = Arc::new(Claim::default());
-        let submission = Submission { operations, bytes, admitted, claim: claim.clone(), answer, arrival: 0 };
+        let submission = Submission { operations, bytes, admitted, held, claim: claim.clone(), answer, arrival: 0 };
         shared.queue.send(submission).map_err(|_| ProposeError::Stopped)?;
         let limit = Duration::from_millis(shared.options.propose_limit_ms);
         match shared.env.clock.timeout(limit, answered).await {

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod image;
 pub mod index;
 pub mod keyed;
+pub mod keys_in_flight;
 pub mod log;
 pub mod materializer;
 mod member;

@@ -78,6 +78,8 @@ pub struct DerivedOptions {
     pub sync_changed_bytes: usize,
     /// ConsumeQueue units kept in memory after they are durable, all queues together.
     pub recent_units_bytes: usize,
+    /// Which keys the messages of the last so many milliseconds have is known without a look at the disk.
+    pub recent_keys_ms: i64,
 }
 
 impl Default for DerivedOptions {
@@ -88,6 +90,7 @@ impl Default for DerivedOptions {
             sync_log_bytes: 256 << 20,
             sync_changed_bytes: 16 << 20,
             recent_units_bytes: 4 << 20,
+            recent_keys_ms: 120_000,
         }
     }
 }
@@ -496,6 +499,7 @@ impl Derived {
         let (env, dir) = (&self.env, &self.places.index);
         let index = Index::open(env.clone(), dir.clone(), damage.clone(), parts.as_deref()).await.map_err(unopened)?;
         let keys = Index::open(env.clone(), dir.clone(), damage, key_parts.as_deref()).await.map_err(unopened)?;
+        keys.remember(self.options.recent_keys_ms).await.map_err(unopened)?;
         let owed_image = match (checkpoint, self.keyed().boundary()) {
             (Some(checkpoint), Some(boundary)) if checkpoint == boundary.id => {
                 let images = image::list(&self.env, &self.places.checkpoint).await;

@@ -72,11 +72,15 @@ pub enum Bug {
     CommitTwice,
     /// The end of a transaction is not remembered when it was a rollback: a commit behind it wins.
     RollbackForgotten,
+    /// Copies of a message that are in flight together do not wait for each other.
+    KeysNotHeld,
+    /// A new leader does not know the keys of messages that were stored before its term.
+    KeysOfOtherTermsForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 32] = [
+    pub const ALL: [Bug; 34] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -109,6 +113,8 @@ impl Bug {
         Bug::HalfVisible,
         Bug::CommitTwice,
         Bug::RollbackForgotten,
+        Bug::KeysNotHeld,
+        Bug::KeysOfOtherTermsForgotten,
     ];
 
     /// What it is called on a command line.
@@ -146,6 +152,8 @@ impl Bug {
             Bug::HalfVisible => "half-visible",
             Bug::CommitTwice => "commit-twice",
             Bug::RollbackForgotten => "rollback-forgotten",
+            Bug::KeysNotHeld => "keys-not-held",
+            Bug::KeysOfOtherTermsForgotten => "keys-of-other-terms-forgotten",
         }
     }
 }

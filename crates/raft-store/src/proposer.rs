@@ -31,6 +31,7 @@ use crate::entry::{CoreCommand, Operation, encode_entry, encoded_bytes};
 use crate::fold::{Outcome, Reader, Refusal, Tables};
 use crate::group::Peer;
 use crate::group_time::{GroupTime, Judgement, Others, Reading};
+use crate::keys_in_flight::HeldKeys;
 use crate::member::Office;
 use crate::planted::{self, Bug};
 use crate::position::{LogId, NodeId, Timestamp};
@@ -189,6 +190,8 @@ pub struct Submission<R> {
     pub bytes: usize,
     /// These bytes count as long as they are held, whether or not somebody still waits.
     pub admitted: Admitted,
+    /// Keys that nobody else may propose anything for meanwhile; this in their term only.
+    pub held: Option<HeldKeys>,
     /// Withdrawn when the caller has stopped waiting.
     pub claim: Arc<Claim>,
     /// Where the outcomes go.
@@ -477,6 +480,9 @@ impl<T: Tables> Proposer<T> {
             let _ = clock.timeout(CLOCKS_LIMIT, majority).await;
             let (_, others) = clocks_of(&raft, links.heard(), &clock);
             let mut time = OfficeTime { time: GroupTime::after(reader.now()), others, refused_before };
+            if planted::is(Bug::KeysOfOtherTermsForgotten) {
+                reader.forget_recent_keys();
+            }
             loop {
                 let stamp = time.stamp(&clock);
                 let body = body_of(encode_entry(stamp, &[Operation::Core(CoreCommand::Lead)]), None);
@@ -600,7 +606,7 @@ impl<T: Tables> Proposer<T> {
             while let Ok(submission) = self.queue.try_recv() {
                 self.arrived(submission, waiting);
             }
-            let mut submissions = fill(waiting);
+            let mut submissions = fill(waiting, term);
             if submissions.is_empty() {
                 return;
             }
@@ -702,8 +708,9 @@ async fn propose<T: Tables>(
     }
 }
 
-/// Takes submissions for one entry from the front, leaving out the withdrawn.
-fn fill<R>(waiting: &mut VecDeque<Submission<R>>) -> Vec<Submission<R>> {
+/// Takes submissions for one entry of `term` from the front, leaving out the withdrawn. One that was decided on in another
+/// term is refused: what it was decided by may not hold any more.
+fn fill<R>(waiting: &mut VecDeque<Submission<R>>, term: u64) -> Vec<Submission<R>> {
     let mut taken: Vec<Submission<R>> = Vec::new();
     let mut bytes = 0;
     while let Some(next) = waiting.front() {
@@ -712,6 +719,10 @@ fn fill<R>(waiting: &mut VecDeque<Submission<R>>) -> Vec<Submission<R>> {
         }
         let next = waiting.pop_front().expect("there is a front");
         if next.answer.is_closed() || !next.claim.take() {
+            continue;
+        }
+        if next.held.as_ref().is_some_and(|held| held.term != term) {
+            let _ = next.answer.send(Err(ProposeError::NotLeader { leader: None }));
             continue;
         }
         bytes += next.bytes;
@@ -738,7 +749,7 @@ mod tests {
         let (answer, answered) = oneshot::channel();
         let operations = vec![Operation::Core(CoreCommand::Checkpoint)];
         let admitted = Admitted::admit(&Arc::default(), bytes, usize::MAX).expect("there is no limit");
-        (Submission { operations, bytes, admitted, claim: Arc::default(), answer, arrival: 0 }, answered)
+        (Submission { operations, bytes, admitted, held: None, claim: Arc::default(), answer, arrival: 0 }, answered)
     }
 
     #[test]
@@ -751,7 +762,7 @@ mod tests {
             waiting.push_back(submission);
         }
         let sizes: Vec<Vec<usize>> = std::iter::from_fn(|| {
-            let taken = fill(&mut waiting);
+            let taken = fill(&mut waiting, 1);
             (!taken.is_empty()).then(|| taken.iter().map(|submission| submission.bytes).collect())
         })
         .collect();
@@ -774,13 +785,36 @@ mod tests {
     }
 
     #[test]
+    fn a_submission_that_holds_keys_is_proposed_in_their_term_or_refused() {
+        use futures::FutureExt;
+
+        let keys = Arc::<crate::keys_in_flight::KeysInFlight>::default();
+        let hold = |key, term| {
+            let mut held = keys.hold(vec![key]).now_or_never().expect("nobody holds it");
+            held.term = term;
+            let (submission, answered) = submission(1);
+            (Submission { held: Some(held), ..submission }, answered)
+        };
+        let ((earlier, refused), (now, _kept)) = (hold(1, 4), hold(2, 5));
+        let mut waiting = VecDeque::from([earlier, now]);
+        let taken = fill(&mut waiting, 5);
+        assert_eq!(taken.len(), 1);
+        let refused = refused.now_or_never().expect("answered at once").expect("answered");
+        assert_eq!(refused, Err(ProposeError::NotLeader { leader: None }));
+        assert!(keys.hold(vec![1]).now_or_never().is_some(), "certainly not appended: the next may");
+        assert!(keys.hold(vec![2]).now_or_never().is_none(), "in flight");
+        drop(taken);
+        assert!(keys.hold(vec![2]).now_or_never().is_some());
+    }
+
+    #[test]
     fn a_withdrawn_submission_is_not_proposed_and_a_taken_one_is_not_withdrawn() {
         let (first, _kept) = submission(1);
         let (second, _also_kept) = submission(1);
         let (withdrawn, taken) = (first.claim.clone(), second.claim.clone());
         assert!(withdrawn.cancel());
         let mut waiting = VecDeque::from([first, second]);
-        assert_eq!(fill(&mut waiting).len(), 1);
+        assert_eq!(fill(&mut waiting, 1).len(), 1);
         assert!(!taken.cancel());
     }
 }

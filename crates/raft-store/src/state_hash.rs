@@ -317,7 +317,8 @@ impl<T: Tables> Leader<T> {
         let bytes = submission_bytes(&operations);
         let admitted = Admitted::admit(&Arc::default(), bytes, bytes)?;
         let (answer, answered) = oneshot::channel();
-        let submission = Submission { operations, bytes, admitted, claim: Arc::default(), answer, arrival: 0 };
+        let submission =
+            Submission { operations, bytes, admitted, held: None, claim: Arc::default(), answer, arrival: 0 };
         self.queue.upgrade()?.send(submission).ok()?;
         let _ = answered.await;
         Some(())

@@ -154,6 +154,9 @@ struct GroupFile {
     auto_create_topics: Option<bool>,
     auto_create_groups: Option<bool>,
     sql_filters: Option<bool>,
+    trace_topic: Option<bool>,
+    idempotent_send: Option<bool>,
+    idempotent_window_ms: Option<u64>,
     default_topic_queues: Option<u32>,
     delay_levels: Option<String>,
     longest_delay_seconds: Option<u64>,
@@ -369,6 +372,9 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
             auto_create_topics: file.auto_create_topics.unwrap_or(policy.auto_create_topics),
             auto_create_groups: file.auto_create_groups.unwrap_or(policy.auto_create_groups),
             sql_filters: file.sql_filters.unwrap_or(policy.sql_filters),
+            trace_topic: file.trace_topic.unwrap_or(policy.trace_topic),
+            idempotent_send: file.idempotent_send.unwrap_or(policy.idempotent_send),
+            idempotent_window: ms(file.idempotent_window_ms, policy.idempotent_window),
             default_topic_queues: file.default_topic_queues.unwrap_or(policy.default_topic_queues),
             delay_levels,
             body_bytes: bounded("max_message_bytes", file.max_message_bytes.unwrap_or(policy.body_bytes))?,
@@ -446,7 +452,7 @@ fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
 }
 
 /// RocketMQ's names for what has another name here.
-const ROCKETMQ_KEYS: [(&str, &str); 24] = [
+const ROCKETMQ_KEYS: [(&str, &str); 25] = [
     ("autoCreateSubscriptionGroup", "auto_create_groups"),
     ("autoCreateTopicEnable", "auto_create_topics"),
     ("brokerClusterName", "cluster"),
@@ -471,6 +477,7 @@ const ROCKETMQ_KEYS: [(&str, &str); 24] = [
     ("namesrvAddr", "namesrv"),
     ("storePathRootDir", "data_dir"),
     ("timerMaxDelaySec", "longest_delay_seconds"),
+    ("traceTopicEnable", "trace_topic"),
 ];
 
 /// Says a parser's error in the user's words.

@@ -13,12 +13,12 @@ use env::disk::simulated::SimDisk;
 use env::{Env, Rng};
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
-use protocol::header::{SendMessageRequest, SendMessageRequestV2, SendMessageResponse};
+use protocol::header::{IDEMPOTENT, SendMessageRequest, SendMessageRequestV2, SendMessageResponse};
 use protocol::properties::{self, Properties};
 use protocol::record::RecordView;
 use remoting::{CallError, Limits, NoRequests};
 
-use super::history::{Delayed, End, Pull};
+use super::history::{Copies, Delayed, End, Pull};
 use super::host::{NAME_SERVER_PORT, environment};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, Workload, now_ms, place};
 
@@ -115,7 +115,7 @@ impl Caller {
         while !self.work.stops.get() {
             let value = self.work.value();
             let queue = self.rng.below(u64::from(QUEUES)) as u32;
-            let at = self.work.append(queue, value, false);
+            let at = self.work.append(queue, value, Copies::One);
             match self.send(TOPIC, queue, value, None).await {
                 Ok(offset) => self.work.appended(at, offset),
                 Err(lost) => self.work.history.borrow_mut().appends[at].end = lost.end(),
@@ -130,6 +130,13 @@ impl Caller {
             all.set(properties::TIMER_DELAY_MS, delay);
             all.into_encoded()
         });
+        let request = self.request(topic, queue, value, properties);
+        let answer = self.call(request).await?;
+        let placed: SendMessageResponse = answer.header().map_err(|_| Lost::Unknown)?;
+        Ok(placed.queue_offset.map_or(0, |offset| offset as u64))
+    }
+
+    fn request(&self, topic: &str, queue: u32, value: u64, properties: Option<String>) -> RemotingCommand {
         let header = SendMessageRequestV2(SendMessageRequest {
             producer_group: "appenders".to_owned(),
             topic: topic.to_owned(),
@@ -140,10 +147,7 @@ impl Caller {
             properties,
             ..SendMessageRequest::default()
         });
-        let request = RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &header).with_body(body(value));
-        let answer = self.call(request).await?;
-        let placed: SendMessageResponse = answer.header().map_err(|_| Lost::Unknown)?;
-        Ok(placed.queue_offset.map_or(0, |offset| offset as u64))
+        RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &header).with_body(body(value))
     }
 
     /// Appends with the product's client, which finds the leader and retries.
@@ -163,7 +167,7 @@ impl Caller {
                 self.pause().await;
                 continue;
             };
-            let at = self.work.append(queue, value, true);
+            let at = self.work.append(queue, value, self.work.copies);
             match producer.send_to(Message::new(TOPIC, body(value)), chosen).await {
                 Ok(receipt) => self.work.appended(at, receipt.queue_offset as u64),
                 // It says that nothing was stored: it is held to it.
@@ -173,6 +177,44 @@ impl Caller {
             self.pause().await;
         }
         client.shutdown().await;
+    }
+
+    /// Appends under unique keys, two copies at a time at two replicas, which may be the same, until somebody has
+    /// acknowledged one.
+    pub async fn append_copies(self) {
+        while !self.work.stops.get() {
+            let value = self.work.value();
+            let queue = self.rng.below(u64::from(QUEUES)) as u32;
+            let at = self.work.append(queue, value, self.work.copies);
+            let mut properties = Properties::new();
+            properties.set(properties::UNIQ_KEY, format!("{value:032X}"));
+            let properties = properties.into_encoded();
+            let mut places = Vec::new();
+            for _ in 0..20 {
+                let copies = [(); 2].map(|()| {
+                    let broker = self.work.brokers[self.rng.below(self.work.brokers.len() as u64) as usize].to_string();
+                    let request =
+                        self.request(TOPIC, queue, value, Some(properties.clone())).with_field(IDEMPOTENT, true);
+                    let (raw, patience) = (&self.raw, self.patience);
+                    async move { raw.call(&broker, request, patience).await }
+                });
+                for answer in futures::future::join_all(copies).await.into_iter().flatten() {
+                    if answer.is_success()
+                        && let Ok(SendMessageResponse { queue_offset: Some(offset), .. }) = answer.header()
+                    {
+                        places.push(offset as u64);
+                    }
+                }
+                if !places.is_empty() {
+                    break;
+                }
+                self.pause().await;
+            }
+            for place in places {
+                self.work.appended(at, place);
+            }
+            self.pause().await;
+        }
     }
 
     /// Schedules messages.
@@ -229,7 +271,7 @@ impl Caller {
     pub async fn append_one(mut self) {
         loop {
             let value = self.work.value();
-            let at = self.work.append(0, value, false);
+            let at = self.work.append(0, value, Copies::One);
             match self.send(TOPIC, 0, value, None).await {
                 Ok(offset) => return self.work.appended(at, offset),
                 Err(lost) => self.work.history.borrow_mut().appends[at].end = lost.end(),

@@ -19,6 +19,17 @@ pub enum End<T> {
     Info,
 }
 
+/// How often a value is sent, and what is made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// Once.
+    One,
+    /// Any number of times, under one unique key where idempotent send is on: it is one message.
+    Recognised,
+    /// Any number of times: so often it may be there.
+    Any,
+}
+
 /// A value appended to a queue; the result is its offset.
 #[derive(Clone, Debug)]
 pub struct Append {
@@ -26,8 +37,8 @@ pub struct Append {
     pub queue: u32,
     /// The value, of which there is no other.
     pub value: u64,
-    /// Whether the client may have sent it more than once.
-    pub repeats: bool,
+    /// How often the client may have sent it.
+    pub copies: Copies,
     /// When it was asked for.
     pub invoked: Moment,
     /// What became of it.

@@ -201,6 +201,7 @@ pub struct Settings {
     flush: Flush,
     retention: Retention,
     lease: Duration,
+    window: Duration,
 }
 
 impl Settings {
@@ -222,6 +223,12 @@ impl Settings {
             flush: plan.flush,
             retention,
             lease: plan.lease,
+            // As long nothing is let go.
+            window: if plan.lets_go() {
+                Duration::from_millis(100)
+            } else {
+                MessagePolicy::default().idempotent_window
+            },
         }
     }
 }
@@ -246,6 +253,7 @@ pub fn config(settings: &Settings, host: &Host, founders: &[String], name_server
         messages: MessagePolicy {
             delay_levels: vec![Duration::from_secs(1)],
             queue_lock: settings.lease,
+            idempotent_window: settings.window,
             transactions: TransactionPolicy {
                 timeout: Duration::from_millis(300),
                 check_interval: Duration::from_millis(300),

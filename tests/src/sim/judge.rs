@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{End, History, Moment};
+use super::history::{Copies, End, History, Moment};
 use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
 use super::workload::QUEUES;
 
@@ -22,12 +22,13 @@ type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 12] = [
+    let clauses: [Clause; 13] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
         ("nothing is made up", nothing_is_made_up),
         ("nothing is stored twice", nothing_is_twice),
+        ("a message sent again is one message", repeated_sends_are_one),
         ("reads go on where they were", reads_go_on),
         ("consumer offsets are linearizable", offsets_are_registers),
         ("offsets stored one way never go back", pushed_offsets_grow),
@@ -143,14 +144,27 @@ fn nothing_is_made_up(history: &History) -> Verdict {
 
 /// What was sent once is at most at one place, and was never seen at another.
 fn nothing_is_twice(history: &History) -> Verdict {
-    let may_repeat: BTreeSet<u64> =
-        history.appends.iter().filter(|append| append.repeats).map(|append| append.value).collect();
+    let repeated: BTreeSet<u64> = sent_in(history, |copies| copies != Copies::One);
+    at_one_place(history, "sent once", |value| !repeated.contains(&value))
+}
+
+/// What was sent again under its unique key is one message, and whoever sent it was told that one's place.
+fn repeated_sends_are_one(history: &History) -> Verdict {
+    let recognised: BTreeSet<u64> = sent_in(history, |copies| copies == Copies::Recognised);
+    at_one_place(history, "sent again under one key", |value| recognised.contains(&value))
+}
+
+fn sent_in(history: &History, wanted: impl Fn(Copies) -> bool) -> BTreeSet<u64> {
+    history.appends.iter().filter(|append| wanted(append.copies)).map(|append| append.value).collect()
+}
+
+fn at_one_place(history: &History, how: &str, wanted: impl Fn(u64) -> bool) -> Verdict {
     let mut seen: BTreeMap<u64, (u32, u64)> = BTreeMap::new();
-    for (queue, offset, value, who) in places(history).filter(|(_, _, value, _)| !may_repeat.contains(value)) {
+    for (queue, offset, value, who) in places(history).filter(|(_, _, value, _)| wanted(*value)) {
         let place = *seen.entry(value).or_insert((queue, offset));
         if place != (queue, offset) {
             return Err(format!(
-                "value {value}, sent once, is at queue {queue} offset {offset} ({who}) and at queue {} offset {}",
+                "value {value}, {how}, is at queue {queue} offset {offset} ({who}) and at queue {} offset {}",
                 place.0, place.1
             ));
         }
@@ -258,7 +272,7 @@ mod tests {
     use super::*;
 
     fn append(value: u64, invoked: Moment, end: End<u64>) -> Append {
-        Append { queue: 0, value, repeats: false, invoked, end }
+        Append { queue: 0, value, copies: Copies::One, invoked, end }
     }
 
     fn held(values: &[u64]) -> Held {
@@ -316,8 +330,17 @@ mod tests {
         shown.pulls = vec![pull(2, &[(2, 10)])];
         assert!(told(&shown).contains(&"nothing is stored twice"), "seen once, and trimmed");
         let mut repeated = history(&[10, 11, 10], &[10, 11, 10]);
-        repeated.appends[0].repeats = true;
+        repeated.appends[0].copies = Copies::Any;
         assert_eq!(told(&repeated), <[&str; 0]>::default());
+        let one = ["a message sent again is one message"];
+        repeated.appends[0].copies = Copies::Recognised;
+        assert_eq!(told(&repeated), one);
+        let mut told_elsewhere = history(&[10, 11], &[10, 11]);
+        told_elsewhere.appends[0].copies = Copies::Recognised;
+        assert_eq!(judge(&told_elsewhere), []);
+        let second = append(10, 6, End::Ok(2, 7));
+        told_elsewhere.appends.push(Append { copies: Copies::Recognised, ..second });
+        assert!(told(&told_elsewhere).contains(&one[0]), "its sender was told another place");
     }
 
     #[test]

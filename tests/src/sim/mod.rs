@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use self::judge::judge;
 use self::nemesis::Nemesis;
-use self::plan::{AMPLE_BYTES, Plan};
+use self::plan::Plan;
 use self::world::World;
 
 /// Between two looks at the invariants, in ticks: less than it takes a new leader to acknowledge anything.
@@ -176,7 +176,7 @@ impl<'p> Run<'p> {
             let mut history = self.world.work.history.borrow_mut();
             history.clocks_agree = true;
             history.lease_ms = self.plan.lease.as_millis() as u64;
-            history.is_trimmed = self.plan.keeps.is_some_and(|kept| kept.bytes < AMPLE_BYTES);
+            history.is_trimmed = self.plan.lets_go();
         }
         self.start_clients();
         self.nemesis = Some(Nemesis::new(self.plan, &self.world));
@@ -235,6 +235,7 @@ impl<'p> Run<'p> {
         let world = &mut self.world;
         let mut clients: Vec<String> =
             (0..self.plan.appenders).map(|_| world.client("appender", |caller| caller.append())).collect();
+        clients.extend((0..self.plan.copiers).map(|_| world.client("copier", |caller| caller.append_copies())));
         clients.push(world.client("producer", |caller| caller.produce()));
         clients.push(world.client("scheduler", |caller| caller.schedule()));
         clients.extend((0..4).map(|reader| world.client("reader", move |caller| caller.read(reader))));

@@ -151,6 +151,8 @@ pub struct Plan {
     pub appenders: usize,
     /// Clients with transactions.
     pub transactors: usize,
+    /// Clients that send each message several times under its unique key.
+    pub copiers: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
     /// How long a queue lock holds.
@@ -213,6 +215,7 @@ impl Plan {
             latency: Duration::from_millis(2),
             appenders: 4,
             transactors: 0,
+            copiers: 0,
             pause_ms: 10,
             lease: Duration::from_secs(1),
             keeps: None,
@@ -221,6 +224,11 @@ impl Plan {
             faults_ms: 0,
             strikes: Vec::new(),
         }
+    }
+
+    /// Whether what is old is let go while the run lasts.
+    pub fn lets_go(&self) -> bool {
+        self.keeps.is_some_and(|kept| kept.bytes < AMPLE_BYTES)
     }
 
     /// The plan of a seed, less the kinds in `without`.
@@ -237,6 +245,7 @@ impl Plan {
             appenders: within(&rng, 2..=4) as usize,
             // In a quarter of the seeds, and no draw: the others are what they were before there were any.
             transactors: if seed % 8 >= 6 { 2 } else { 0 },
+            copiers: if seed % 16 == 13 { 2 } else { 0 },
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),

@@ -26,7 +26,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 15] = [
+pub const SCENARIOS: [Scenario; 16] = [
     Scenario { name: "nats-7549", plan: five, script: nats_7549 },
     Scenario { name: "nats-7556", plan: five_that_forget, script: nats_7556 },
     Scenario { name: "nats-7564", plan: three, script: power_fails_everywhere },
@@ -41,6 +41,7 @@ pub const SCENARIOS: [Scenario; 15] = [
     Scenario { name: "dledger-e", plan: three, script: dledger_failures },
     Scenario { name: "resumed-term", plan: three, script: restarted_leader },
     Scenario { name: "rocketmq-6.8", plan: three_with_transactions, script: half_messages },
+    Scenario { name: "idempotent-send", plan: three_with_copies, script: copies },
     Scenario { name: "covered-by-an-image", plan: three_that_forget_under_load, script: covered_by_an_image },
 ];
 
@@ -89,6 +90,10 @@ fn three_that_forget_under_load() -> Plan {
 
 fn three_with_transactions() -> Plan {
     Plan { transactors: 3, ..three() }
+}
+
+fn three_with_copies() -> Plan {
+    Plan { copiers: 4, ..three() }
 }
 
 fn five_that_forget() -> Plan {
@@ -344,6 +349,25 @@ fn half_messages(run: &mut Run) -> Result<(), String> {
     let ended = history.transactions.iter().filter(|transaction| transaction.is_committed).count();
     if ended < 20 {
         return Err(format!("{ended} transactions are committed: too few to say anything"));
+    }
+    Ok(())
+}
+
+/// RocketMQ: a producer whose connection breaks, or whose broker dies, sends the message again, and it is stored twice.
+///
+/// Here clients send every message several times under its key, at several replicas at once, while leaders are killed, cut
+/// off with what they have in flight, and heal again.
+fn copies(run: &mut Run) -> Result<(), String> {
+    for round in 0..6 {
+        let (leader, others) = leader_and_others(run)?;
+        if round % 2 == 0 {
+            restart(run, leader);
+        } else {
+            others.iter().for_each(|other| run.world.cut(leader, *other, false));
+            run.go_on_for(1500);
+            others.iter().for_each(|other| run.world.heal(leader, *other));
+        }
+        run.go_on_for(2000);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use broker::broker::BrokerGroup;
 use env::witness::{self, Seen};
 use raft_store::position::QueueId;
 
-use super::history::{Append, End, History, Moment};
+use super::history::{Append, Copies, End, History, Moment};
 use super::plan::Plan;
 
 /// Appends and pulls go here.
@@ -32,6 +32,8 @@ pub struct Workload {
     pub pause_ms: u64,
     /// How long a queue lock holds.
     pub lease_ms: u64,
+    /// What brokers make of a message that is sent again.
+    pub copies: Copies,
     /// Set to let the clients end.
     pub stops: Cell<bool>,
     /// Set when no transaction waits any more: nobody needs to be there to be asked.
@@ -51,6 +53,8 @@ impl Workload {
             name_server,
             pause_ms,
             lease_ms,
+            // Where retention lets go what was sent a moment ago, nobody remembers it.
+            copies: if plan.lets_go() { Copies::Any } else { Copies::Recognised },
             stops: Cell::new(false),
             is_settled: Cell::new(false),
             next_value: Cell::new(1),
@@ -73,9 +77,9 @@ impl Workload {
     }
 
     /// An append that was asked for.
-    pub fn append(&self, queue: u32, value: u64, repeats: bool) -> usize {
+    pub fn append(&self, queue: u32, value: u64, copies: Copies) -> usize {
         self.invoke(|history, invoked| {
-            history.appends.push(Append { queue, value, repeats, invoked, end: End::Info });
+            history.appends.push(Append { queue, value, copies, invoked, end: End::Info });
             history.appends.len() - 1
         })
     }
@@ -83,9 +87,15 @@ impl Workload {
     /// It was acknowledged.
     pub fn appended(&self, at: usize, offset: u64) {
         let ended = self.ends(offset);
-        let append = &mut self.history.borrow_mut().appends[at];
+        let appends = &mut self.history.borrow_mut().appends;
+        let mut append = appends[at].clone();
         append.end = End::Ok(offset, ended);
         let end = &mut self.acknowledged_ends.borrow_mut()[append.queue as usize];
+        match appends[at].end {
+            // Its copies have answers of their own.
+            End::Ok(..) => appends.push(append),
+            End::Fail | End::Info => appends[at] = append,
+        }
         *end = (*end).max(offset + 1);
     }
 

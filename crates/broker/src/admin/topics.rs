@@ -13,6 +13,7 @@ use super::pages::page;
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
+use crate::idempotence;
 use crate::tables::command::Command;
 use crate::tables::topics::TopicConfig;
 
@@ -23,8 +24,9 @@ pub const QUEUES_MAX: u32 = 16_384;
 type Attribute = (&'static str, fn(&str) -> bool);
 
 /// Attributes that a topic may have, each with what it may say.
-const ATTRIBUTES: [Attribute; 4] = [
+const ATTRIBUTES: [Attribute; 5] = [
     ("cleanup.policy", |value| value == "DELETE"),
+    (idempotence::ATTRIBUTE, |value| ["true", "false"].contains(&value)),
     ("message.type", |value| ["UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED"].contains(&value)),
     ("queue.type", |value| value == "SimpleCQ"),
     ("reserve.time", |value| value.parse().is_ok_and(|hours: i64| hours >= -1)),

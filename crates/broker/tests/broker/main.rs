@@ -2,6 +2,7 @@
 
 mod admin;
 mod filter;
+mod idempotence;
 mod query;
 mod single;
 mod three;

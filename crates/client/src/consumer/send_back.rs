@@ -15,7 +15,7 @@ use super::session::Session;
 use crate::builder::is_not_now;
 use crate::errors::RequestError;
 use crate::message::ReceivedMessage;
-use crate::producer::{Marking, Outgoing};
+use crate::producer::Outgoing;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -113,9 +113,9 @@ async fn send_copy(
         born_ms: message.born_ms(),
         reconsume_times,
         max_reconsume_times: limit,
-        is_batch: false,
+        code: RequestCode::SEND_MESSAGE_V2,
         // An earlier copy may have been sent under the same key a minute ago; this is another.
-        marking: Marking::Never,
+        is_alone: false,
     };
     session.give_back.send_back(&outgoing).await.map(|_| ()).map_err(|error| RequestError::Unknown(error.to_string()))
 }
@@ -126,7 +126,6 @@ fn copied_properties(message: &ReceivedMessage) -> Properties {
         properties::TRAN_MSG,
         properties::REAL_TOPIC,
         properties::REAL_QID,
-        properties::RETRIED,
         properties::DELAY,
         properties::TIMER_DELAY_SEC,
         properties::TIMER_DELAY_MS,

@@ -235,7 +235,7 @@ impl Broker {
         let header = SendMessageRequest::of(request).unwrap();
         let encoded = header.properties.clone().unwrap_or_default();
         let unique_key = properties::get(&encoded, properties::UNIQ_KEY).unwrap_or_default().to_owned();
-        let is_marked = properties::get(&encoded, properties::RETRIED).is_some();
+        let is_marked = request.ext.bool(protocol::header::IDEMPOTENT) == Some(true);
         let misfortune = {
             let mut state = self.cluster.state.lock();
             state.sends.push(SeenSend { header: header.clone(), is_marked, unique_key: unique_key.clone() });
@@ -294,7 +294,8 @@ impl Broker {
             transaction_id: Some(unique_key),
             ..SendMessageResponse::default()
         };
-        Some(request.reply_with(ResponseCode::SUCCESS, &response))
+        let answer = request.reply_with(ResponseCode::SUCCESS, &response);
+        Some(if first.is_some() { answer.with_field(protocol::header::DUPLICATE, true) } else { answer })
     }
 
     /// Where the message with these properties already lies in the queue.

@@ -6,6 +6,13 @@ use crate::code::RequestCode;
 use crate::command::RemotingCommand;
 use crate::ext_fields::ExtFields;
 
+/// On a send, beside the header's own fields: the unique keys of these messages are no other messages', so what is stored
+/// under one already is not stored again. Our client's; RocketMQ's brokers do not look at it.
+pub const IDEMPOTENT: &str = "raftmqIdempotent";
+
+/// On the answer to a send: all of it was stored before, where the answer says.
+pub const DUPLICATE: &str = "raftmqDuplicate";
+
 command_header! {
     /// A send, under the long field names of codes 10 and 324. [`SendMessageRequestV2`] is the same under short ones.
     SendMessageRequest {

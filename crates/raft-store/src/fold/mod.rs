@@ -26,7 +26,7 @@ use parking_lot::RwLock;
 use self::changes::Changes;
 pub use self::core::CHECKPOINTS_KEPT;
 use self::core::Core;
-pub use self::reader::{CheckpointPoint, HalfRecord, HalfState, PendingCounts, PendingPlace, Reader};
+pub use self::reader::{CheckpointPoint, HalfRecord, HalfState, PendingCounts, PendingPlace, Reader, WaitingRecord};
 use self::shared::Shared;
 pub use self::tables::{FIRST_TABLES_BYTE, LAST_TABLES_BYTE, RowError, Tables};
 use crate::entry::{CoreCommand, EntryError, EntryView, OperationView, decode_entry};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace};
+use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace, WaitingRecord};
 use super::rows::{PendingKind, PendingRow};
 use crate::entry::TransactionCheck;
 use crate::position::{PhysicalOffset, Timestamp};
@@ -19,6 +19,8 @@ pub(crate) struct Pending {
     halves: BTreeMap<HalfState, BTreeSet<(Timestamp, PhysicalOffset)>>,
     /// The keys of all of `rows`, in the order of where their records lie now.
     places: BTreeSet<(PhysicalOffset, PhysicalOffset)>,
+    /// The keys of those of `rows` that have hashes, by the first one: that of the message's unique key, if it has one.
+    by_hash: BTreeSet<(u64, PhysicalOffset)>,
     counts: PendingCounts,
 }
 
@@ -38,6 +40,7 @@ impl Pending {
         }
         self.counts.bytes += u64::from(row.size);
         assert!(self.places.insert((row.place, key)), "two rows {key} at {}", row.place);
+        self.by_hash.extend(row.key_hashes.first().map(|hash| (*hash, key)));
         let before = self.rows.insert(key, row);
         assert!(before.is_none(), "two records at physical offset {key}");
     }
@@ -48,9 +51,8 @@ impl Pending {
         while taken.len() < limit && self.next_due().is_some_and(|due| due <= now) {
             let (_, key) = self.timers.pop_first().expect("next_due saw it");
             let row = self.rows.remove(&key).expect("every timer has its row");
-            assert!(self.places.remove(&(row.place, key)), "every row has its place");
             self.counts.scheduled -= 1;
-            self.counts.bytes -= u64::from(row.size);
+            self.forget(key, &row);
             taken.push((key, row));
         }
         taken
@@ -61,10 +63,29 @@ impl Pending {
         let (state, since) = half_state(self.rows.get(&key)?)?;
         let row = self.rows.remove(&key).expect("it was there");
         assert!(self.list(state).remove(&(since, key)), "every half row is listed");
-        assert!(self.places.remove(&(row.place, key)), "every row has its place");
         self.counts.half -= 1;
-        self.counts.bytes -= u64::from(row.size);
+        self.forget(key, &row);
         Some(row)
+    }
+
+    /// A row has gone: what all kinds of rows stand in.
+    fn forget(&mut self, key: PhysicalOffset, row: &PendingRow) {
+        assert!(self.places.remove(&(row.place, key)), "every row has its place");
+        if let Some(hash) = row.key_hashes.first() {
+            assert!(self.by_hash.remove(&(*hash, key)), "every row with a hash is found by it");
+        }
+        self.counts.bytes -= u64::from(row.size);
+    }
+
+    /// Rows whose first hash is `hash`, those that were stored first first.
+    pub fn with_hash(&self, hash: u64) -> Vec<WaitingRecord> {
+        let with_hash = self.by_hash.range((hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX)));
+        let record = |(_, key): &(u64, PhysicalOffset)| {
+            let row = &self.rows[key];
+            let is_half = !matches!(row.kind, PendingKind::Scheduled { .. });
+            WaitingRecord { key: *key, place: row.place, size: row.size, queue: row.queue, is_half }
+        };
+        with_hash.map(record).collect()
     }
 
     /// Moves a half row to its next state. `None` if it has ended, or this is no step from where it is: nothing changes.
@@ -183,6 +204,23 @@ mod tests {
         assert_eq!((taken[0].0, taken[0].1.place), (PhysicalOffset(1), PhysicalOffset(70)));
         assert!(pending.roll(PhysicalOffset(1), PhysicalOffset(90), 10).is_none(), "it has fired");
         assert_eq!(pending.below(PhysicalOffset(99), 9).len(), 1);
+    }
+
+    #[test]
+    fn a_row_is_found_by_its_first_hash_as_long_as_it_waits() {
+        let mut pending = Pending::default();
+        let hashed = |place, kind, hashes: &[u64]| PendingRow { key_hashes: hashes.into(), ..row(place, kind) };
+        pending.insert(PhysicalOffset(1), hashed(1, PendingKind::Scheduled { due: Timestamp(5) }, &[7, 8]));
+        pending.insert(PhysicalOffset(2), hashed(2, PendingKind::Half, &[7]));
+        let found = |pending: &Pending, hash| -> Vec<(u64, bool)> {
+            pending.with_hash(hash).iter().map(|record| (record.place.0, record.is_half)).collect()
+        };
+        assert_eq!((found(&pending, 7), found(&pending, 8)), (vec![(1, false), (2, true)], vec![]));
+        pending.roll(PhysicalOffset(2), PhysicalOffset(9), 10);
+        assert_eq!(found(&pending, 7), [(1, false), (9, true)]);
+        pending.take_due(Timestamp(5), 9);
+        pending.end(PhysicalOffset(2));
+        assert!(found(&pending, 7).is_empty());
     }
 
     #[test]

@@ -40,6 +40,21 @@ pub struct PendingPlace {
     pub size: u32,
 }
 
+/// A record that waits to become visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingRecord {
+    /// The row: where the record was stored first.
+    pub key: PhysicalOffset,
+    /// Where it lies now.
+    pub place: PhysicalOffset,
+    /// Its length in bytes.
+    pub size: u32,
+    /// Where it goes.
+    pub queue: QueueId,
+    /// It waits for the end of its transaction, not for its time.
+    pub is_half: bool,
+}
+
 /// How far the question has got, how the transaction of a half record has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HalfState {
@@ -184,6 +199,22 @@ impl<T: Tables> Reader<T> {
     /// Up to `limit` pending rows whose records lie below `end`, those that lie first first.
     pub fn pending_below(&self, end: PhysicalOffset, limit: usize) -> Vec<PendingPlace> {
         self.shared.pending.lock().below(end, limit)
+    }
+
+    /// The records that wait with this hash as their first one, those that were stored first first.
+    pub fn waiting_with_hash(&self, hash: u64) -> Vec<WaitingRecord> {
+        self.shared.pending.lock().with_hash(hash)
+    }
+
+    /// Whether no message with a key of this hash became visible at `from` or later. Costs nothing; false if it takes a look
+    /// at [`Reader::units_by_key`] to know.
+    pub fn is_new_key(&self, hash: u64, from: Timestamp) -> bool {
+        self.shared.keys.is_new(hash, from)
+    }
+
+    /// Makes the mistake [`crate::planted::Bug::KeysOfOtherTermsForgotten`].
+    pub(crate) fn forget_recent_keys(&self) {
+        self.shared.keys.forget_recent();
     }
 
     /// The half record that was first stored at `key`, unless it has ended.

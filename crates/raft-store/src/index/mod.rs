@@ -21,6 +21,7 @@
 //! each page ends with the CRC32C u32 of the part's sequence u64, the page number u64 and the page's other bytes
 //! ```
 
+mod filter;
 mod part;
 mod recent;
 mod row;
@@ -36,6 +37,7 @@ use parking_lot::RwLock;
 
 use crate::consume_queue::{Damage, aside};
 use crate::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp, TopicId};
+use filter::Filter;
 pub(crate) use part::{PAGE_BYTES, part_name, parts_among, read_part};
 use part::{Part, PartWriter, Rows, damaged, sequence_of};
 use recent::Recent;
@@ -66,6 +68,8 @@ pub(crate) struct Sealed {
 struct Inner<R> {
     /// In no part yet.
     recent: Recent<R>,
+    /// What was added lately.
+    filter: Filter,
     /// Oldest first.
     parts: Vec<Arc<Part<R>>>,
     next_sequence: u64,
@@ -92,13 +96,18 @@ impl<R: Row> Index<R> {
             return Err(damaged(*missing));
         }
         let next_sequence = parts.last().map_or(0, |part| part.sequence + 1);
-        let inner = Inner { recent: Recent::new(), parts, next_sequence, min_physical: PhysicalOffset::default() };
+        let (recent, filter, min_physical) = (Recent::new(), Filter::ignorant(), PhysicalOffset::default());
+        let inner = Inner { recent, filter, parts, next_sequence, min_physical };
         Ok(Index { env, dir, damage, inner: RwLock::new(inner) })
     }
 
     /// Adds a row; readers see it at once.
     pub fn add(&self, row: R) {
-        self.inner.write().recent.add(row);
+        let mut inner = self.inner.write();
+        if let Some((hash, time)) = row.hash() {
+            inner.filter.add(hash, time);
+        }
+        inner.recent.add(row);
     }
 
     /// Seals `rows`, durably: those added first, all of them or some. They leave memory. Rows of records below `min_physical`, which is given when it may have
@@ -241,6 +250,7 @@ impl<R: Row> Index<R> {
         let mut inner = self.inner.write();
         inner.recent = Recent::new();
         inner.parts.clear();
+        inner.filter.clear();
     }
 
     pub fn damage(&self) -> Arc<Damage> {
@@ -258,6 +268,44 @@ impl Index<IndexRow> {
 }
 
 impl Index<KeyRow> {
+    /// From now on it is known without a look into parts which keys are new among those of the last `span_ms`. To be
+    /// called before rows are added: reads those of the newest parts that are as young as that.
+    pub async fn remember(&self, span_ms: i64) -> io::Result<()> {
+        let parts = self.inner.read().parts.clone();
+        let (mut since, mut young) = (Timestamp(i64::MIN), Vec::new());
+        // Rows are sealed in the order in which they were added: no part has a younger one than the part behind it.
+        for part in parts.iter().rev() {
+            let (mut rows, mut newest) = (Rows::of(part), None);
+            while rows.peek().await?.is_some() {
+                let KeyRow { hash, visible_at, .. } = rows.next().expect("peeked");
+                newest = newest.max(Some(visible_at));
+                young.push((visible_at, hash));
+            }
+            if let Some(newest) = newest.filter(|_| since.0 == i64::MIN) {
+                since = Timestamp(newest.0.saturating_sub(span_ms));
+            }
+            young.retain(|(time, _)| *time >= since);
+            if newest.is_some_and(|newest| newest < since) {
+                break;
+            }
+        }
+        young.sort_unstable();
+        let mut filter = Filter::since(since, span_ms);
+        young.into_iter().for_each(|(time, hash)| filter.add(hash, time));
+        self.inner.write().filter = filter;
+        Ok(())
+    }
+
+    /// Whether no message with a key of this hash became visible at `from` or later; false if that takes a look at rows.
+    pub fn is_new(&self, hash: u64, from: Timestamp) -> bool {
+        self.inner.read().filter.is_new(hash, from)
+    }
+
+    /// A mistake made on purpose: what was added so far is forgotten, and the rest is taken for all.
+    pub fn forget_recent(&self) {
+        self.inner.write().filter.clear();
+    }
+
     /// The units of messages with a key of this hash that became visible at these times, in the order of time; the last
     /// `limit` if there are more.
     pub async fn find(
@@ -453,6 +501,35 @@ mod tests {
         let references = open(&disk, Some(&reference_parts)).await.unwrap();
         assert_eq!(references.find(reference.physical_offset).await.unwrap(), BTreeSet::from([reference]));
         assert!(open_keys(&disk, Some(&parts)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_remembers_the_keys_of_the_span_before_it() {
+        let rng = Rng::seeded(6);
+        let disk = SimDisk::new(rng.fork());
+        let index = open_keys(&disk, None).await.unwrap();
+        index.remember(1_000).await.unwrap();
+        let row = |hash, visible_at| KeyRow { hash, ..key_row(&rng, visible_at) };
+        // Parts of falling size, which are not merged.
+        for (part, count) in [(0, 900), (1, 300), (2, 100), (3, 30)] {
+            let rows: Vec<KeyRow> = (0..count).map(|n| row(part * 1_000_000 + n, 1_000 * part as i64)).collect();
+            rows.iter().for_each(|row| index.add(*row));
+            index.seal(rows, None).await.unwrap();
+        }
+        assert!(index.is_new(5, Timestamp(0)) != index.is_new(4_000_005, Timestamp(0)));
+        let index = open_keys(&disk, None).await.unwrap();
+        assert_eq!(index.inner.read().parts.len(), 4);
+        assert!(!index.is_new(4_000_005, Timestamp(3_000)), "nothing is known before");
+        index.remember(1_000).await.unwrap();
+        for (hash, from, is_new) in [
+            (3_000_005, 3_000, false),
+            (2_000_005, 2_000, false),
+            (4_000_005, 2_000, true),
+            (4_000_005, 1_999, false),
+            (1_000_005, 2_000, true),
+        ] {
+            assert_eq!(index.is_new(hash, Timestamp(from)), is_new, "{hash} from {from}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

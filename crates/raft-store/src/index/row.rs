@@ -45,6 +45,11 @@ pub trait Row: Copy + Ord + std::fmt::Debug + Send + Sync + 'static {
     fn encode(&self, bytes: &mut [u8]);
     fn decode(bytes: &[u8]) -> Self;
     fn physical_offset(&self) -> PhysicalOffset;
+
+    /// The hash by which it is looked for, and its time, if whether there is one is asked often.
+    fn hash(&self) -> Option<(u64, Timestamp)> {
+        None
+    }
 }
 
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -110,5 +115,9 @@ impl Row for KeyRow {
 
     fn physical_offset(&self) -> PhysicalOffset {
         self.physical_offset
+    }
+
+    fn hash(&self) -> Option<(u64, Timestamp)> {
+        Some((self.hash, self.visible_at))
     }
 }

@@ -1,5 +1,5 @@
-//! Sends of unique values to drawn queues: half of the senders by raw requests to any broker, half by the client library;
-//! and readers.
+//! Sends of unique values to drawn queues: half of the senders by raw requests to any broker, once each; half by the client
+//! library, which sends again what it does not know the end of; and readers.
 
 use std::io;
 
@@ -45,7 +45,7 @@ async fn send(mut worker: Worker) -> io::Result<()> {
 }
 
 async fn send_by_library(mut worker: Worker, client: client::Client) -> io::Result<()> {
-    let producer = worker.site.producer(&client)?;
+    let producer = worker.site.persistent_producer(&client)?;
     while !worker.site.is_stopped() {
         let (queue, value) = (worker.rng.below(QUEUES.into()) as u32, worker.site.new_value());
         worker.recorded.invoke("send", operations::send(queue, value), vec![("library", true.into())])?;

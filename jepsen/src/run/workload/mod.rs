@@ -175,6 +175,12 @@ impl Site {
         producer.after_unknown(AfterUnknown::GiveUp).start().map_err(io::Error::other)
     }
 
+    /// A producer that sends again, within the time of one call, whatever has not been answered soon: that is one message all
+    /// the same, and a value that stands twice says that it is not.
+    fn persistent_producer(&self, client: &client::Client) -> io::Result<Producer> {
+        client.producer("jepsen").timeout(CALL).attempt_timeout(CALL / 4).start().map_err(io::Error::other)
+    }
+
     /// Does something at one broker after the other until one has done it; an error if that takes too long.
     async fn until_done<F>(&self, what: &str, mut attempt: impl FnMut(Admin, String) -> F) -> io::Result<()>
     where

@@ -109,10 +109,11 @@ final class Produce {
 
     private void sendSync(int n) throws Exception {
         long deadline = System.currentTimeMillis() + RETRY_FOR_MS;
+        // Sent again it is the same message: it keeps its unique key.
+        Message message = message(n);
         while (true) {
             long at = System.currentTimeMillis();
             try {
-                Message message = message(n);
                 SendResult result = shards == 0
                     ? producer.send(message)
                     : producer.send(message, (queues, ignored, shard) -> queues.get((Integer) shard % queues.size()), n % shards);
