@@ -73,6 +73,8 @@ pub struct ConsumerGroup {
 #[derive(Debug, Default)]
 pub struct Clients {
     known: BTreeMap<ConnectionId, Known>,
+    /// The connections of `known` by what the clients behind them call themselves.
+    by_id: BTreeMap<String, BTreeSet<ConnectionId>>,
     producers: BTreeMap<String, BTreeMap<ConnectionId, Arc<Member>>>,
     consumers: BTreeMap<String, ConsumerGroup>,
     /// Groups of all that is known, added up.
@@ -177,6 +179,10 @@ impl Clients {
         let producers = heartbeat.producer_data_set.iter().map(|group| (Role::Producer, group.group_name.clone()));
         let consumers = heartbeat.consumer_data_set.iter().map(|group| (Role::Consumer, group.group_name.clone()));
         let mut groups: BTreeSet<(Role, String)> = producers.chain(consumers).collect();
+        if self.client_id(connection) != Some(client_id) {
+            self.forget_name(connection);
+            self.by_id.entry(client_id.to_owned()).or_default().insert(connection);
+        }
         let known = self.known.entry(connection).or_default();
         client_id.clone_into(&mut known.client_id);
         groups.retain(|group| !known.groups.contains(group));
@@ -204,6 +210,7 @@ impl Clients {
         let Some(known) = self.known.get(&connection) else { return Changed::default() };
         let all = known.groups.iter().map(|(role, group)| (connection, *role, group.clone())).collect();
         let changed = self.remove(all);
+        self.forget_name(connection);
         self.known.remove(&connection);
         changed
     }
@@ -219,8 +226,22 @@ impl Clients {
             gone.extend(silent.map(|(connection, _)| (*connection, role, name.clone())));
         }
         let changed = self.remove(gone);
-        self.known.retain(|_, known| !known.groups.is_empty());
+        let silent = self.known.iter().filter(|(_, known)| known.groups.is_empty());
+        for connection in silent.map(|(connection, _)| *connection).collect::<Vec<_>>() {
+            self.forget_name(connection);
+            self.known.remove(&connection);
+        }
         changed
+    }
+
+    fn forget_name(&mut self, connection: ConnectionId) {
+        let Some(name) = self.known.get(&connection).map(|known| known.client_id.as_str()) else { return };
+        if let Some(connections) = self.by_id.get_mut(name) {
+            connections.remove(&connection);
+            if connections.is_empty() {
+                self.by_id.remove(name);
+            }
+        }
     }
 
     /// What the client behind a connection calls itself, if it was heard.
@@ -231,6 +252,13 @@ impl Clients {
     /// The consumer group, if anybody of it is connected.
     pub fn consumer_group(&self, name: &str) -> Option<&ConsumerGroup> {
         self.consumers.get(name)
+    }
+
+    /// The newest connection of a producer that calls itself so.
+    pub fn producer(&self, client_id: &str) -> Option<ConnectionId> {
+        let is_producer = |known: &Known| known.groups.iter().any(|(role, _)| *role == Role::Producer);
+        let named = self.by_id.get(client_id)?.iter().rev();
+        named.copied().find(|connection| self.known.get(connection).is_some_and(is_producer))
     }
 
     /// All consumer groups with members.
@@ -320,6 +348,28 @@ mod tests {
     use protocol::body::ProducerData;
 
     use super::*;
+
+    #[test]
+    fn a_producer_is_found_by_what_it_calls_itself_as_long_as_it_is_one() {
+        let mut clients = Clients::default();
+        let produces = HeartbeatData {
+            producer_data_set: vec![ProducerData { group_name: "pg".to_owned() }],
+            ..HeartbeatData::default()
+        };
+        for (connection, name) in [(1, "a"), (2, "a"), (3, "b"), (4, "c")] {
+            clients.heartbeat(connection, member(name, 0), &produces).expect("taken in");
+        }
+        assert_eq!((clients.producer("a"), clients.producer("b"), clients.producer("x")), (Some(2), Some(3), None));
+        clients.closed(2);
+        assert_eq!(clients.producer("a"), Some(1));
+        clients.heartbeat(1, member("d", 0), &produces).expect("taken in");
+        assert_eq!((clients.producer("a"), clients.producer("d")), (None, Some(1)), "it calls itself otherwise now");
+        clients.unregister(3, Some("pg"), None);
+        assert_eq!(clients.producer("b"), None, "connected, and no producer");
+        clients.expire(Duration::from_secs(1_000));
+        assert_eq!(clients.producer("c"), None);
+        assert!(clients.by_id.is_empty() && clients.known.is_empty());
+    }
 
     fn member(client_id: &str, seconds: u64) -> Member {
         Member {

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
 use crate::{
-    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, send, send_back,
+    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, reply, send, send_back,
     transaction, view_message,
 };
 
@@ -122,6 +122,8 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(SEND_MESSAGE, Topic, Pub, Leader, send::send),
     route!(SEND_MESSAGE_V2, Topic, Pub, Leader, send::send),
     route!(SEND_BATCH_MESSAGE, Topic, Pub, Leader, send::send),
+    route!(SEND_REPLY_MESSAGE, Topic, Pub, AnyReplica, reply::reply),
+    route!(SEND_REPLY_MESSAGE_V2, Topic, Pub, AnyReplica, reply::reply),
     route!(CONSUMER_SEND_MSG_BACK, Group, Sub, Leader, send_back::send_back),
     route!(END_TRANSACTION, Topic, Pub, Leader, transaction::end),
     route!(CHECK_TRANSACTION_STATE, Cluster, Update, AnyReplica, check_back::relay),

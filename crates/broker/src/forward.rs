@@ -6,6 +6,10 @@
 //! same moment, as if the client had come itself. They are believed by the key that the leader has told its followers and
 //! nobody else; without it a request that claims to be forwarded is refused. A link lost after the request was written
 //! leaves the outcome unknown: there is no answer then.
+//!
+//! The other way round, what is for a client that is connected to another replica goes there: [`elsewhere`]. That is asked of
+//! all others in turn, each of which looks among its own connections and nowhere else. It takes no key: whoever asks a replica
+//! directly gets the same.
 
 use std::time::Duration;
 
@@ -28,6 +32,57 @@ const REMAINING_MS: &str = "raftmqRemainingMs";
 const CLIENT_ID: &str = "raftmqClientId";
 /// Marks a refusal as certain: the replica asked does not lead.
 const NOT_LEADER: &str = "raftmqNotLeader";
+
+/// Another replica asks, which does not know the client that the request is for.
+const HERE: &str = "raftmqHere";
+/// Marks its answer: that client is not connected here either.
+const NOT_HERE: &str = "raftmqNotHere";
+
+/// How long it may take to reach another replica.
+const REACHED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What came of asking the other replicas.
+#[derive(Debug)]
+pub enum Elsewhere {
+    /// The client is connected to one of them: its answer, or what kept it from answering.
+    Answered(RemotingCommand),
+    /// It is connected to none that could be reached.
+    Nowhere,
+}
+
+/// Whether the request is for a client of this replica only.
+pub fn is_asked_for_here(request: &RemotingCommand) -> bool {
+    request.ext.bool(HERE) == Some(true)
+}
+
+/// The answer to such a request, when that client is not connected here.
+pub fn not_here(request: &RemotingCommand) -> RemotingCommand {
+    let answer = request.reply_error(protocol::code::ResponseCode::SYSTEM_ERROR, "the client is not connected here");
+    answer.with_field(NOT_HERE, true)
+}
+
+/// Asks every other replica, one after the other, for what this one cannot do because the client that it is for is not
+/// connected here. `limit`: how long that client may take.
+pub async fn elsewhere(broker: &BrokerGroup, request: &RemotingCommand, limit: Duration) -> Elsewhere {
+    let own = broker.raft.node();
+    for member in broker.raft.status().members.iter().filter(|member| member.id != own) {
+        let connected = broker.env.clock.timeout(REACHED_WITHIN, broker.peers.connection(&member.client_address)).await;
+        let Some(Ok(connection)) = connected else { continue };
+        let mut asked = request.clone().with_field(HERE, true);
+        asked.serialize = SerializeType::Json;
+        // This replica is not the client: what it was told by one that forwarded stays here.
+        asked.ext.remove(FORWARDED);
+        match connection.call(asked, limit + REACHED_WITHIN).await {
+            Ok(answer) if answer.ext.bool(NOT_HERE) == Some(true) => {}
+            Ok(mut answer) => {
+                (answer.opaque, answer.serialize) = (request.opaque, request.serialize);
+                return Elsewhere::Answered(answer);
+            }
+            Err(error) => tracing::debug!(replica = %member.client_address, %error, "not asked about its clients"),
+        }
+    }
+    Elsewhere::Nowhere
+}
 
 /// Whether the request does not claim to be forwarded, or proves it.
 pub fn is_believed(broker: &BrokerGroup, request: &RemotingCommand) -> bool {

@@ -15,6 +15,7 @@
 //! | consumer offsets, and a queue's own offsets and times | [`consumer_offset`] |
 //! | retries and dead letters | [`send_back`] |
 //! | half messages and how they end | [`send`], `transaction`; producers asked about them: [`questions`], `check_back` |
+//! | replies to requests | `reply` |
 //! | who is connected, and who is told | [`clients`], [`heartbeat`]; orderly consumers: [`queue_lock`] |
 //! | what only a leader does, and when | [`due`]; how long messages are kept: [`retention`] |
 //! | what NameServers are told | [`registration`] |
@@ -45,6 +46,7 @@ pub mod questions;
 pub mod queue_lock;
 pub mod rates;
 pub mod registration;
+mod reply;
 pub mod retention;
 pub mod send;
 pub mod send_back;

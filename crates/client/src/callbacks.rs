@@ -1,4 +1,4 @@
-//! What brokers ask of a client over the connections it opened: 39, 40, 220, 221, 307, 309.
+//! What brokers ask of a client over the connections it opened: 39, 40, 220, 221, 307, 309, 326.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::consumer::session::Session;
 use crate::message::ReceivedMessage;
+use crate::request_reply::Waiting;
 use crate::transaction::Checkers;
 
 /// Finds the consumer a broker means.
@@ -25,6 +26,8 @@ pub(crate) struct Callbacks {
     consumers: Mutex<BTreeMap<String, Weak<Session>>>,
     /// Answer what becomes of transactions.
     pub(crate) checkers: Checkers,
+    /// Wait for replies.
+    pub(crate) requests: Waiting,
     /// Told when a connection was lost: the broker has forgotten this client then, and must hear from it again.
     pub(crate) connection_lost: Notify,
 }
@@ -48,6 +51,11 @@ impl Callbacks {
         self.consumers.lock().values().filter_map(Weak::upgrade).collect()
     }
 
+    /// Whether producers of this client are called by whichever replica leads.
+    pub(crate) fn is_asked_by_any(&self) -> bool {
+        !self.checkers.is_empty() || self.requests.is_used()
+    }
+
     fn consumer(&self, group: &str) -> Option<Arc<Session>> {
         self.consumers.lock().get(group)?.upgrade()
     }
@@ -66,6 +74,7 @@ impl Callbacks {
                     request.reply_error(ResponseCode::SYSTEM_ERROR, error.to_string())
                 }
             },
+            RequestCode::PUSH_REPLY_MESSAGE_TO_CLIENT => self.requests.pushed(request)?,
             RequestCode::NOTIFY_CONSUMER_IDS_CHANGED => {
                 let header: ConsumerGroupRequest = request.header()?;
                 if let Some(consumer) = self.consumer(&header.consumer_group) {

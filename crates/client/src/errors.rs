@@ -58,6 +58,9 @@ pub enum InvalidMessage {
     /// A message that cannot be part of a transaction.
     #[error("this message cannot be sent in a transaction: {0}")]
     Transaction(&'static str),
+    /// A reply to a message that is no request: it lacks a property.
+    #[error("the message that is to be replied to is no request: it has no property {0}")]
+    NoRequest(&'static str),
     /// A tag expression that names no tag.
     #[error(transparent)]
     Expression(#[from] protocol::tag::BadTagExpression),

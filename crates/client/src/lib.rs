@@ -84,6 +84,7 @@
 //! | `send(msg, selector, key)` | [`Producer::send_by_key`], or a sharding key |
 //! | `send(List)` | [`Producer::send_all`] |
 //! | `sendOneway` | [`Producer::send_one_way`] |
+//! | `request(msg, timeout)`, `MessageUtil.createReplyMessage` | [`Producer::request`], [`Producer::reply`] |
 //! | `TransactionMQProducer`, `TransactionListener` | [`TransactionalProducer`], a [`TransactionChecker`] |
 //! | `DefaultMQPushConsumer` | [`Client::push_consumer`], [`PushConsumer`] |
 //! | `MessageListenerConcurrently`, `MessageListenerOrderly` | a [`Handler`] given to `start` or `start_orderly` |
@@ -108,6 +109,7 @@ mod offsets;
 mod producer;
 mod pull;
 mod pull_consumer;
+mod request_reply;
 mod retry;
 mod routes;
 mod transaction;
@@ -126,6 +128,7 @@ pub use protocol::body::MessageQueue;
 pub use protocol::code::ResponseCode;
 pub use protocol::sys_flag::Compression;
 pub use pull_consumer::PullConsumer;
+pub use request_reply::{AskError, Reply};
 pub use retry::AfterUnknown;
 pub use transaction::{
     Sent, Transaction, TransactionChecker, TransactionState, TransactionalProducer, TransactionalProducerBuilder,

@@ -3,7 +3,8 @@
 //! Brokers keep members in memory only, by connection. So a heartbeat goes out every 30 s, and at once when a group is
 //! entered, when a route has changed (there may be a new broker) and when a connection was lost (a broker has forgotten
 //! this client). Consumers tell every member of every broker group, because any of them may be asked for the member
-//! list, and may lead next; so do transactional producers, because whoever leads next asks them at once.
+//! list, and may lead next; so do transactional producers, because whoever leads next asks them at once, and those that wait for replies, because it
+//! brings them these.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -107,7 +108,7 @@ pub(crate) async fn heartbeat(client: &Client) -> bool {
     if consumers.is_empty() && producers.is_empty() {
         return true;
     }
-    let endpoints = brokers(client, !consumers.is_empty() || !inner.callbacks.checkers.is_empty());
+    let endpoints = brokers(client, !consumers.is_empty() || inner.callbacks.is_asked_by_any());
     let data = HeartbeatData {
         client_id: client_id.to_owned(),
         consumer_data_set: consumers,
@@ -146,7 +147,7 @@ pub(crate) async fn leave(client: &Client, producer_group: Option<&str>, consume
         broker_name: None,
     };
     let request = RemotingCommand::request_with(RequestCode::UNREGISTER_CLIENT, &header);
-    let endpoints = brokers(client, consumer_group.is_some() || !client.0.callbacks.checkers.is_empty());
+    let endpoints = brokers(client, consumer_group.is_some() || client.0.callbacks.is_asked_by_any());
     let told =
         endpoints.values().map(|endpoint| client.0.network.call(endpoint, Lane::First, request.clone(), LEAVE_TIMEOUT));
     futures::future::join_all(told).await;

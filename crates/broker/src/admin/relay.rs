@@ -1,5 +1,6 @@
 //! Questions for a client that tools cannot reach: 307, 309. They go out on the connection that the client has made to
-//! this replica, and the client's answer goes back unread.
+//! this replica, and the client's answer goes back unread. A client that is not connected here is asked by the replica that
+//! it is connected to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::broker::BrokerGroup;
 use crate::clients::{ConnectionId, ConsumerGroup, Member};
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
+use crate::forward::{self, Elsewhere};
 
 /// How long a client may take. Some never answer what they do not know.
 const CLIENT_LIMIT: Duration = Duration::from_secs(10);
@@ -57,6 +59,14 @@ async fn ask(
     question: RemotingCommand,
 ) -> Answer {
     let shown_id = client_id.unwrap_or("*");
+    if !broker.is_member_here(group, client_id) {
+        if forward::is_asked_for_here(&call.request) {
+            return Ok(forward::not_here(&call.request));
+        }
+        if let Elsewhere::Answered(answer) = forward::elsewhere(broker, &call.request, CLIENT_LIMIT).await {
+            return Ok(answer);
+        }
+    }
     let not_online = || RequestError::Failed(format!("The Consumer <{group}> <{shown_id}> not online"));
     let connection = {
         let clients = broker.clients.lock();
@@ -81,6 +91,13 @@ async fn ask(
             let remark = format!("consumer <{group}> <{shown_id}> Timeout: {reason}");
             Ok(call.request.reply_error(ResponseCode::CONSUME_MSG_TIMEOUT, remark))
         }
+    }
+}
+
+impl BrokerGroup {
+    fn is_member_here(&self, group: &str, client_id: Option<&str>) -> bool {
+        let clients = self.clients.lock();
+        clients.consumer_group(group).is_some_and(|group| member(group, client_id).is_some())
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod filter;
 mod idempotence;
 mod query;
+mod reply;
 mod single;
 mod three;
 mod transactions;
