@@ -7,6 +7,7 @@ use protocol::names::{self, BUILT_IN_GROUPS, BUILT_IN_TOPICS};
 use protocol::permission::Permission;
 
 use crate::broker::BrokerGroup;
+use crate::config::MessagePolicy;
 use crate::error::RequestError;
 use crate::tables::Tables;
 use crate::tables::command::Command;
@@ -34,17 +35,18 @@ fn after_template(tables: &Tables, name: &str, template: &str, wanted_queues: i3
 }
 
 /// Topics that every broker has, beside those that only it can name.
-fn system_topics(cluster: &str, broker_name: &str, template_queues: Option<u32>) -> Vec<TopicConfig> {
+fn system_topics(cluster: &str, broker_name: &str, policy: &MessagePolicy) -> Vec<TopicConfig> {
     let topic = |name: &str, queues: u32, permission: u32| TopicConfig { permission, ..TopicConfig::new(name, queues) };
     let mut topics: Vec<TopicConfig> = BUILT_IN_TOPICS
         .iter()
+        .filter(|(name, ..)| *name != names::TRACE_TOPIC || policy.trace_topic)
         .map(|(name, queues, permission)| topic(name, *queues as u32, *permission as u32))
         .collect();
     topics.push(topic(cluster, CLUSTER_TOPIC_QUEUES, 7));
     topics.push(topic(broker_name, 1, 7));
     topics.push(topic(&names::reply_topic(cluster), 1, 6));
-    if let Some(queues) = template_queues {
-        topics.push(topic(names::AUTO_CREATE_TOPIC, queues, 7));
+    if policy.auto_create_topics {
+        topics.push(topic(names::AUTO_CREATE_TOPIC, policy.default_topic_queues, 7));
     }
     topics
 }
@@ -124,12 +126,10 @@ impl BrokerGroup {
     /// Makes what every broker has and this one lacks. The first leader of a group does it, and the first one of a newer
     /// version, which may have more.
     pub(crate) async fn ensure_system(&self) -> Result<(), RequestError> {
-        let policy = &self.config.messages;
-        let template_queues = policy.auto_create_topics.then_some(policy.default_topic_queues);
         let mut commands: Vec<Command> = Vec::new();
         {
             let tables = self.reader.tables();
-            for config in system_topics(&self.cluster, self.broker_name(), template_queues) {
+            for config in system_topics(&self.cluster, self.broker_name(), &self.config.messages) {
                 if tables.topics().get(&config.name).is_none() {
                     commands.push(Command::PutTopic { config, only_if_absent: true });
                 }
@@ -210,14 +210,23 @@ mod tests {
 
     #[test]
     fn every_broker_has_what_tools_and_producers_look_for() {
-        let topics = system_topics("DefaultCluster", "broker-a", Some(8));
+        let topics = system_topics("DefaultCluster", "broker-a", &MessagePolicy::default());
         let find = |name: &str| topics.iter().find(|topic| topic.name == name);
         assert_eq!(find("TBW102").map(|topic| (topic.write_queues, topic.permission)), Some((8, 7)));
         assert_eq!(find("DefaultCluster").map(|topic| (topic.read_queues, topic.permission)), Some((16, 7)));
-        for name in ["broker-a", "SELF_TEST_TOPIC", "OFFSET_MOVED_EVENT", "BenchmarkTest", "SCHEDULE_TOPIC_XXXX"] {
+        for name in [
+            "broker-a",
+            "RMQ_SYS_TRACE_TOPIC",
+            "DefaultCluster_REPLY_TOPIC",
+            "SELF_TEST_TOPIC",
+            "OFFSET_MOVED_EVENT",
+            "BenchmarkTest",
+            "SCHEDULE_TOPIC_XXXX",
+        ] {
             assert!(find(name).is_some(), "{name}");
         }
-        let without = system_topics("DefaultCluster", "broker-a", None);
-        assert!(without.iter().all(|topic| topic.name != "TBW102"), "no template, no creation on demand");
+        let policy = MessagePolicy { auto_create_topics: false, trace_topic: false, ..MessagePolicy::default() };
+        let without = system_topics("DefaultCluster", "broker-a", &policy);
+        assert!(without.iter().all(|topic| !["TBW102", "RMQ_SYS_TRACE_TOPIC"].contains(&topic.name.as_str())));
     }
 }

@@ -129,6 +129,8 @@ enum Command {
     UpdateTopic(With<LongOutput, topics::UpdateTopic>),
     /// Delete a topic from brokers and NameServers.
     DeleteTopic(With<ShortOutput, topics::DeleteTopic>),
+    /// Show, set or forget in which broker groups an order topic has its queues.
+    UpdateOrderConf(With<ShortOutput, topics::UpdateOrderConf>),
     /// Create a consumer group or change it.
     UpdateSubGroup(With<LongOutput, groups::UpdateSubGroup>),
     /// Delete a consumer group; of a whole cluster, with its retries and dead letters.
@@ -185,6 +187,7 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
         Command::TopicStatus(command) => command.run(&desk).await,
         Command::UpdateTopic(command) => command.run(&desk).await,
         Command::DeleteTopic(command) => command.run(&desk).await,
+        Command::UpdateOrderConf(command) => command.run(&desk).await,
         Command::UpdateSubGroup(command) => command.run(&desk).await,
         Command::DeleteSubGroup(command) => command.run(&desk).await,
         Command::ConsumerProgress(command) => command.run(&desk).await,

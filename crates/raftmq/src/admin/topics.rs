@@ -1,8 +1,8 @@
-//! Topics: topicList, topicClusterList, topicRoute, topicStatus, updateTopic, deleteTopic.
+//! Topics: topicList, topicClusterList, topicRoute, topicStatus, updateTopic, deleteTopic, updateOrderConf.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use client::admin::address_of;
 use client::admin::protocol::body::TopicRouteData;
 use client::admin::protocol::header::CreateTopicRequest;
@@ -271,6 +271,65 @@ impl Execute for DeleteTopic {
     }
 }
 
+/// What to do with the order of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OrderMethod {
+    Get,
+    Put,
+    Delete,
+}
+
+#[derive(Args)]
+pub struct UpdateOrderConf {
+    #[command(flatten)]
+    topic: TopicName,
+    /// Broker groups, each with its number of queues: broker-a:4;broker-b:4. With `-m put`.
+    #[arg(short = 'v', long = "orderConf", value_name = "ORDER", required_if_eq("method", "put"))]
+    order: Option<String>,
+    /// Show the order, set it, or forget it.
+    #[arg(short = 'm', long = "method", value_name = "METHOD", value_enum)]
+    method: OrderMethod,
+}
+
+impl Execute for UpdateOrderConf {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let topic = self.topic.name.trim();
+        let of_topic = |error| failed(format!("order of {topic} at the NameServers"), error);
+        let order = match self.method {
+            OrderMethod::Get => desk.admin.kv(ORDER_TOPIC_NAMESPACE, topic).await.map_err(of_topic)?,
+            OrderMethod::Put => {
+                let order = self.order.as_deref().unwrap_or_default().trim();
+                if !is_order(order) {
+                    return Err(format!("{order:?} is not a list of broker:queues, such as broker-a:4;broker-b:4"));
+                }
+                desk.admin.put_kv(ORDER_TOPIC_NAMESPACE, topic, order).await.map_err(of_topic)?;
+                Some(order.to_owned())
+            }
+            OrderMethod::Delete => {
+                desk.admin.delete_kv(ORDER_TOPIC_NAMESPACE, topic).await.map_err(of_topic)?;
+                None
+            }
+        };
+        let text = match (&order, self.method) {
+            (Some(order), OrderMethod::Put) => {
+                format!("update orderConf success. topic={topic}, orderConf=[{order}]\n")
+            }
+            (Some(order), _) => format!("get orderConf success. topic={topic}, orderConf=[{order}]\n"),
+            (None, OrderMethod::Delete) => format!("delete orderConf success. topic={topic}\n"),
+            (None, _) => format!("topic {topic} has no orderConf\n"),
+        };
+        Ok(Report::new(text, json!({"topic": topic, "orderConf": order})))
+    }
+}
+
+/// Clients read it without asking whether it makes sense.
+fn is_order(text: &str) -> bool {
+    text.split(';').all(|one| {
+        one.split_once(':')
+            .is_some_and(|(broker, queues)| !broker.is_empty() && queues.parse().is_ok_and(|queues: u32| queues > 0))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -282,6 +341,14 @@ mod tests {
     struct Typed {
         #[command(flatten)]
         command: UpdateTopic,
+    }
+
+    #[test]
+    fn an_order_names_brokers_with_their_queues() {
+        assert!(is_order("broker-a:4") && is_order("broker-a:4;broker-b:16"));
+        for bad in ["", "broker-a", "broker-a:", ":4", "broker-a:0", "broker-a:4;", "broker-a:4,broker-b:4"] {
+            assert!(!is_order(bad), "{bad}");
+        }
     }
 
     #[test]
