@@ -347,6 +347,27 @@ mod tests {
         assert!(routes.get(RequestCode(999)).is_none());
     }
 
+    /// The page that tells users which codes are answered, and where.
+    const PAGE: &str = include_str!("../../../docs/compatibility.md");
+
+    #[test]
+    fn the_page_on_compatibility_says_who_answers_each_code() {
+        let routes = Routes::new();
+        for code in RequestCode::ALL {
+            let wanted = routes.get(*code).map(|route| match route.place {
+                Place::Leader => "broker: leader",
+                Place::CaughtUpReplica => "broker: replica that has all",
+                Place::AnyReplica => "broker: any replica",
+            });
+            let row = PAGE.lines().find_map(|line| line.strip_prefix(&format!("| {} |", code.0)));
+            let row = row.unwrap_or_else(|| panic!("docs/compatibility.md has no row for {code}"));
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let says = Some(cells[1]).filter(|says| says.starts_with("broker"));
+            assert_eq!(says, wanted, "docs/compatibility.md on {code}");
+            assert!(!cells[2].is_empty(), "docs/compatibility.md does not say where {code} is shown, or why it is not");
+        }
+    }
+
     #[test]
     fn what_changes_the_log_is_the_leader_s_alone() {
         let routes = Routes::new();

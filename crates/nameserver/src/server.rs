@@ -470,6 +470,21 @@ mod tests {
         assert_eq!(told.table["T"], "broker-a:4");
     }
 
+    /// The page that tells users which codes are answered, and where.
+    const PAGE: &str = include_str!("../../../docs/compatibility.md");
+
+    #[tokio::test]
+    async fn the_page_on_compatibility_says_which_codes_are_answered_here() {
+        let world = world().await;
+        for code in RequestCode::ALL {
+            let answer = world.ask(RemotingCommand::request(*code)).await;
+            let is_answered = answer.response_code() != ResponseCode::REQUEST_CODE_NOT_SUPPORTED;
+            let row = PAGE.lines().find(|line| line.starts_with(&format!("| {} |", code.0)));
+            let row = row.unwrap_or_else(|| panic!("docs/compatibility.md has no row for {code}"));
+            assert_eq!(row.contains("| NameServer |"), is_answered, "docs/compatibility.md on {code}: {answer:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_damaged_registration_and_a_deposed_leader_change_nothing() {
         let world = world().await;
