@@ -13,7 +13,7 @@ use protocol::sys_flag::SysFlag;
 use super::handler::When;
 use super::session::Session;
 use crate::builder::is_not_now;
-use crate::errors::RequestError;
+use crate::errors::{RequestError, SendError};
 use crate::message::ReceivedMessage;
 use crate::producer::Outgoing;
 
@@ -44,7 +44,11 @@ async fn give_back_once(session: &Session, message: &ReceivedMessage, when: When
         When::AtLevel(level) => level.into(),
         When::Never => -1,
         // CONSUMER_SEND_MSG_BACK knows levels only.
-        When::After(_) => return send_copy(session, message, 1, own_limit, when).await,
+        When::After(_) => match send_copy(session, message, 1, own_limit, when).await {
+            // A longer delay than the broker takes, for example: its own is better than none.
+            Err(RequestError::Refused { .. }) => 0,
+            sent => return sent,
+        },
     };
     let queue = message.queue();
     let header = ConsumerSendMessageBackRequest {
@@ -117,7 +121,11 @@ async fn send_copy(
         // An earlier copy may have been sent under the same key a minute ago; this is another.
         is_alone: false,
     };
-    session.give_back.send_back(&outgoing).await.map(|_| ()).map_err(|error| RequestError::Unknown(error.to_string()))
+    match session.give_back.send_back(&outgoing).await {
+        Ok(_) => Ok(()),
+        Err(SendError::Refused { code, remark }) => Err(RequestError::Refused { code, remark }),
+        Err(error) => Err(RequestError::Unknown(error.to_string())),
+    }
 }
 
 fn copied_properties(message: &ReceivedMessage) -> Properties {
