@@ -18,6 +18,7 @@ use crate::network::{Lane, Network};
 use crate::producer::ProducerBuilder;
 use crate::pull_consumer::PullConsumer;
 use crate::routes::Routes;
+use crate::trace::Tracer;
 use crate::transaction::TransactionalProducerBuilder;
 use crate::unique_key::UniqueKeys;
 
@@ -39,6 +40,7 @@ pub struct ClientBuilder {
     binary_headers: bool,
     request_timeout: Duration,
     limits: Limits,
+    trace_topic: Option<String>,
 }
 
 impl ClientBuilder {
@@ -51,6 +53,7 @@ impl ClientBuilder {
             binary_headers: false,
             request_timeout: Duration::from_secs(5),
             limits: Limits::default(),
+            trace_topic: None,
         }
     }
 
@@ -99,6 +102,17 @@ impl ClientBuilder {
         self
     }
 
+    /// Follows each message: what was sent and consumed, by whom, when, how long it took and whether it went well is sent to
+    /// `topic`, by default none; [`crate::TRACE_TOPIC`] is where RocketMQ's dashboard and `queryMsgTraceById` look. One-way
+    /// sends leave no trace.
+    ///
+    /// Records wait in a bounded queue and never keep a message waiting; those that do not fit or cannot be sent are counted
+    /// ([`Client::traces_lost`]). [`Client::shutdown`] sends what waits.
+    pub fn message_trace(mut self, topic: impl Into<String>) -> ClientBuilder {
+        self.trace_topic = Some(topic.into());
+        self
+    }
+
     /// The client. Connects to nobody yet.
     pub fn build(self) -> Result<Client, ConfigError> {
         let addresses: Vec<String> = self
@@ -136,6 +150,7 @@ impl ClientBuilder {
             request_timeout: self.request_timeout,
             producers: Producers::default(),
             is_kept_up: AtomicBool::new(false),
+            tracer: self.trace_topic.map(Tracer::new),
             stopped: watch::Sender::new(false),
             env,
         })))
@@ -159,6 +174,7 @@ pub(crate) struct Inner {
     pub(crate) keys: UniqueKeys,
     pub(crate) producers: Producers,
     pub(crate) request_timeout: Duration,
+    pub(crate) tracer: Option<Tracer>,
     name_servers: Vec<String>,
     /// Tells the clients of one machine apart.
     instance: u64,
@@ -207,12 +223,21 @@ impl Client {
         }
     }
 
-    /// Leaves all producer groups and closes the connections. Consumers must have been shut down before: what they
+    /// Trace records that were lost so far: they did not fit into the queue, or could not be sent. After a shutdown: all
+    /// that were not sent. 0 without [`ClientBuilder::message_trace`].
+    pub fn traces_lost(&self) -> u64 {
+        self.0.tracer.as_ref().map_or(0, Tracer::lost)
+    }
+
+    /// Leaves all producer groups, sends the traces that wait, and closes the connections. Consumers must have been shut down before: what they
     /// still do fails or connects again.
     pub async fn shutdown(&self) {
         let _ = self.0.stopped.send(true);
         for group in self.0.producers.groups() {
             membership::leave(self, Some(&group), None).await;
+        }
+        if let Some(tracer) = &self.0.tracer {
+            tracer.end(&self.0.env.clock).await;
         }
         self.0.network.close();
     }

@@ -12,6 +12,9 @@
 //! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
 //! - [`admin`]: what tools ask NameServers and brokers.
 //!
+//! What becomes of each message can be followed: [`ClientBuilder::message_trace`] in RocketMQ's tools, [`TraceParent`] with
+//! any tracing library.
+//!
 //! Errors say whether a retry is safe ([`SendError::is_retry_safe`], [`RequestError::is_retry_safe`]). Everything runs
 //! on the caller's tokio runtime; clock, randomness, disk and sockets come from an [`env::Env`], the machine's own
 //! unless the builder is given another.
@@ -91,6 +94,7 @@
 //! | `RECONSUME_LATER`, `SUSPEND_CURRENT_QUEUE_A_MOMENT` | `Err(Retry)`, see [`Retry`] |
 //! | `SimpleConsumer.receive`, `ack` | [`Deliveries::next`], [`Delivery::ack`] |
 //! | `DefaultLitePullConsumer` with `assign` | [`PullConsumer`] |
+//! | `enableMsgTrace`, `traceTopic` | [`ClientBuilder::message_trace`] |
 //! | `DefaultMQAdminExt` | [`admin`] |
 
 pub mod admin;
@@ -112,6 +116,8 @@ mod pull_consumer;
 mod request_reply;
 mod retry;
 mod routes;
+mod trace;
+mod trace_parent;
 mod transaction;
 mod unique_key;
 
@@ -126,10 +132,12 @@ pub use message::{Message, ReceivedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
 pub use protocol::body::MessageQueue;
 pub use protocol::code::ResponseCode;
+pub use protocol::names::TRACE_TOPIC;
 pub use protocol::sys_flag::Compression;
 pub use pull_consumer::PullConsumer;
 pub use request_reply::{AskError, Reply};
 pub use retry::AfterUnknown;
+pub use trace_parent::{InvalidTraceParent, TraceParent};
 pub use transaction::{
     Sent, Transaction, TransactionChecker, TransactionState, TransactionalProducer, TransactionalProducerBuilder,
 };

@@ -28,6 +28,7 @@ use crate::message::Message;
 use crate::network::Lane;
 use crate::retry::{AfterUnknown, Attempts, Failure, Next};
 use crate::routes::{DEFAULT_TOPIC_QUEUES, RoutedQueue, TopicRoute};
+use crate::trace::Sending;
 
 /// What brokers accept unless configured otherwise.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
@@ -155,6 +156,8 @@ struct Inner {
     settings: Settings,
     next_queue: AtomicUsize,
     is_member: AtomicBool,
+    /// The library's own.
+    is_internal: bool,
     /// Broker groups that could not be reached a moment ago, and until when they are avoided.
     suspects: Mutex<BTreeMap<String, Duration>>,
     has_suspects: AtomicBool,
@@ -198,7 +201,12 @@ pub(crate) struct Outgoing<'a> {
 impl Producer {
     /// A producer that consumers use to give messages back. Not a member of its group towards brokers.
     pub(crate) fn internal(client: &Client, timeout: Duration) -> Producer {
-        let mut builder = ProducerBuilder::new(client, "CLIENT_INNER_PRODUCER".to_owned());
+        Producer::internal_of(client, "CLIENT_INNER_PRODUCER", timeout)
+    }
+
+    /// The same, under another group's name.
+    pub(crate) fn internal_of(client: &Client, group: &str, timeout: Duration) -> Producer {
+        let mut builder = ProducerBuilder::new(client, group.to_owned());
         builder.settings.timeout = timeout;
         builder.settings.after_unknown = AfterUnknown::SameBroker;
         Producer(Arc::new(Inner::new(builder.client, builder.group, builder.settings, false)))
@@ -279,7 +287,14 @@ impl Producer {
             code: RequestCode::SEND_BATCH_MESSAGE,
             is_alone: true,
         };
-        let whole = self.0.deliver(&outgoing, Target::Any, route, deadline).await?;
+        let begun = self.0.begin();
+        let whole = self.0.deliver(&outgoing, Target::Any, route, deadline).await;
+        let Ok(whole) = whole else {
+            for (message, unique_key) in messages.iter().zip(&keys) {
+                self.0.trace(begun, message, unique_key, false, None);
+            }
+            return Err(whole.expect_err("it was just seen"));
+        };
         let mut ids = whole.offset_message_id.split(',').map(str::to_owned);
         let receipts = keys.into_iter().zip(0..).map(|(unique_key, place)| SendReceipt {
             unique_key,
@@ -287,7 +302,11 @@ impl Producer {
             queue_offset: whole.queue_offset + place,
             ..whole.clone()
         });
-        Ok(receipts.collect())
+        let receipts: Vec<SendReceipt> = receipts.collect();
+        for (message, receipt) in messages.iter().zip(&receipts) {
+            self.0.trace(begun, message, &receipt.unique_key, false, Some(receipt));
+        }
+        Ok(receipts)
     }
 
     /// Hands a message to a connection and does not wait for a broker's answer: it may get lost. Returns its unique key.
@@ -333,7 +352,10 @@ impl Producer {
         // The route comes first: from then on the client knows its own address, which is part of the key.
         let route = inner.first_route(message.topic(), deadline).await?;
         let outgoing = inner.prepare(message)?;
-        inner.deliver(&outgoing, target, route, deadline).await
+        let begun = inner.begin();
+        let sent = inner.deliver(&outgoing, target, route, deadline).await;
+        inner.trace(begun, message, &outgoing.unique_key, false, sent.as_ref().ok());
+        sent
     }
 
     /// Sends a half message: visible when its transaction is committed.
@@ -351,7 +373,10 @@ impl Producer {
         outgoing.sys_flag = SysFlag(outgoing.sys_flag).with_transaction(TransactionType::Prepared).0;
         let hash = message.property(properties::SHARDING_KEY).map(tag::hash_code);
         let target = queue.map(Target::Queue).or(hash.map(Target::Hash)).unwrap_or(Target::Any);
-        inner.deliver(&outgoing, target, route, deadline).await
+        let begun = inner.begin();
+        let sent = inner.deliver(&outgoing, target, route, deadline).await;
+        inner.trace(begun, message, &outgoing.unique_key, true, sent.as_ref().ok());
+        sent
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -398,8 +423,31 @@ impl Inner {
             settings,
             next_queue: AtomicUsize::new(0),
             is_member: AtomicBool::new(is_member),
+            is_internal: !is_member,
             suspects: Mutex::new(BTreeMap::new()),
             has_suspects: AtomicBool::new(false),
+        }
+    }
+
+    /// The date, and the time from which a duration counts.
+    fn begin(&self) -> (i64, Duration) {
+        let clock = &self.client.0.env.clock;
+        (clock.wall_ms(), clock.monotonic())
+    }
+
+    /// A send has ended; of a producer that is the library's own nobody wants to know.
+    fn trace(
+        &self,
+        (begun_ms, begun): (i64, Duration),
+        message: &Message,
+        unique_key: &str,
+        is_half: bool,
+        receipt: Option<&SendReceipt>,
+    ) {
+        if self.client.0.tracer.is_some() && !self.is_internal {
+            let took = self.client.0.env.clock.monotonic() - begun;
+            let group = &self.group;
+            self.client.trace_sending(&Sending { group, message, is_half, begun_ms, took, unique_key, receipt });
         }
     }
 

@@ -26,6 +26,7 @@ use crate::errors::{InvalidMessage, RequestError, SendError, StartError};
 use crate::message::{Message, ReceivedMessage};
 use crate::producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
 use crate::retry::AfterUnknown;
+use crate::trace::TransactionEnd;
 
 /// Checks of one producer at a time; the next ones wait.
 const CHECKS_AT_ONCE: usize = 32;
@@ -269,7 +270,6 @@ impl TransactionalProducer {
         if message.is_timed() {
             return Err(InvalidMessage::Transaction("it is delayed").into());
         }
-        let topic = message.topic().to_owned();
         let receipt = self.producer.send_half(&message, queue).await?;
         let id: Result<MessageId, _> = receipt.offset_message_id.parse();
         let Ok(id) = id else {
@@ -277,7 +277,7 @@ impl TransactionalProducer {
             return Err(SendError::Unknown { reason, unique_key: receipt.unique_key });
         };
         let is_safe = receipt.durability == Durability::AsConfigured;
-        let transaction = Transaction { producer: self.clone(), topic, receipt, physical_offset: id.physical_offset };
+        let transaction = Transaction { producer: self.clone(), message, receipt, physical_offset: id.physical_offset };
         if is_safe {
             return Ok(transaction);
         }
@@ -328,7 +328,7 @@ pub struct Sent {
 #[must_use = "a transaction that nobody ends is left to the checker"]
 pub struct Transaction {
     producer: TransactionalProducer,
-    topic: String,
+    message: Message,
     receipt: SendReceipt,
     /// The message's name: where it was stored.
     physical_offset: i64,
@@ -356,7 +356,7 @@ impl Transaction {
         let unique_key = Some(self.receipt.unique_key.clone());
         let queue = &self.receipt.queue;
         let end = EndTransactionRequest {
-            topic: Some(self.topic.clone()),
+            topic: Some(self.message.topic().to_owned()),
             producer_group: self.producer.group().to_owned(),
             tran_state_table_offset: self.receipt.queue_offset,
             commit_log_offset: self.physical_offset,
@@ -367,6 +367,19 @@ impl Transaction {
             broker_name: Some(queue.broker_name.clone()),
         };
         let request = RemotingCommand::request_with(RequestCode::END_TRANSACTION, &end);
-        self.producer.client.ask_group(&self.topic, &queue.broker_name, request).await.map(drop)
+        let ended = self.producer.client.ask_group(self.message.topic(), &queue.broker_name, request).await.map(drop);
+        if ended.is_ok() {
+            self.producer.client.trace_transaction_end(&TransactionEnd {
+                group: self.producer.group(),
+                topic: self.message.topic(),
+                unique_key: &self.receipt.unique_key,
+                tag: self.message.property(properties::TAGS),
+                keys: self.message.property(properties::KEYS),
+                offset_message_id: &self.receipt.offset_message_id,
+                state,
+                was_asked: false,
+            });
+        }
+        ended
     }
 }

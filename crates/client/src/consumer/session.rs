@@ -34,6 +34,7 @@ use crate::membership::{self, stop_wanted};
 use crate::message::ReceivedMessage;
 use crate::producer::Producer;
 use crate::pull::Subscription;
+use crate::trace::Consumption;
 
 const REBALANCE_INTERVAL: Duration = Duration::from_secs(20);
 /// Until the next rebalance if something was missing in the last one.
@@ -155,10 +156,13 @@ impl Session {
 
     /// Runs the handler. A panic in it is a failure of the message.
     pub(crate) async fn handle(&self, message: Arc<ReceivedMessage>) -> Result<(), Retry> {
-        match AssertUnwindSafe(async { self.handler.handle(message).await }).catch_unwind().await {
-            Ok(result) => result,
-            Err(_) => Err(Retry::later("the handler panicked")),
+        let traced = Consumption::begin(&self.client, self.group(), &message);
+        let handling = AssertUnwindSafe(async { self.handler.handle(message.clone()).await });
+        let handled = handling.catch_unwind().await.unwrap_or_else(|_| Err(Retry::later("the handler panicked")));
+        if let Some(traced) = traced {
+            traced.end(&handled);
         }
+        handled
     }
 
     /// Resolves a while after the queue has ended: what has not come to an end by then is left.

@@ -5,6 +5,7 @@ mod deliveries;
 mod idempotence;
 mod partition;
 mod time;
+mod trace;
 
 use std::time::Duration;
 
