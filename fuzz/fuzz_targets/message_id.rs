@@ -1,8 +1,10 @@
-//! Message ids and unique keys: a text that is one is written the same again, in upper case.
+//! Message ids and unique keys: a text that is one is written the same again, in upper case. Recall handles: what is read
+//! out of one is read out of what is written of it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use protocol::message_id::{MessageId, UniqueKey};
+use protocol::recall_handle::RecallHandle;
 
 fuzz_target!(|text: &str| {
     if let Ok(id) = text.parse::<MessageId>() {
@@ -10,5 +12,8 @@ fuzz_target!(|text: &str| {
     }
     if let Ok(key) = text.parse::<UniqueKey>() {
         assert_eq!(key.to_string(), text.to_ascii_uppercase());
+    }
+    if let Ok(handle) = text.parse::<RecallHandle>() {
+        assert_eq!(handle.to_string().parse(), Ok(handle));
     }
 });

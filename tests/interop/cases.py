@@ -18,6 +18,7 @@ QUIET_S = 2          # how long a finished consumer is watched for messages too 
 PROBE = "probe-"
 TAGS = ["A", "B", "C"]
 DELAY_LEVEL, DELAY_MS, DELAY_SLACK_MS = 2, 5_000, 15_000
+RECALL_DELAY_MS = 10_000  # each message is recalled right behind its send
 RETRIES = 2
 DEAD_LETTER_S = 180  # where the broker sets the delays: 10 s, 30 s, and the client's own rebalancing before each
 SHARDS = 8
@@ -208,6 +209,23 @@ def delay(bench):
            + compare.delays(sent, received, DELAY_MS, DELAY_MS + DELAY_SLACK_MS))
 
 
+def recall(bench):
+    """Every third of the delayed messages is recalled before its time: nobody sees it, and the others come when they are due."""
+    consumer = bench.consumer()
+    bench.probe([consumer])
+    producer = bench.producer("--deliver-after-ms", RECALL_DELAY_MS, "--recall-every", 3)
+    sent = bench.sent(producer)
+    recalled = {line["body"]: line["id"] for line in producer.seen("recalled")}
+    demand([f"{len(recalled)} recalled of {bench.count}"] if len(recalled) != len(range(0, bench.count, 3)) else [])
+    demand([f"{line['body']}: recalled as {recalled[line['body']]}" for line in sent
+            if line["body"] in recalled and recalled[line["body"]] != line["id"]])
+    kept = [line for line in sent if line["body"] not in recalled]
+    bench.await_deliveries(len(kept), consumer)
+    received = bench.received(consumer)
+    demand(compare.exactly_once(kept, received, same=["id"])
+           + compare.delays(kept, received, RECALL_DELAY_MS - 1, RECALL_DELAY_MS + DELAY_SLACK_MS))
+
+
 def transaction(bench):
     demand(committed(bench, lambda: None))
 
@@ -363,6 +381,7 @@ CASES = {
     "broadcasting": broadcasting,
     "orderly": orderly,
     "delay": delay,
+    "recall": recall,
     "retry-dlq": retry_dlq,
     "restart": restart,
     "leader-kill": leader_kill,
@@ -373,5 +392,5 @@ CASES = {
 }
 
 # Only the Java driver has them. Not of the reference: it runs one broker, which has nobody to take over, with its defaults it
-# refuses expressions, and it stores what is sent again again.
-JAVA_ONLY = {"leader-kill", "sql92", "transaction", "transaction-leader-kill", "idempotent-send"}
+# refuses expressions and recalls, and it stores what is sent again again.
+JAVA_ONLY = {"leader-kill", "recall", "sql92", "transaction", "transaction-leader-kill", "idempotent-send"}

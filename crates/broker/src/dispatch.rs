@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
 use crate::{
-    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, reply, send, send_back,
-    transaction, view_message,
+    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, recall, reply, send,
+    send_back, transaction, view_message,
 };
 
 /// The response of a request that was carried out, or why it was not.
@@ -126,6 +126,7 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(SEND_REPLY_MESSAGE_V2, Topic, Pub, AnyReplica, reply::reply),
     route!(CONSUMER_SEND_MSG_BACK, Group, Sub, Leader, send_back::send_back),
     route!(END_TRANSACTION, Topic, Pub, Leader, transaction::end),
+    route!(RECALL_MESSAGE, Topic, Pub, Leader, recall::recall),
     route!(CHECK_TRANSACTION_STATE, Cluster, Update, AnyReplica, check_back::relay),
     route!(PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
     route!(LITE_PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),

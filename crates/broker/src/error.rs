@@ -101,6 +101,9 @@ pub enum RequestError {
     /// Allowed only earlier, or only to somebody else: too late.
     #[error("{0}")]
     TooLate(String),
+    /// The handle names nothing that this could be done to: use the one that was given out.
+    #[error("{0}")]
+    BadHandle(String),
     /// Something is wrong on this side; the remark says what.
     #[error("{0}")]
     Failed(String),
@@ -123,7 +126,7 @@ impl RequestError {
             RequestError::NoSubscription(_) => ResponseCode::SUBSCRIPTION_NOT_EXIST,
             RequestError::SubscriptionNotLatest => ResponseCode::SUBSCRIPTION_NOT_LATEST,
             RequestError::BadSubscription(_) => ResponseCode::SUBSCRIPTION_PARSE_FAILED,
-            RequestError::TooLate(_) => ResponseCode::ILLEGAL_OPERATION,
+            RequestError::TooLate(_) | RequestError::BadHandle(_) => ResponseCode::ILLEGAL_OPERATION,
             RequestError::NoFilter(_) => ResponseCode::FILTER_DATA_NOT_EXIST,
             RequestError::NotFound(_) => ResponseCode::QUERY_NOT_FOUND,
             RequestError::Overload(_) | RequestError::Busy(_) => ResponseCode::SYSTEM_BUSY,

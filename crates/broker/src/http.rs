@@ -21,7 +21,8 @@ use axum::routing::get;
 use env::Env;
 use env::net::{Listener, ReadHalf, WriteHalf};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -543,9 +544,30 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
     ]
 }
 
+/// How late delayed messages became visible. Every replica says the same of what it has applied since its start.
+fn encode_lateness(groups: &[Arc<BrokerGroup>], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(
+        "raftmq_timer_lateness_seconds",
+        "Group time between a delayed message's due time and the entry that made it visible",
+        None,
+        MetricType::Histogram,
+    )?;
+    for group in groups {
+        let lateness = group.reader.lateness();
+        let seconds = |ms: u64| ms as f64 / 1000.0;
+        let buckets = lateness.buckets().map(|(bound, count)| (bound.map_or(f64::MAX, seconds), count));
+        let labels = [("group", group.broker_name())];
+        let mut family = metric.encode_family(&labels)?;
+        let buckets: Vec<_> = buckets.collect();
+        family.encode_histogram::<NoLabelSet>(seconds(lateness.sum_ms()), lateness.count(), &buckets, None)?;
+    }
+    Ok(())
+}
+
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let groups = self.0.groups.read().clone();
+        encode_lateness(&groups, &mut encoder)?;
         for (name, help, grows, numbers) in numbers(&groups) {
             let kind = if grows { ConstCounter::new(0.0).metric_type() } else { ConstGauge::new(0.0).metric_type() };
             let mut metric = encoder.encode_descriptor(name, help, None, kind)?;

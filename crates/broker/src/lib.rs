@@ -45,6 +45,7 @@ pub mod query_message;
 pub mod questions;
 pub mod queue_lock;
 pub mod rates;
+mod recall;
 pub mod registration;
 mod reply;
 pub mod retention;

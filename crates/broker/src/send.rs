@@ -19,6 +19,7 @@ use protocol::header::{DUPLICATE, SendMessageRequest, SendMessageResponse};
 use protocol::message_id::{MessageId, UniqueKey};
 use protocol::names;
 use protocol::properties;
+use protocol::recall_handle::RecallHandle;
 use protocol::record::NewRecord;
 use protocol::sys_flag::{SysFlag, TransactionType};
 use protocol::tag;
@@ -125,7 +126,14 @@ async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest
         let new = placed.iter_mut().filter(|placed| !placed.is_repeat);
         new.for_each(|placed| placed.queue_offset = Some(half_offset(placed.physical_offset)));
     }
-    Ok(answer(broker, call, &placed, Some(unique_key)))
+    let recall_handle = delay.due().map(|due| RecallHandle {
+        topic: queue.topic.clone(),
+        broker_name: broker.broker_name().to_owned(),
+        due_ms: due.0,
+        unique_key: unique_key.clone(),
+        physical_offset: placed[0].physical_offset.0 as i64,
+    });
+    Ok(answer(broker, call, &placed, Some(unique_key), recall_handle.as_ref()))
 }
 
 async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest, queue: Target) -> Answer {
@@ -154,7 +162,7 @@ async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageReque
     }
     let placed = broker.store_once(call, &queue, keyed).await?;
     let unique_key = header.properties.as_deref().and_then(|text| properties::get(text, properties::UNIQ_KEY));
-    Ok(answer(broker, call, &placed, unique_key.map(str::to_owned)))
+    Ok(answer(broker, call, &placed, unique_key.map(str::to_owned), None))
 }
 
 fn policy_of(broker: &BrokerGroup) -> &MessagePolicy {
@@ -349,7 +357,13 @@ pub(crate) struct Stored {
     pub is_repeat: bool,
 }
 
-fn answer(broker: &BrokerGroup, call: &Call, stored: &[Stored], transaction_id: Option<String>) -> RemotingCommand {
+fn answer(
+    broker: &BrokerGroup,
+    call: &Call,
+    stored: &[Stored],
+    transaction_id: Option<String>,
+    recall_handle: Option<&RecallHandle>,
+) -> RemotingCommand {
     let id = |stored: &Stored| {
         let store_host = broker.config.advertised_address;
         MessageId { store_host, physical_offset: stored.physical_offset.0 as i64 }.to_string()
@@ -359,6 +373,7 @@ fn answer(broker: &BrokerGroup, call: &Call, stored: &[Stored], transaction_id: 
         queue_id: Some(stored[0].queue as i32),
         queue_offset: Some(stored[0].queue_offset.map_or(0, |offset| offset.0 as i64)),
         transaction_id,
+        recall_handle: recall_handle.map(RecallHandle::to_string),
         ..SendMessageResponse::default()
     };
     let answer = with_send_fields(call.request.reply_with(ResponseCode::SUCCESS, &header));
@@ -432,11 +447,16 @@ pub(crate) enum Delay {
 }
 
 impl Delay {
-    pub fn visibility(self) -> Visibility {
+    /// When it becomes visible, unless that is at once.
+    pub fn due(self) -> Option<Timestamp> {
         match self {
-            Delay::None => Visibility::Visible,
-            Delay::Level { due, .. } | Delay::Until { due } => Visibility::Scheduled { due },
+            Delay::None => None,
+            Delay::Level { due, .. } | Delay::Until { due } => Some(due),
         }
+    }
+
+    pub fn visibility(self) -> Visibility {
+        self.due().map_or(Visibility::Visible, |due| Visibility::Scheduled { due })
     }
 }
 

@@ -206,6 +206,18 @@ impl From<CallError> for RequestError {
     }
 }
 
+/// Why a delayed message was not recalled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecallError {
+    /// It is visible already, or the handle is not that of a delayed message: nothing to be done.
+    #[error("too late: {0}")]
+    TooLate(String),
+    /// The request brought no result. A recall may be repeated whatever became of it: a message is recalled once.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
 /// Why a consumer did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

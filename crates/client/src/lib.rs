@@ -87,6 +87,7 @@
 //! | `send(msg, selector, key)` | [`Producer::send_by_key`], or a sharding key |
 //! | `send(List)` | [`Producer::send_all`] |
 //! | `sendOneway` | [`Producer::send_one_way`] |
+//! | `recallMessage` | [`Producer::recall`] |
 //! | `request(msg, timeout)`, `MessageUtil.createReplyMessage` | [`Producer::request`], [`Producer::reply`] |
 //! | `TransactionMQProducer`, `TransactionListener` | [`TransactionalProducer`], a [`TransactionChecker`] |
 //! | `DefaultMQPushConsumer` | [`Client::push_consumer`], [`PushConsumer`] |
@@ -124,7 +125,7 @@ mod unique_key;
 pub use builder::{Client, ClientBuilder};
 pub use consumer::{Handler, PushConsumer, PushConsumerBuilder, Retry, StartFrom};
 pub use deliveries::{Deliveries, Delivery, Expired};
-pub use errors::{ConfigError, InvalidMessage, RequestError, RouteError, SendError, StartError};
+pub use errors::{ConfigError, InvalidMessage, RecallError, RequestError, RouteError, SendError, StartError};
 #[cfg(feature = "sled")]
 pub use idempotence::SledSeenStore;
 pub use idempotence::{Claim, IdempotentConsumer, MemorySeenStore, Seen, SeenStore, StoreError};

@@ -15,14 +15,15 @@ use protocol::body::MessageQueue;
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::ext_fields::ExtFields;
-use protocol::header::{DUPLICATE, IDEMPOTENT};
+use protocol::header::{DUPLICATE, IDEMPOTENT, RecallMessageRequest};
 use protocol::message_id::UniqueKey;
+use protocol::recall_handle::RecallHandle;
 use protocol::sys_flag::{SysFlag, TransactionType};
 use protocol::{names, properties, tag};
 use remoting::CallError;
 
 use crate::builder::Client;
-use crate::errors::{ConfigError, InvalidMessage, RouteError, SendError};
+use crate::errors::{ConfigError, InvalidMessage, RecallError, RequestError, RouteError, SendError};
 use crate::membership;
 use crate::message::Message;
 use crate::network::Lane;
@@ -136,7 +137,7 @@ pub struct SendReceipt {
     pub queue_offset: i64,
     /// How safe it is.
     pub durability: Durability,
-    /// With which a delayed message can be recalled, where the broker can do that.
+    /// With which a delayed message can be recalled ([`Producer::recall`]), where the broker can do that.
     pub recall_handle: Option<String>,
     /// It was stored before, by an earlier attempt or an earlier send under the same key: this is the place of that copy, and
     /// there is no other.
@@ -330,6 +331,27 @@ impl Producer {
                 inner.client.0.routes.refresh(message.topic()).await.ok();
                 Err(SendError::NotStored { reason })
             }
+        }
+    }
+
+    /// Recalls a delayed message that is not visible yet: nobody will ever see it. The receipt of its send has the handle.
+    ///
+    /// Cancel-safe in that it may be repeated: a message is recalled once, and every recall of it is answered `Ok`.
+    pub async fn recall(&self, topic: &str, handle: &str) -> Result<(), RecallError> {
+        let named: RecallHandle = handle.parse().map_err(|error| RecallError::TooLate(format!("{error}")))?;
+        let header = RecallMessageRequest {
+            producer_group: Some(self.0.group.clone()),
+            topic: topic.to_owned(),
+            recall_handle: handle.to_owned(),
+            broker_name: Some(named.broker_name.clone()),
+        };
+        let request = RemotingCommand::request_with(RequestCode::RECALL_MESSAGE, &header);
+        match self.0.client.ask_group(topic, &named.broker_name, request).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Refused { code: ResponseCode::ILLEGAL_OPERATION, remark }) => {
+                Err(RecallError::TooLate(remark))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -23,6 +23,7 @@
 //!   [`record::HeadPatch`] fills in what only the reader knows, [`record::split`] takes a pull's body apart.
 //! - [`batch`]: the inner messages of a batch send. [`properties`]: the property string and the names in it.
 //! - [`message_id`]: [`message_id::MessageId`] (where it lies) and [`message_id::UniqueKey`] (who made it).
+//!   [`recall_handle`]: [`recall_handle::RecallHandle`], a delayed message until it is visible.
 //! - [`sys_flag`]: [`sys_flag::SysFlag`], [`sys_flag::TransactionType`], [`sys_flag::PullSysFlag`].
 //! - [`tag`]: Java's string hash, and tag expressions. [`sql92`]: expressions over properties. [`names`]: legal, reserved and derived names of topics and groups.
 //!   [`permission`]: [`permission::Permission`].
@@ -47,6 +48,7 @@ pub mod message_id;
 pub mod names;
 pub mod permission;
 pub mod properties;
+pub mod recall_handle;
 pub mod record;
 pub mod sql92;
 pub mod sys_flag;

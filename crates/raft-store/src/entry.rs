@@ -132,6 +132,11 @@ pub enum CoreCommand {
         /// What became of it.
         check: TransactionCheck,
     },
+    /// A scheduled record will never become visible. It is gone for every other recall, and for its time.
+    Recall {
+        /// The record: where it was stored first.
+        scheduled: PhysicalOffset,
+    },
 }
 
 /// A step in finding out how a transaction has ended, whose producer does not say so by itself.
@@ -503,6 +508,7 @@ mod tests {
         let checks = [TransactionCheck::Asked, TransactionCheck::Discard, TransactionCheck::Resume];
         let check = (any::<u64>(), proptest::sample::select(checks.to_vec()))
             .prop_map(|(half, check)| CoreCommand::CheckTransaction { half: PhysicalOffset(half), check });
+        let recall = any::<u64>().prop_map(|scheduled| CoreCommand::Recall { scheduled: PhysicalOffset(scheduled) });
         prop_oneof![
             4 => record,
             2 => roll,
@@ -515,6 +521,7 @@ mod tests {
             1 => any::<u32>().prop_map(|version| Operation::Core(CoreCommand::RaiseClusterVersion { version })),
             1 => end.prop_map(Operation::Core),
             1 => check.prop_map(Operation::Core),
+            1 => recall.prop_map(Operation::Core),
         ]
     }
 

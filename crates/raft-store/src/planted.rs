@@ -76,11 +76,15 @@ pub enum Bug {
     KeysNotHeld,
     /// A new leader does not know the keys of messages that were stored before its term.
     KeysOfOtherTermsForgotten,
+    /// A message that was recalled fires all the same.
+    RecallForgotten,
+    /// What a consumer stores that does not know of it undoes a reset of its group's offset.
+    ResetUndone,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 34] = [
+    pub const ALL: [Bug; 36] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -115,6 +119,8 @@ impl Bug {
         Bug::RollbackForgotten,
         Bug::KeysNotHeld,
         Bug::KeysOfOtherTermsForgotten,
+        Bug::RecallForgotten,
+        Bug::ResetUndone,
     ];
 
     /// What it is called on a command line.
@@ -154,6 +160,8 @@ impl Bug {
             Bug::RollbackForgotten => "rollback-forgotten",
             Bug::KeysNotHeld => "keys-not-held",
             Bug::KeysOfOtherTermsForgotten => "keys-of-other-terms-forgotten",
+            Bug::RecallForgotten => "recall-forgotten",
+            Bug::ResetUndone => "reset-undone",
         }
     }
 }

@@ -7,5 +7,6 @@ mod query;
 mod reply;
 mod single;
 mod three;
+mod timers;
 mod transactions;
 mod world;

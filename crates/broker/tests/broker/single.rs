@@ -545,7 +545,8 @@ async fn metrics_and_health_are_served() {
     let http = Some(free_address());
     let broker = start(broker::config::BrokerConfig { http, ..broker_config(group_config(dir.path()), vec![]) }).await;
     let wire = Wire::to(&broker.groups()[0]);
-    wire.sent("T", "m", &[]).await;
+    wire.sent("T", "m", &[("TIMER_DELAY_MS", "1")]).await;
+    until("it is visible", async || wire.max_offset("T").await == 1).await;
     let address = broker.http_address().expect("it is on").to_string();
     let get = async |path: &str| {
         let (mut read, mut write) = Env::real().net.connect(&address).await.expect("a connection").into_split();
@@ -559,6 +560,8 @@ async fn metrics_and_health_are_served() {
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     assert!(page.contains("raftmq_role{group=\"broker-t\",role=\"leader\"} 1"), "{page}");
     assert!(page.contains("raftmq_messages_put_total{group=\"broker-t\"} 1"), "{page}");
+    assert!(page.contains("raftmq_timer_lateness_seconds_count{group=\"broker-t\"} 1"), "{page}");
+    assert!(page.contains("raftmq_timer_lateness_seconds_bucket{le=\"60.0\",group=\"broker-t\"} 1"), "{page}");
     for depth in ["log_writer_bytes", "derived_changes_bytes", "half_messages"] {
         assert!(page.contains(&format!("raftmq_{depth}{{group=\"broker-t\"}}")), "{depth}: {page}");
     }

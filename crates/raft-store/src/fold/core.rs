@@ -339,6 +339,10 @@ impl Core {
                 Some(reply) => reply,
                 None => return Outcome::Refused(Refusal::NoTransaction(half)),
             },
+            CoreCommand::Recall { scheduled } => match self.recall(scheduled, changes) {
+                Some(reply) => reply,
+                None => return Outcome::Refused(Refusal::NotScheduled(scheduled)),
+            },
         })
     }
 
@@ -349,6 +353,11 @@ impl Core {
         let mut fired = 0;
         let until = if planted::is(Bug::TimerEarly) { Timestamp(now.0 + 200) } else { now };
         let due = self.shared.pending.lock().take_due(until, limit as usize);
+        {
+            let mut lateness = self.shared.lateness.lock();
+            let dues = due.iter().filter_map(|(_, row)| row.due());
+            dues.for_each(|due| lateness.add(now.0.saturating_sub(due.0)));
+        }
         for (key, mut row) in due {
             fired += 1;
             if planted::is(Bug::TimerTwice) {
@@ -388,6 +397,17 @@ impl Core {
         let is_closed = self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed);
         let queue_offset = (!is_closed).then(|| self.show_by_reference(&row, changes));
         Some(CoreReply::Committed { queue_offset, physical_offset: row.place })
+    }
+
+    /// A scheduled record is forgotten before its time; `None` if it has fired or was forgotten before.
+    fn recall(&mut self, scheduled: PhysicalOffset, changes: &mut Changes) -> Option<CoreReply> {
+        let row = self.shared.pending.lock().recall(scheduled)?;
+        if planted::is(Bug::RecallForgotten) {
+            self.shared.pending.lock().insert(scheduled, row);
+        } else {
+            changes.row(rows::pending_key(scheduled), None);
+        }
+        Some(CoreReply::Recalled)
     }
 
     fn check_transaction(

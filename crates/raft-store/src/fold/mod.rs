@@ -11,6 +11,7 @@
 pub(crate) mod changes;
 mod clock;
 pub(crate) mod core;
+mod lateness;
 mod pending;
 mod reader;
 pub(crate) mod rows;
@@ -26,7 +27,10 @@ use parking_lot::RwLock;
 use self::changes::Changes;
 pub use self::core::CHECKPOINTS_KEPT;
 use self::core::Core;
-pub use self::reader::{CheckpointPoint, HalfRecord, HalfState, PendingCounts, PendingPlace, Reader, WaitingRecord};
+pub use self::lateness::Lateness;
+pub use self::reader::{
+    CheckpointPoint, HalfRecord, HalfState, PendingCounts, PendingPlace, Reader, ScheduledRecord, WaitingRecord,
+};
 use self::shared::Shared;
 pub use self::tables::{FIRST_TABLES_BYTE, LAST_TABLES_BYTE, RowError, Tables};
 use crate::entry::{CoreCommand, EntryError, EntryView, OperationView, decode_entry};
@@ -114,6 +118,8 @@ pub enum CoreReply {
         /// Since it was stored or resumed.
         times: u32,
     },
+    /// `Recall`: nobody will ever see it.
+    Recalled,
 }
 
 /// Why an operation changed nothing.
@@ -128,6 +134,9 @@ pub enum Refusal {
     /// No half record waits under this offset, or not in a state that this is a step from.
     #[error("no transaction waits at {0}: it has ended, or there never was one")]
     NoTransaction(PhysicalOffset),
+    /// No scheduled record waits under this offset.
+    #[error("nothing is scheduled at {0}: it has fired, was recalled, or there never was one")]
+    NotScheduled(PhysicalOffset),
     /// The entry's body is not one: its proposer was wrong. Refused as a whole, with one outcome.
     #[error("malformed entry")]
     Malformed,

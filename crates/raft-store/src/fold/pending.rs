@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace, WaitingRecord};
+use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace, ScheduledRecord, WaitingRecord};
 use super::rows::{PendingKind, PendingRow};
 use crate::entry::TransactionCheck;
 use crate::position::{PhysicalOffset, Timestamp};
@@ -86,6 +86,22 @@ impl Pending {
             WaitingRecord { key: *key, place: row.place, size: row.size, queue: row.queue, is_half }
         };
         with_hash.map(record).collect()
+    }
+
+    /// Takes a scheduled row before its time. `None` if it has fired or was recalled, or there never was one.
+    pub fn recall(&mut self, key: PhysicalOffset) -> Option<PendingRow> {
+        let due = self.rows.get(&key)?.due()?;
+        let row = self.rows.remove(&key).expect("it was there");
+        assert!(self.timers.remove(&(due, key)), "every scheduled row has its timer");
+        self.counts.scheduled -= 1;
+        self.forget(key, &row);
+        Some(row)
+    }
+
+    /// A scheduled row.
+    pub fn scheduled(&self, key: PhysicalOffset) -> Option<ScheduledRecord> {
+        let row = self.rows.get(&key)?;
+        Some(ScheduledRecord { place: row.place, size: row.size, due: row.due()? })
     }
 
     /// Moves a half row to its next state. `None` if it has ended, or this is no step from where it is: nothing changes.
@@ -264,6 +280,26 @@ mod tests {
         assert_eq!(pending.counts(), PendingCounts { scheduled: 1, half: 0, bytes: 10 });
         assert_eq!(pending.first_place(), Some(PhysicalOffset(4)));
         assert!([Unasked, Asked, Discarded].into_iter().all(|state| listed(&pending, state).is_empty()));
+    }
+
+    #[test]
+    fn a_recalled_row_does_not_fire_and_what_has_fired_is_not_recalled() {
+        let mut pending = Pending::default();
+        for (key, due) in [(1, 5), (2, 5), (3, 6)] {
+            pending.insert(PhysicalOffset(key), row(key, PendingKind::Scheduled { due: Timestamp(due) }));
+        }
+        pending.insert(PhysicalOffset(4), row(4, PendingKind::Half));
+        pending.roll(PhysicalOffset(1), PhysicalOffset(70), 10).expect("it waits");
+        let found = pending.scheduled(PhysicalOffset(1)).expect("it waits");
+        assert_eq!((found.place, found.size, found.due), (PhysicalOffset(70), 10, Timestamp(5)));
+        assert_eq!(pending.recall(PhysicalOffset(1)).expect("it waits").place, PhysicalOffset(70));
+        assert!(pending.recall(PhysicalOffset(1)).is_none() && pending.scheduled(PhysicalOffset(1)).is_none());
+        let fired: Vec<u64> = pending.take_due(Timestamp(5), 9).iter().map(|(key, _)| key.0).collect();
+        assert_eq!(fired, [2]);
+        assert!(pending.recall(PhysicalOffset(2)).is_none(), "it has fired");
+        assert!(pending.recall(PhysicalOffset(4)).is_none() && pending.scheduled(PhysicalOffset(4)).is_none());
+        assert_eq!((pending.next_due(), pending.first_place()), (Some(Timestamp(6)), Some(PhysicalOffset(3))));
+        assert_eq!(pending.counts(), PendingCounts { scheduled: 1, half: 1, bytes: 20 });
     }
 
     fn row(place: u64, kind: PendingKind) -> PendingRow {

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
-use super::Tables;
 use super::shared::Shared;
+use super::{Lateness, Tables};
 use crate::consume_queue::{Queue, Unit, UnitsError};
 use crate::entry::{OperationView, decode_entry};
 use crate::log::Kind;
@@ -27,6 +27,17 @@ pub struct PendingCounts {
     pub half: u64,
     /// Record bytes of both.
     pub bytes: u64,
+}
+
+/// A record that waits for its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScheduledRecord {
+    /// Where it lies now.
+    pub place: PhysicalOffset,
+    /// Its length in bytes.
+    pub size: u32,
+    /// When it becomes visible.
+    pub due: Timestamp,
 }
 
 /// Where the record of a pending row lies.
@@ -215,6 +226,16 @@ impl<T: Tables> Reader<T> {
     /// Makes the mistake [`crate::planted::Bug::KeysOfOtherTermsForgotten`].
     pub(crate) fn forget_recent_keys(&self) {
         self.shared.keys.forget_recent();
+    }
+
+    /// The scheduled record that was first stored at `key`, unless it has fired or was recalled.
+    pub fn scheduled(&self, key: PhysicalOffset) -> Option<ScheduledRecord> {
+        self.shared.pending.lock().scheduled(key)
+    }
+
+    /// How late scheduled records became visible, of those that were applied here since the start.
+    pub fn lateness(&self) -> Lateness {
+        *self.shared.lateness.lock()
     }
 
     /// The half record that was first stored at `key`, unless it has ended.

@@ -82,6 +82,16 @@ pub(crate) struct PendingRow {
     pub key_hashes: Box<[u64]>,
 }
 
+impl PendingRow {
+    /// When a scheduled one falls due. `None` for a half one.
+    pub fn due(&self) -> Option<Timestamp> {
+        match self.kind {
+            PendingKind::Scheduled { due } => Some(due),
+            PendingKind::Half | PendingKind::Asked { .. } | PendingKind::Discarded { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum PendingKind {
     Scheduled {

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use super::changes::Handoff;
+use super::lateness::Lateness;
 use super::pending::Pending;
 use super::reader::{CheckpointPoint, PendingCounts};
 use crate::consume_queue::{Queue, UnitFiles};
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     published: RwLock<Published>,
     /// Apply's own; readers look at it now and then.
     pub pending: Mutex<Pending>,
+    /// Of the timers that fired here.
+    pub lateness: Mutex<Lateness>,
     /// Where the log begins for clients; never decreases.
     pub trimmed: watch::Sender<PhysicalOffset>,
     /// Oldest first.
@@ -86,6 +89,7 @@ impl Shared {
             failure: watch::Sender::new(None),
             published: RwLock::default(),
             pending: Mutex::default(),
+            lateness: Mutex::default(),
             trimmed: watch::Sender::default(),
             checkpoints: Mutex::default(),
             state_hashes: watch::Sender::default(),

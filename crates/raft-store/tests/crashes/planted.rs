@@ -52,6 +52,8 @@ impl Target {
             | Bug::UnknownIsFailure
             | Bug::HalfVisible
             | Bug::CommitTwice
+            | Bug::RecallForgotten
+            | Bug::ResetUndone
             | Bug::RollbackForgotten => Target::Simulation,
         }
     }

@@ -20,7 +20,7 @@ async fn step(rng: &Rng, reader: &Reader<Notes>, end: PhysicalOffset) -> Entry {
         _ => points[rng.below(points.len() as u64) as usize].end,
     };
     let command = match rng.below(8) {
-        6 | 7 => return entry(now.0, transactions(rng, reader, wanted)),
+        6 | 7 => return entry(now.0, endings(rng, reader, wanted)),
         0 => core(CoreCommand::Checkpoint),
         1 => core(CoreCommand::FireTimers { limit: rng.below(6) as u32 }),
         2 => core(CoreCommand::Trim { min_physical: wanted, cut: Timestamp(now.0 - rng.below(3_000) as i64) }),
@@ -43,8 +43,9 @@ async fn step(rng: &Rng, reader: &Reader<Notes>, end: PhysicalOffset) -> Entry {
     entry(now.0, vec![command])
 }
 
-/// Half records are asked about, given up, taken up again and ended, more often than once, and some that are none.
-fn transactions(rng: &Rng, reader: &Reader<Notes>, at: PhysicalOffset) -> Vec<Operation> {
+/// Half records are asked about, given up, taken up again and ended, more often than once, and some that are none; what is
+/// scheduled is recalled, and what is not.
+fn endings(rng: &Rng, reader: &Reader<Notes>, at: PhysicalOffset) -> Vec<Operation> {
     let states = [HalfState::Unasked, HalfState::Asked, HalfState::Discarded];
     let halves: Vec<_> = states.into_iter().flat_map(|state| reader.halves(state, None, 9)).collect();
     let steps = (0..1 + rng.below(8)).map(|_| {
@@ -52,6 +53,11 @@ fn transactions(rng: &Rng, reader: &Reader<Notes>, at: PhysicalOffset) -> Vec<Op
             Some(half) => half.key,
             None => at,
         };
+        if rng.chance(1, 4) {
+            let waiting = reader.pending_below(PhysicalOffset(u64::MAX), 9);
+            let row = waiting.get(rng.below(10) as usize);
+            return core(CoreCommand::Recall { scheduled: row.map_or(at, |row| row.key) });
+        }
         core(match rng.below(7) {
             0 => CoreCommand::EndTransaction { half, commit: true },
             1 => CoreCommand::EndTransaction { half, commit: false },

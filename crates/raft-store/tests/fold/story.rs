@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use env::disk::simulated::Latency;
 use raft_store::consume_queue::UnitKind;
-use raft_store::entry::{CoreCommand, Operation, Visibility};
+use raft_store::entry::{CoreCommand, Operation, RollOperation, Visibility};
 use raft_store::fold::{ApplyError, CoreReply, Outcome, Refusal};
 use raft_store::materializer::DerivedOptions;
 use raft_store::position::{QueueOffset, Timestamp};
@@ -93,6 +93,49 @@ async fn timers_fire_once_in_order_and_never_early() {
         assert_eq!(found.map(|(offset, _)| offset), Some(QueueOffset(offset)));
         assert_eq!(reader.record(place, 10).await.unwrap().len(), 10);
     }
+}
+
+/// A message is recalled before its time or fires at it: one of the two, whichever comes first in the log, also when its
+/// record was rolled forward and after another start.
+#[tokio::test(start_paused = true)]
+async fn what_is_recalled_never_fires_and_what_has_fired_is_not_recalled() {
+    let (env, _) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    let scheduled = |due| record(queue_id(1), vec![due as u8; 10], Visibility::Scheduled { due: Timestamp(due) });
+    let half = record(queue_id(1), vec![1; 10], Visibility::Half);
+    replica.append(&[entry(100, vec![scheduled(120), scheduled(120), scheduled(130), half])]).await;
+    let outcomes = replica.apply_all().await.unwrap();
+    let keys: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Pending { physical_offset, .. } => *physical_offset,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let recall = |key: usize| core(CoreCommand::Recall { scheduled: keys[key] });
+    let fire = || core(CoreCommand::FireTimers { limit: 9 });
+    let (recalled, fired) =
+        (Outcome::Core(CoreReply::Recalled), |fired| Outcome::Core(CoreReply::Fired { fired, more: false }));
+    let gone = |key: usize| Outcome::Refused(Refusal::NotScheduled(keys[key]));
+    let rolled = Operation::Roll(RollOperation { key: keys[2], record: vec![130; 10].into() });
+    replica.append(&[entry(110, vec![recall(0), recall(0), recall(3), rolled])]).await;
+    let outcomes = replica.apply_all().await.unwrap();
+    assert_eq!(outcomes[..3], [recalled.clone(), gone(0), gone(3)], "once, and no half record");
+    let reader = replica.fold.reader();
+    assert!(reader.scheduled(keys[0]).is_none());
+    let waits = reader.scheduled(keys[2]).unwrap();
+    assert!(waits.due == Timestamp(130) && waits.place > keys[3], "{waits:?} was rolled");
+
+    replica.fold.close().await.unwrap();
+    replica.log.close().await.unwrap();
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    replica.append(&[entry(125, vec![recall(0), fire(), recall(1)]), entry(140, vec![recall(2), fire()])]).await;
+    assert_eq!(replica.apply_all().await.unwrap(), [gone(0), fired(1), gone(1), recalled, fired(0)]);
+    let reader = replica.fold.reader();
+    let units = reader.queue(queue_id(1)).unwrap().units(QueueOffset(0), 10).unwrap();
+    assert_eq!(units.iter().map(|unit| unit.physical_offset).collect::<Vec<_>>(), [keys[1]], "one of three fired");
+    assert_eq!((reader.pending().scheduled, reader.pending().half, reader.next_due()), (0, 1, None));
+    assert_eq!((reader.lateness().count(), reader.lateness().sum_ms()), (1, 5), "due at 120, visible at 125");
 }
 
 /// A transaction ends once: whichever end comes first in the log counts, however often and in whatever order others

@@ -477,6 +477,13 @@ impl Model {
                         _ => continue,
                     };
                 }
+                OperationView::Core(CoreCommand::Recall { scheduled }) => {
+                    let before = self.timers.len();
+                    self.timers.retain(|(_, key, ..)| key != scheduled);
+                    if self.timers.len() < before {
+                        self.places.remove(scheduled);
+                    }
+                }
                 OperationView::Core(CoreCommand::Trim { min_physical, cut }) => self.trim(*min_physical, *cut),
                 OperationView::Core(CoreCommand::Checkpoint) => checkpoint = true,
                 OperationView::Core(CoreCommand::RaiseClusterVersion { .. } | CoreCommand::StateHash { .. }) => {}

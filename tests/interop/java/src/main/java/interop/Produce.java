@@ -13,6 +13,7 @@ import org.apache.rocketmq.client.producer.SendStatus;
 import org.apache.rocketmq.client.producer.TransactionListener;
 import org.apache.rocketmq.client.producer.TransactionMQProducer;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageAccessor;
 import org.apache.rocketmq.common.message.MessageExt;
 
 /** Sends the messages {@code first .. first + count}, each body {@code PREFIX-n}, and prints what was acknowledged. */
@@ -118,6 +119,10 @@ final class Produce {
                     ? producer.send(message)
                     : producer.send(message, (queues, ignored, shard) -> queues.get((Integer) shard % queues.size()), n % shards);
                 acknowledged(n, at, result, result.getMsgId(), result.getOffsetMsgId(), result.getQueueOffset());
+                int recalled = options.number("recall-every", 0);
+                if (recalled > 0 && n % recalled == 0) {
+                    recall(n, message, result);
+                }
                 return;
             } catch (Exception failure) {
                 new Line("fail").put("n", n).put("body", body(n)).put("error", failure.toString()).print();
@@ -128,6 +133,14 @@ final class Produce {
                 TimeUnit.MILLISECONDS.sleep(100);
             }
         }
+    }
+
+    /** By reflection: only the 5.x line can recall. */
+    private void recall(int n, Message message, SendResult result) throws Exception {
+        Object handle = result.getClass().getMethod("getRecallHandle").invoke(result);
+        Object id = producer.getClass().getMethod("recallMessage", String.class, String.class)
+            .invoke(producer, message.getTopic(), handle);
+        new Line("recalled").put("n", n).put("body", body(n)).put("id", id).print();
     }
 
     private void sendAsync(int first, int end) throws Exception {
@@ -194,6 +207,10 @@ final class Produce {
         int level = options.number("delay-level", 0);
         if (level > 0) {
             message.setDelayTimeLevel(level);
+        }
+        int after = options.number("deliver-after-ms", 0);
+        if (after > 0) {
+            MessageAccessor.putProperty(message, "TIMER_DELIVER_MS", String.valueOf(System.currentTimeMillis() + after));
         }
         return message;
     }
