@@ -35,10 +35,13 @@ class World:
                 self.placed.append({**remoting.send(servers.leader(), self.topic, queue, body, TAG), "body": body})
         self.consume()
 
-    def consume(self):
+    def consumer(self, topic, group):
         command = clients.java(clients.HOME / f"java-{self.line}", "interop.Main", self.home)
-        words = [*map(str, command), "consume", "--namesrv", self.servers.namesrv, "--topic", self.topic, "--group", self.group]
-        consumer = Driver(f"admin-consumer-{self.line}", words, self.environment(), self.home)
+        words = [*map(str, command), "consume", "--namesrv", self.servers.namesrv, "--topic", topic, "--group", group]
+        return Driver(f"admin-consumer-{self.line}-{topic}", words, self.environment(), self.home)
+
+    def consume(self):
+        consumer = self.consumer(self.topic, self.group)
         try:
             remoting.await_condition(lambda: len(consumer.seen("message")) >= len(self.placed), COMMAND_S, "the world consumed")
         finally:
@@ -213,6 +216,63 @@ def consume_message(world):
     equal("messages", found, expected)
 
 
+def sent_to_one_queue(world, name, count):
+    topic = f"{world.topic}-{name}"
+    remoting.create_topic(world.servers.namesrv, topic, 1)
+    for n in range(count):
+        remoting.send(world.servers.leader(), topic, 0, f"{name}-{n}", TAG)
+    return topic, f"{world.group}-{name}"
+
+
+def progress(world, group, topic):
+    found = columns(world.mqadmin("consumerProgress", "-g", group), "Topic", "QID", "Broker Offset", "Consumer Offset")
+    return [row[1:] for row in found if row[0] == topic]
+
+
+def reset_offset_by_time(world):
+    """While its consumer runs, which consumes all of it again, and goes on with what comes then."""
+    topic, group = sent_to_one_queue(world, "reset", 5)
+    consumer = world.consumer(topic, group)
+    try:
+        def seen(count):
+            remoting.await_condition(lambda: len(consumer.seen("message")) >= count, COMMAND_S, f"{count} messages consumed")
+        seen(5)
+        text = world.mqadmin("resetOffsetByTime", "-g", group, "-t", topic, "-s", 1)
+        equal("reset", columns(text, "brokerName", "queueId", "offset"), [(GROUP_NAME, "0", "0")])
+        seen(10)
+        remoting.send(world.servers.leader(), topic, 0, "reset-5", TAG)
+        seen(11)
+        bodies = [event["body"] for event in consumer.seen("message")]
+        equal("bodies", sorted(bodies), sorted(2 * [f"reset-{n}" for n in range(5)] + ["reset-5"]))
+    finally:
+        consumer.close()
+    remoting.await_condition(lambda: progress(world, group, topic) == [("0", "6", "6")], COMMAND_S, "the progress stored")
+
+
+def skip_accumulated_message(world):
+    topic, group = sent_to_one_queue(world, "skip", 5)
+    world.mqadmin("updateSubGroup", "-c", CLUSTER_NAME, "-g", group)
+    text = world.mqadmin("skipAccumulatedMessage", "-g", group, "-t", topic)
+    equal("skipped", columns(text, "brokerName", "queueId", "offset"), [(GROUP_NAME, "0", "5")])
+    consumer = world.consumer(topic, group)
+    try:
+        remoting.await_condition(lambda: consumer.seen("ready"), COMMAND_S, "the consumer runs")
+        remoting.send(world.servers.leader(), topic, 0, "skip-5", TAG)
+        remoting.await_condition(lambda: consumer.seen("message"), COMMAND_S, "a message consumed")
+        equal("bodies", [event["body"] for event in consumer.seen("message")], ["skip-5"])
+    finally:
+        consumer.close()
+
+
+def clone_group_offset(world):
+    to = f"{world.group}-cloned"
+    world.mqadmin("updateSubGroup", "-c", CLUSTER_NAME, "-g", to)
+    text = world.mqadmin("cloneGroupOffset", "-s", world.group, "-d", to, "-t", world.topic, "-o", "true")
+    equal("answer", "clone group offset success" in text, True)
+    expected = [(str(queue), str(queue + 1), str(queue + 1)) for queue in range(QUEUES)]
+    equal("progress", progress(world, to, world.topic), expected)
+
+
 COMMANDS = {
     "clusterList": cluster_list,
     "topicRoute": topic_route,
@@ -227,6 +287,9 @@ COMMANDS = {
     "queryMsgByUniqueKey": query_by_unique_key,
     "sendMessage": send_message,
     "consumeMessage": consume_message,
+    "resetOffsetByTime": reset_offset_by_time,
+    "skipAccumulatedMessage": skip_accumulated_message,
+    "cloneGroupOffset": clone_group_offset,
 }
 
 COLUMNS = [f"mqadmin-{line}" for line in clients.JAVA_LINES]

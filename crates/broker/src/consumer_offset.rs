@@ -2,6 +2,8 @@
 //!
 //! - A two-way update is answered once it is applied. A one-way update waits at most [`COALESCED`] for others to share a
 //!   command with; the last one of a client counts.
+//! - A group that is new to a topic is given its first offsets once, by the log ([`BrokerGroup::begin_group`]): what is sent
+//!   from then on is behind them, whoever looks first at which queue.
 //! - A query sees every update acknowledged before it, at any leader, and every one-way update that arrived here before
 //!   it: it makes those be applied first.
 
@@ -10,16 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use protocol::body::{ConsumeFromWhere, ConsumerData, MessageModel};
 use protocol::code::ResponseCode;
 use protocol::header::{
-    BoundaryType, EarliestStoreTimeResponse, OffsetResponse, QueryConsumerOffsetRequest, QueueRequest,
-    SearchOffsetRequest, UpdateConsumerOffsetRequest,
+    BoundaryType, EarliestStoreTimeResponse, OffsetResponse, PullMessageRequest, QueryConsumerOffsetRequest,
+    QueueRequest, SearchOffsetRequest, UpdateConsumerOffsetRequest,
 };
+use protocol::names;
 use raft_store::consume_queue::{Queue, TimeBoundary};
 use raft_store::planted::{self, Bug};
 use raft_store::position::{QueueId, QueueOffset, Timestamp};
 use tokio::sync::{Notify, watch};
 
+use crate::admin::QueueView;
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
@@ -77,7 +82,10 @@ pub async fn query(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     if !planted::is(Bug::StaleRead) {
         broker.linearizable().await?;
     }
-    let known = broker.reader.tables().offsets().get(&key.group, &key.topic, key.queue);
+    let mut known = broker.reader.tables().offsets().get(&key.group, &key.topic, key.queue);
+    if known.is_none() {
+        known = broker.first_offset(&key).await?;
+    }
     let offset = match known {
         Some(offset) => offset,
         None if request.set_zero_if_not_found == Some(false) => {
@@ -180,6 +188,57 @@ impl BrokerGroup {
         })
     }
 
+    /// Where a group that has no offset on a queue begins, as its members wish; `None` if they have said nothing about it, or
+    /// the group has offsets on other queues of the topic: then it is for the client to find out.
+    async fn first_offset(&self, key: &OffsetKey) -> Result<Option<u64>, RequestError> {
+        let described = {
+            let clients = self.clients.lock();
+            let group = clients.consumer_group(&key.group);
+            let group = group.filter(|group| group.subscriptions.contains_key(&key.topic));
+            group.map(|group| group.described.clone())
+        };
+        let Some(described) = described else { return Ok(None) };
+        self.begin_group(&described, &key.topic).await?;
+        Ok(self.reader.tables().offsets().get(&key.group, &key.topic, key.queue))
+    }
+
+    /// Gives a group that has no offset of a topic one for each queue, by the log and once. A consumer that only asks where a
+    /// queue ends, as RocketMQ's do, passes over what is sent before the first of them has stored an offset there.
+    pub(crate) async fn begin_group(&self, group: &ConsumerData, topic: &str) -> Result<(), RequestError> {
+        let is_first = match group.consume_from_where {
+            ConsumeFromWhere::FirstOffset | ConsumeFromWhere::MinOffset => true,
+            // Only the client knows which time, and finds the same offset whenever it asks.
+            ConsumeFromWhere::Timestamp => return Ok(()),
+            _ => false,
+        };
+        let name = &group.group_name;
+        let is_own = names::group_of_retry_topic(topic).is_some();
+        if group.message_model == MessageModel::Broadcasting || is_own {
+            return Ok(());
+        }
+        let queues = {
+            let tables = self.reader.tables();
+            let Some(topic) = tables.topics().get(topic) else { return Ok(()) };
+            if tables.groups().get(name).is_none()
+                || tables.offsets().of_topic(name, &topic.config.name).next().is_some()
+            {
+                return Ok(());
+            }
+            QueueView::all(&self.reader, topic)
+        };
+        // Whatever was acknowledged before the group came is behind the ends that are looked for.
+        self.linearizable().await?;
+        let mut offsets = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let key = OffsetKey { group: name.clone(), topic: topic.to_owned(), queue: queue.number };
+            let bounds = queue.bounds();
+            let at_start = is_first || self.is_young(&key).await?;
+            offsets.push((queue.number, if at_start { bounds.start } else { bounds.end }));
+        }
+        let command = Command::BeginAt { group: name.clone(), topic: topic.to_owned(), offsets };
+        self.command(&command).await.map(drop)
+    }
+
     /// `None` if the numbers are out of range.
     fn offset_update(
         &self,
@@ -199,6 +258,14 @@ impl BrokerGroup {
             client: self.client_id(call).unwrap_or_else(|| call.born_host.to_string()),
             one_way,
         })
+    }
+
+    /// A consumer pulls from where its group was moved: it has gone on from there.
+    pub(crate) async fn goes_on_from(&self, call: &Call, pull: &PullMessageRequest) -> Result<(), RequestError> {
+        let (queue, offset) = (pull.queue_id, pull.queue_offset);
+        let update = self.offset_update(call, &pull.consumer_group, &pull.topic, queue, offset, true);
+        let update = update.ok_or_else(|| RequestError::InvalidParameter(format!("queueId {queue} is below 0")))?;
+        self.command(&Command::UpdateOffsets(vec![update])).await.map(drop)
     }
 
     /// Takes in an update that nobody waits for.

@@ -191,7 +191,11 @@ pub async fn dispatch(
     let call = forward::call_of(broker, connection, request);
     let answer = match route.place {
         Place::AnyReplica => (route.handle)(broker, &call).await,
-        Place::CaughtUpReplica if broker.raft.is_caught_up() => (route.handle)(broker, &call).await,
+        Place::CaughtUpReplica if broker.raft.is_caught_up() => match (route.handle)(broker, &call).await {
+            // What this replica has does not suffice for it.
+            Err(RequestError::NotLeader { .. }) => at_leader(broker, route, &call).await,
+            answer => answer,
+        },
         Place::CaughtUpReplica | Place::Leader => at_leader(broker, route, &call).await,
     };
     match answer {

@@ -225,7 +225,10 @@ impl From<TooManyGroups> for RequestError {
 
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
-        RequestError::Failed(refusal.to_string())
+        match refusal {
+            Refusal::OffsetReset => RequestError::TooLate(refusal.to_string()),
+            _ => RequestError::Failed(refusal.to_string()),
+        }
     }
 }
 

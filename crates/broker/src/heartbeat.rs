@@ -61,6 +61,9 @@ pub async fn heartbeat(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         broker.tell_members(&heard.changed);
     }
     made?;
+    if broker.leads() {
+        broker.begin_groups(&heartbeat).await;
+    }
     let header = HeartbeatResponse {
         is_support_heart_beat_v2: true,
         // Heartbeats of the first version carry everything every time; Java answers them so.
@@ -146,6 +149,18 @@ pub async fn drop_the_silent(broker: Arc<BrokerGroup>) {
 }
 
 impl BrokerGroup {
+    /// Gives groups that are new to a topic their first offsets. What fails is tried again when a member asks for its offset.
+    async fn begin_groups(&self, heartbeat: &HeartbeatData) {
+        for group in &heartbeat.consumer_data_set {
+            for subscription in &group.subscription_data_set {
+                if let Err(error) = self.begin_group(group, &subscription.topic).await {
+                    let (group, topic) = (&group.group_name, &subscription.topic);
+                    tracing::debug!(group, topic, %error, "the group has no first offsets yet");
+                }
+            }
+        }
+    }
+
     fn may_exist(&self, group: &ConsumerData) -> bool {
         let name = &group.group_name;
         names::validate_group(name).is_ok() && (self.config.messages.auto_create_groups || self.group_exists(name))

@@ -4,6 +4,9 @@
 //! log's memory or map into the answer, with a patched head. Nothing there and the client allows it: the request is parked
 //! on its queue and wakes when units arrive; it answers only when one of them matches, or at its deadline.
 //!
+//! A group that was moved elsewhere (a reset) is told so by its next pull, and the pull from the new offset ends the move: both
+//! by the leader, so that no replica sends a consumer back that has gone on already.
+//!
 //! What a client may believe of an offset beyond the queue: only a leader that a majority has just confirmed says that it
 //! does not exist. Any other replica may merely be behind, and waits.
 
@@ -70,6 +73,15 @@ pub async fn pull(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let Some(queue) = broker.reader.queue(wanted.shown.queue) else {
         return Ok(wanted.nothing(call, None, request.queue_offset.max(0), ResponseCode::PULL_NOT_FOUND));
     };
+    if let Some(target) = wanted.shown.reset {
+        if !broker.leads() {
+            return Err(RequestError::NotLeader { leader: None });
+        }
+        if u64::try_from(request.queue_offset) != Ok(target) {
+            return Ok(wanted.nothing(call, Some(&queue), target as i64, ResponseCode::PULL_OFFSET_MOVED));
+        }
+        broker.goes_on_from(call, &request).await?;
+    }
 
     let parked_until = flag.has(PullSysFlag::SUSPEND).then(|| {
         let wished = Duration::from_millis(u64::try_from(request.suspend_timeout_millis).unwrap_or(0));
@@ -140,6 +152,8 @@ struct Shown {
     queue: QueueId,
     /// Earlier offsets belong to an earlier life of the topic's name.
     first: QueueOffset,
+    /// Where the group was moved, if it has not gone on from there.
+    reset: Option<u64>,
     topic_sys_flag: i32,
     group_sys_flag: i32,
     may_broadcast: bool,
@@ -488,6 +502,7 @@ impl BrokerGroup {
         Ok(Shown {
             queue: QueueId { topic: topic.id(), queue },
             first: topic.first_shown(queue),
+            reset: tables.offsets().reset_of(group_name, &request.topic, queue),
             topic_sys_flag: topic.config.system_flag as i32,
             group_sys_flag: group.map_or(0, |group| group.system_flag),
             may_broadcast: group.is_none_or(|group| group.broadcast_enabled),

@@ -13,20 +13,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use env::Env;
 use protocol::body::{
-    BrokerData, ClusterInfo, ConsumeStats, ConsumerConnection, GroupList, KvTable, ProducerConnection, ReplicaMember,
-    ReplicaStatus, ResetOffsetBody, SubscriptionGroupConfig, TopicConfigSerializeWrapper, TopicList, TopicRouteData,
-    TopicStatsTable, TransactionList, WaitingTransaction, parse_config_text, to_config_text,
+    BrokerData, ClusterInfo, ConsumeStats, ConsumerConnection, GetConsumerStatusBody, GroupList, KvTable,
+    ProducerConnection, ReplicaMember, ReplicaStatus, ResetOffsetBody, SubscriptionGroupConfig,
+    TopicConfigSerializeWrapper, TopicList, TopicRouteData, TopicStatsTable, TransactionList, WaitingTransaction,
+    parse_config_text, to_config_text,
 };
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    AddLearnerRequest, AddWritePermResponse, BrokerNameRequest, ChangeVotersRequest, ClusterRequest, CommandHeader,
-    ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest, GetConsumeStatsRequest, GetKvConfigResponse,
-    GetRouteInfoRequest, KvConfigRequest, ListTransactionsRequest, NamesrvTopicRequest, OffsetResponse,
-    ProducerGroupRequest, PullMessageRequest, PullMessageResponse, PutKvConfigRequest, QueryMessageRequest,
-    QueueRequest, ResetOffsetRequest, ResumeCheckHalfMessageRequest, SearchOffsetRequest, SendMessageRequest,
-    SendMessageRequestV2, SendMessageResponse, TopicRequest, TransferLeaderRequest, UpdateConsumerOffsetRequest,
-    ViewMessageRequest, WipeWritePermResponse,
+    AddLearnerRequest, AddWritePermResponse, BrokerNameRequest, ChangeVotersRequest, CloneGroupOffsetRequest,
+    ClusterRequest, CommandHeader, ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest,
+    GetConsumeStatsRequest, GetConsumerStatusRequest, GetKvConfigResponse, GetRouteInfoRequest, KvConfigRequest,
+    ListTransactionsRequest, NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest, PullMessageRequest,
+    PullMessageResponse, PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest,
+    ResumeCheckHalfMessageRequest, SearchOffsetRequest, SendMessageRequest, SendMessageRequestV2, SendMessageResponse,
+    TopicRequest, TransferLeaderRequest, UpdateConsumerOffsetRequest, ViewMessageRequest, WipeWritePermResponse,
 };
 use protocol::record;
 use remoting::{Client, Limits, NoRequests};
@@ -251,8 +252,8 @@ impl Admin {
         read_body(&self.ask(broker, request).await?)
     }
 
-    /// Moves a group in a topic to the offsets of a store time (ms; -1 for the end); forward only if `force`. The new
-    /// offsets.
+    /// Moves a group in a topic to the offsets of a store time (ms; -1 for the end); forward only if `force`. Members may run:
+    /// they go on from there. The new offsets.
     pub async fn reset_offset(
         &self,
         broker: &str,
@@ -273,7 +274,41 @@ impl Admin {
         read_body(&self.ask(broker, request).await?)
     }
 
-    /// Sets a group's offset in one queue. Members that are connected set it, too: stop them first.
+    /// Moves a group to where another one is, in one topic or in all that the other has offsets of.
+    pub async fn clone_group_offset(
+        &self,
+        broker: &str,
+        from: &str,
+        to: &str,
+        topic: Option<&str>,
+    ) -> Result<(), RequestError> {
+        let header = CloneGroupOffsetRequest {
+            src_group: from.to_owned(),
+            dest_group: to.to_owned(),
+            topic: topic.map(str::to_owned),
+            offline: false,
+        };
+        self.ask(broker, RemotingCommand::request_with(RequestCode::CLONE_GROUP_OFFSET, &header)).await.map(drop)
+    }
+
+    /// How far a group's members have come in a topic, as they say themselves: of one client, or of all.
+    pub async fn consumer_status(
+        &self,
+        broker: &str,
+        group: &str,
+        topic: &str,
+        client_id: Option<&str>,
+    ) -> Result<GetConsumerStatusBody, RequestError> {
+        let header = GetConsumerStatusRequest {
+            topic: topic.to_owned(),
+            group: group.to_owned(),
+            client_addr: client_id.map(str::to_owned),
+        };
+        let request = RemotingCommand::request_with(RequestCode::INVOKE_BROKER_TO_GET_CONSUMER_STATUS, &header);
+        read_body(&self.ask(broker, request).await?)
+    }
+
+    /// Sets a group's offset in one queue. Members that are connected set it, too: reset it instead, or stop them first.
     pub async fn update_consumer_offset(
         &self,
         broker: &str,

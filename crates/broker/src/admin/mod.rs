@@ -8,6 +8,7 @@
 //!   [`connections`]); what a replica says of itself is in [`runtime`] and [`replica`].
 //! - Who belongs to the group is changed by its leader, in the log ([`members`]).
 //! - Transactions that wait are listed, and taken up again, at the leader ([`transactions`]).
+//! - A group is moved elsewhere by a command, and its members are told ([`offsets`]).
 //! - Two questions are for a client: they are relayed to it ([`relay`]).
 //!
 //! Bodies have exactly the members that Java's tools expect; what this broker does not have, such as thread pools, is left
@@ -16,6 +17,7 @@
 mod connections;
 mod groups;
 mod members;
+mod offsets;
 mod pages;
 mod progress;
 mod queues;
@@ -30,6 +32,7 @@ mod transactions;
 use crate::dispatch::Route;
 use crate::route;
 
+pub(crate) use self::queues::QueueView;
 pub use self::statistics::Statistics;
 
 /// What tools ask for.
@@ -52,6 +55,9 @@ pub const ROUTES: &[Route] = &[
     route!(QUERY_TOPICS_BY_CONSUMER, Group, Get, AnyReplica, progress::topics_of_group),
     route!(QUERY_CONSUME_TIME_SPAN, Group, Get, AnyReplica, progress::time_span),
     route!(QUERY_CONSUME_QUEUE, Topic, Get, AnyReplica, progress::consume_queue),
+    route!(INVOKE_BROKER_TO_RESET_OFFSET, Group, Update, Leader, offsets::reset),
+    route!(CLONE_GROUP_OFFSET, Group, Update, Leader, offsets::clone_offsets),
+    route!(INVOKE_BROKER_TO_GET_CONSUMER_STATUS, Group, Get, AnyReplica, offsets::consumer_status),
     route!(GET_ALL_CONSUMER_OFFSET, Group, List, AnyReplica, progress::all_offsets),
     route!(VIEW_BROKER_STATS_DATA, Cluster, Get, AnyReplica, progress::view_stats),
     route!(GET_CONSUMER_CONNECTION_LIST, Group, Get, AnyReplica, connections::of_consumers),

@@ -57,6 +57,15 @@ impl QueueView {
         (!self.bounds().is_empty()).then_some(newest.0)
     }
 
+    /// The offset that `boundary` says of the messages that became visible around `time`; within the bounds.
+    pub async fn search_by_time(&self, time: Timestamp, boundary: TimeBoundary) -> Result<u64, UnitsError> {
+        let bounds = self.bounds();
+        match &self.queue {
+            Some(queue) => Ok(queue.search_by_time(time, boundary).await?.0.clamp(bounds.start, bounds.end)),
+            None => Ok(bounds.start),
+        }
+    }
+
     /// How many messages became visible at `since` or later.
     pub async fn visible_since(&self, since: Timestamp) -> Result<u64, UnitsError> {
         match &self.queue {

@@ -60,6 +60,24 @@ pub enum Command {
         /// Topic and queue number.
         queues: Vec<(String, u32)>,
     },
+    /// Says where a group begins in queues of which it has no offset; the others stay as they are.
+    BeginAt {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Queue numbers, and next queue offsets to consume.
+        offsets: Vec<(u32, u64)>,
+    },
+    /// Moves a group elsewhere, whatever its consumers say, until they go on from there.
+    ResetOffsets {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Queue numbers, and next queue offsets to consume.
+        offsets: Vec<(u32, u64)>,
+    },
 }
 
 impl Command {
@@ -108,6 +126,9 @@ pub enum Refusal {
     /// No such consumer group.
     #[error("the consumer group does not exist")]
     NoGroup,
+    /// The group is being moved elsewhere, and its consumers have not gone on from there yet.
+    #[error("the group's offset has been reset: what its consumers did before that does not count any more")]
+    OffsetReset,
     /// The tables' own limits.
     #[error("too many topics or groups")]
     Full,

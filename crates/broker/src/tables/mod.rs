@@ -10,6 +10,7 @@
 //! 0x42 encoded offsets::OffsetKey                  offsets::ConsumerOffset
 //! 0x43 encoded offsets::OffsetKey                  locks::QueueLock
 //! 0x44                                             Versions
+//! 0x4A encoded offsets::OffsetKey                  (nothing): the offset was reset
 //! ```
 
 pub mod command;
@@ -25,7 +26,7 @@ use raft_store::position::{QueueId, Timestamp, TopicId};
 use self::command::{Command, Refusal, Reply};
 use self::groups::{GroupConfig, Groups};
 use self::locks::QueueLocks;
-use self::offsets::{ConsumerOffsets, OffsetKey};
+use self::offsets::{ConsumerOffsets, OffsetKey, Updated};
 use self::topics::{TopicConfig, Topics};
 
 const TOPIC: u8 = 0x40;
@@ -33,6 +34,7 @@ const GROUP: u8 = 0x41;
 const OFFSET: u8 = 0x42;
 const LOCK: u8 = 0x43;
 const VERSIONS: u8 = 0x44;
+const RESET: u8 = 0x4A;
 
 /// How often the tables that tools poll have changed: RocketMQ's DataVersion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -100,12 +102,21 @@ impl Tables {
             }
             Command::DeleteGroup { name, clean_offsets } => self.delete_group(&name, clean_offsets, at),
             Command::UpdateOffsets(updates) => {
+                let mut overtaken = false;
                 for update in &updates {
-                    if let Some((key, row)) = self.offsets.update(update) {
-                        at.put(row_key(OFFSET, key), codec::to_bytes(row));
+                    match self.offsets.update(update) {
+                        Updated::No => {}
+                        // Who does not wait for an answer needs none.
+                        Updated::Overtaken => overtaken |= !update.one_way,
+                        Updated::Row { key, row, ends_reset } => {
+                            at.put(row_key(OFFSET, key), codec::to_bytes(row));
+                            if ends_reset {
+                                at.delete(row_key(RESET, key));
+                            }
+                        }
                     }
                 }
-                Reply::Done
+                if overtaken { Reply::Refused(Refusal::OffsetReset) } else { Reply::Done }
             }
             Command::LockQueues { group, client, queues, lease_ms } => {
                 let now = at.now();
@@ -131,6 +142,41 @@ impl Tables {
                 }
                 Reply::Done
             }
+            Command::BeginAt { group, topic, offsets } => {
+                if let Some(refusal) = self.refusal_of(&group, &topic) {
+                    return Reply::Refused(refusal);
+                }
+                for (queue, offset) in offsets {
+                    let key = OffsetKey { group: group.clone(), topic: topic.clone(), queue };
+                    if let Some((key, row)) = self.offsets.begin_at(key, offset) {
+                        at.put(row_key(OFFSET, key), codec::to_bytes(row));
+                    }
+                }
+                Reply::Done
+            }
+            Command::ResetOffsets { group, topic, offsets } => {
+                if let Some(refusal) = self.refusal_of(&group, &topic) {
+                    return Reply::Refused(refusal);
+                }
+                for (queue, offset) in offsets {
+                    let key = OffsetKey { group: group.clone(), topic: topic.clone(), queue };
+                    let (key, row) = self.offsets.reset(key, offset);
+                    at.put(row_key(OFFSET, key), codec::to_bytes(row));
+                    at.put(row_key(RESET, key), Vec::new());
+                }
+                Reply::Done
+            }
+        }
+    }
+
+    /// Why offsets of the group on the topic cannot be set.
+    fn refusal_of(&self, group: &str, topic: &str) -> Option<Refusal> {
+        if self.groups.get(group).is_none() {
+            Some(Refusal::NoGroup)
+        } else if self.topics.get(topic).is_none() {
+            Some(Refusal::NoTopic)
+        } else {
+            None
         }
     }
 
@@ -196,6 +242,7 @@ impl Tables {
     fn forget(&mut self, forget: impl Fn(&OffsetKey) -> bool, at: &mut Apply<'_>) {
         for key in self.offsets.forget(&forget) {
             at.delete(row_key(OFFSET, &key));
+            at.delete(row_key(RESET, &key));
         }
         for key in self.locks.forget(&forget) {
             at.delete(row_key(LOCK, &key));
@@ -243,6 +290,11 @@ impl fold::Tables for Tables {
                 codec::from_bytes(place).map_err(|error| bad(&error))?,
                 codec::from_bytes(value).map_err(|error| bad(&error))?,
             ),
+            [RESET, place @ ..] => {
+                if !self.offsets.restore_reset(codec::from_bytes(place).map_err(|error| bad(&error))?) {
+                    return Err(bad(&"no offset was reset there"));
+                }
+            }
             [VERSIONS] => self.versions = codec::from_bytes(value).map_err(|error| bad(&error))?,
             _ => return Err(bad(&"no table has such a key")),
         }
@@ -266,6 +318,7 @@ pub fn describe_row(key: &[u8], value: &[u8]) -> Option<(&'static str, String, S
         GROUP => ("consumer-group", name(rest), shown::<GroupConfig>(value)),
         OFFSET => ("offset", shown::<OffsetKey>(rest), shown::<offsets::ConsumerOffset>(value)),
         LOCK => ("lock", shown::<OffsetKey>(rest), shown::<locks::QueueLock>(value)),
+        RESET => ("reset", shown::<OffsetKey>(rest), String::new()),
         VERSIONS => ("versions", String::new(), shown::<Versions>(value)),
         _ => return None,
     })

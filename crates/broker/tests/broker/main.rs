@@ -3,6 +3,7 @@
 mod admin;
 mod filter;
 mod idempotence;
+mod offsets;
 mod query;
 mod reply;
 mod single;

@@ -1,5 +1,5 @@
 //! Consumer and producer groups: updateSubGroup, deleteSubGroup, consumerProgress, consumerConnection,
-//! producerConnection, resetOffsetByTime.
+//! producerConnection, resetOffsetByTime, skipAccumulatedMessage, cloneGroupOffset, getConsumerStatus.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use super::{Desk, Execute, Target, failed};
 pub(super) struct GroupName {
     /// The group.
     #[arg(id = "group", short = 'g', long = "groupName", alias = "consumerGroup", value_name = "GROUP")]
-    name: String,
+    pub(super) name: String,
 }
 
 #[derive(Args)]
@@ -354,36 +354,6 @@ pub struct ResetOffsetByTime {
 const RESET_OFFSET: &[Column] =
     &[Column("#brokerName", "brokerName"), Column("#queueId", "queueId"), Column("#offset", "offset")];
 
-/// What brokers answer that reset offsets by telling the group's members, or not at all.
-const OLD_WAY: [ResponseCode; 2] = [ResponseCode::CONSUMER_NOT_ONLINE, ResponseCode::REQUEST_CODE_NOT_SUPPORTED];
-
-impl ResetOffsetByTime {
-    /// Sets the offset of each queue one by one: right while no member is connected, who would set its own again.
-    async fn set_offsets(&self, desk: &Desk, address: &str, time: i64) -> Result<BTreeMap<MessageQueue, i64>, String> {
-        let (group, topic, admin) = (&self.group.name, &self.topic.name, &desk.admin);
-        let refuse = |error| failed(format!("reset of {group} in {topic} at {address}"), error);
-        if admin.consumer_connection(address, group).await.map_err(refuse)?.is_some() {
-            return Err(format!("members of {group} are connected and would undo the reset; stop them and try again"));
-        }
-        let known = admin.consume_stats(address, group, Some(topic)).await.map_err(refuse)?.offset_table;
-        let mut moved = BTreeMap::new();
-        for queue in admin.topic_stats(address, topic).await.map_err(refuse)?.offset_table.into_keys() {
-            let offset = match time {
-                -1 => admin.max_offset(address, topic, queue.queue_id).await,
-                time => admin.search_offset(address, topic, queue.queue_id, time).await,
-            };
-            let offset = offset.map_err(refuse)?;
-            let is_forward = known.get(&queue).is_some_and(|now| offset > now.consumer_offset);
-            if is_forward && !self.force {
-                continue;
-            }
-            admin.update_consumer_offset(address, group, topic, queue.queue_id, offset).await.map_err(refuse)?;
-            moved.insert(queue, offset);
-        }
-        Ok(moved)
-    }
-}
-
 impl Execute for ResetOffsetByTime {
     async fn execute(&self, desk: &Desk) -> Result<Report, String> {
         let (group, topic) = (&self.group.name, &self.topic.name);
@@ -391,21 +361,103 @@ impl Execute for ResetOffsetByTime {
             "now" => desk.env.clock.wall_ms(),
             ms => ms.parse().map_err(|_| format!("{ms:?} is no time; use now, -1 or milliseconds since the epoch"))?,
         };
-        let mut table = Table::new(RESET_OFFSET);
-        for broker in &route(desk, topic).await?.broker_datas {
-            let Some(address) = broker.master_addr() else {
-                return Err(format!("{} has no leader now; run the command again in some seconds", broker.broker_name));
-            };
-            let reset = desk.admin.reset_offset(address, group, topic, time, self.force).await;
-            let moved = match reset {
-                Ok(reset) => reset.offset_table,
-                Err(error) if error.code().is_some_and(|code| OLD_WAY.contains(&code)) => {
-                    self.set_offsets(desk, address, time).await?
-                }
-                Err(error) => return Err(failed(format!("reset of {group} in {topic} at {address}"), error)),
-            };
-            for (queue, offset) in moved {
-                table.push([queue.broker_name.into(), queue.queue_id.into(), offset.into()]);
+        reset(desk, group, topic, time, self.force).await
+    }
+}
+
+/// Moves a group in a topic; where it is now.
+async fn reset(desk: &Desk, group: &str, topic: &str, time: i64, force: bool) -> Result<Report, String> {
+    let mut table = Table::new(RESET_OFFSET);
+    for address in leaders_of(desk, topic).await? {
+        let reset = desk.admin.reset_offset(&address, group, topic, time, force).await;
+        let reset = reset.map_err(|error| failed(format!("reset of {group} in {topic} at {address}"), error))?;
+        for (queue, offset) in reset.offset_table {
+            table.push([queue.broker_name.into(), queue.queue_id.into(), offset.into()]);
+        }
+    }
+    Ok(table.into())
+}
+
+/// Where each broker group with the topic is led. Without one of them a change of all would be half a change.
+async fn leaders_of(desk: &Desk, topic: &str) -> Result<Vec<String>, String> {
+    let leader = |broker: &BrokerData| {
+        let none = || format!("{} has no leader now; run the command again in some seconds", broker.broker_name);
+        broker.master_addr().map(str::to_owned).ok_or_else(none)
+    };
+    route(desk, topic).await?.broker_datas.iter().map(leader).collect()
+}
+
+#[derive(Args)]
+pub struct SkipAccumulatedMessage {
+    #[command(flatten)]
+    group: GroupName,
+    #[command(flatten)]
+    topic: TopicName,
+    /// mqadmin's; the end is never behind.
+    #[arg(short = 'f', long = "force", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    force: bool,
+}
+
+impl Execute for SkipAccumulatedMessage {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        reset(desk, &self.group.name, &self.topic.name, -1, self.force).await
+    }
+}
+
+#[derive(Args)]
+pub struct CloneGroupOffset {
+    /// The group to copy from.
+    #[arg(short = 's', long = "srcGroup", value_name = "GROUP")]
+    from: String,
+    /// The group to copy to.
+    #[arg(short = 'd', long = "destGroup", value_name = "GROUP")]
+    to: String,
+    #[command(flatten)]
+    topic: TopicName,
+}
+
+impl Execute for CloneGroupOffset {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let (from, to, topic) = (&self.from, &self.to, &self.topic.name);
+        for address in leaders_of(desk, topic).await? {
+            let cloned = desk.admin.clone_group_offset(&address, from, to, Some(topic)).await;
+            cloned.map_err(|error| failed(format!("copy of {from}'s offsets in {topic} at {address}"), error))?;
+        }
+        let text = format!("{to} goes on in {topic} where {from} is\n");
+        Ok(Report::new(text, json!({ "srcGroup": from, "destGroup": to, "topic": topic })))
+    }
+}
+
+#[derive(Args)]
+pub struct GetConsumerStatus {
+    #[command(flatten)]
+    group: GroupName,
+    #[command(flatten)]
+    topic: TopicName,
+    /// One client; all by default.
+    #[arg(short = 'i', long = "originClientId", value_name = "CLIENT")]
+    client: Option<String>,
+}
+
+const CONSUMER_STATUS: &[Column] = &[
+    Column("#clientId", "clientId"),
+    Column("#brokerName", "brokerName"),
+    Column("#queueId", "queueId"),
+    Column("#offset", "offset"),
+];
+
+impl Execute for GetConsumerStatus {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let (group, topic) = (&self.group.name, &self.topic.name);
+        let mut table = Table::new(CONSUMER_STATUS);
+        // Members are connected to every broker group, and each says it of all its queues.
+        let address = leaders_of(desk, topic).await?.into_iter().next();
+        let address = address.ok_or_else(|| format!("no broker has topic {topic}"))?;
+        let found = desk.admin.consumer_status(&address, group, topic, self.client.as_deref()).await;
+        let found = found.map_err(|error| failed(format!("status of {group} at {address}"), error))?;
+        for (client, queues) in found.consumer_table {
+            for (queue, offset) in queues {
+                table.push([client.clone().into(), queue.broker_name.into(), queue.queue_id.into(), offset.into()]);
             }
         }
         Ok(table.into())

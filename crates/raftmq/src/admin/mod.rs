@@ -143,6 +143,12 @@ enum Command {
     ProducerConnection(With<ShortOutput, groups::ProducerConnection>),
     /// Move a consumer group to a point in time.
     ResetOffsetByTime(With<ShortOutput, groups::ResetOffsetByTime>),
+    /// Move a consumer group to the end of a topic.
+    SkipAccumulatedMessage(With<ShortOutput, groups::SkipAccumulatedMessage>),
+    /// Move a consumer group to where another one is.
+    CloneGroupOffset(With<LongOutput, groups::CloneGroupOffset>),
+    /// How far connected members of a consumer group have come, as they say.
+    GetConsumerStatus(With<ShortOutput, groups::GetConsumerStatus>),
     /// The message with an offset message id, or with a unique key.
     QueryMsgById(With<ShortOutput, messages::QueryMsgById>),
     /// Messages with a key.
@@ -194,6 +200,9 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
         Command::ConsumerConnection(command) => command.run(&desk).await,
         Command::ProducerConnection(command) => command.run(&desk).await,
         Command::ResetOffsetByTime(command) => command.run(&desk).await,
+        Command::SkipAccumulatedMessage(command) => command.run(&desk).await,
+        Command::CloneGroupOffset(command) => command.run(&desk).await,
+        Command::GetConsumerStatus(command) => command.run(&desk).await,
         Command::QueryMsgById(command) => command.run(&desk).await,
         Command::QueryMsgByKey(command) => command.run(&desk).await,
         Command::QueryMsgByUniqueKey(command) => command.run(&desk).await,
