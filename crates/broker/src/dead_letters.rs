@@ -2,8 +2,8 @@
 //!
 //! A consumer that crashes between giving a message back and storing its offset gets the message again, and gives it back
 //! again; both may end here. A message is known by where its first record was stored, which it carries from its first retry
-//! on ([`properties::ORIGIN`]). Which of them lie in the queue is a fold of the queue itself, read on as it grows; one dead
-//! letter of a group is placed at a time, so that what was placed before is seen.
+//! on ([`properties::ORIGIN`]). Under that it stands in the index as if it were one of its keys, so that the index knows which
+//! messages lie in the queue; one dead letter of a group is placed at a time, so that what was placed before is seen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,24 +12,22 @@ use parking_lot::Mutex;
 use protocol::properties;
 use protocol::record::RecordView;
 use raft_store::entry::RecordOperation;
-use raft_store::position::{PhysicalOffset, QueueId, QueueOffset};
+use raft_store::position::{PhysicalOffset, QueueId, Timestamp};
 
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
+use crate::send::key_hash;
 
-/// Units looked at in one go.
-const AT_ONCE: usize = 1024;
+/// Messages of one hash that are looked at: more than one only if two hashes are equal by chance.
+const LOOKED_AT: usize = 8;
 
-/// What is known of each dead-letter queue.
+/// Whose turn it is at each dead-letter queue.
 #[derive(Debug, Default)]
-pub(crate) struct DeadLetters(Mutex<BTreeMap<QueueId, Arc<tokio::sync::Mutex<Known>>>>);
+pub(crate) struct DeadLetters(Mutex<BTreeMap<QueueId, Arc<tokio::sync::Mutex<()>>>>);
 
-/// A dead-letter queue, as far as it was read.
-#[derive(Debug, Default)]
-struct Known {
-    /// First records of messages, and their places here.
-    origins: BTreeMap<PhysicalOffset, QueueOffset>,
-    next: QueueOffset,
+/// The hash that a dead letter has beside those of its keys. No key can have it: none has such characters.
+fn origin_hash(topic: &str, origin: PhysicalOffset) -> u64 {
+    key_hash(topic, &format!("\u{1}origin\u{1}{}", origin.0))
 }
 
 impl BrokerGroup {
@@ -40,45 +38,44 @@ impl BrokerGroup {
     pub(crate) async fn bury(
         self: &Arc<Self>,
         origin: PhysicalOffset,
-        record: RecordOperation,
+        mut record: RecordOperation,
         topic: &str,
     ) -> Result<(), RequestError> {
-        let known = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
-        let mut known = known.lock_owned().await;
-        self.read_on(&mut known, record.queue).await?;
-        if known.origins.contains_key(&origin) {
+        let turn = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
+        let turn = turn.lock_owned().await;
+        let hash = origin_hash(topic, origin);
+        if self.is_buried(origin, hash, record.queue, topic).await? {
             return Ok(());
         }
+        record.key_hashes.push(hash);
         let (broker, topic) = (Arc::clone(self), topic.to_owned());
         let placed = tokio::spawn(async move {
             let placed = broker.store(vec![record], &topic, None).await;
-            drop(known);
+            drop(turn);
             placed
         });
         placed.await.map_err(|error| RequestError::Failed(error.to_string()))?.map(drop)
     }
 
-    /// Reads what has been added since the last time; what retention has taken is forgotten.
-    async fn read_on(&self, known: &mut Known, id: QueueId) -> Result<(), RequestError> {
-        let Some(queue) = self.reader.queue(id) else { return Ok(()) };
-        let first = queue.bounds().start;
-        known.origins.retain(|_, place| *place >= first);
-        known.next = known.next.max(first);
-        loop {
-            let units = queue.read_units(known.next, AT_ONCE).await?;
-            if units.is_empty() {
-                return Ok(());
+    async fn is_buried(
+        &self,
+        origin: PhysicalOffset,
+        hash: u64,
+        dead_letters: QueueId,
+        topic: &str,
+    ) -> Result<bool, RequestError> {
+        let any_time = Timestamp(0)..=Timestamp(i64::MAX);
+        for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time, LOOKED_AT).await? {
+            if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
+                continue;
             }
-            for unit in units {
-                let record = self.reader.record(unit.physical_offset, unit.size).await?;
-                let record = RecordView::parse(&record)?;
-                let origin =
-                    properties::get(record.properties(), properties::ORIGIN).and_then(|text| text.parse().ok());
-                if let Some(origin) = origin {
-                    known.origins.insert(PhysicalOffset(origin), known.next);
-                }
-                known.next.0 += 1;
+            let Some(record) = self.record_of(&unit).await? else { continue };
+            let record = RecordView::parse(&record)?;
+            let known = properties::get(record.properties(), properties::ORIGIN).and_then(|text| text.parse().ok());
+            if known == Some(origin.0) {
+                return Ok(true);
             }
         }
+        Ok(false)
     }
 }

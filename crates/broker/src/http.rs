@@ -26,11 +26,13 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use protocol::names;
 use raft_store::group::Role;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
+use crate::admin::QueueView;
 use crate::broker::{BrokerGroup, OpenGroups};
 
 /// What one page may cost.
@@ -245,6 +247,19 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
         statuses.iter().map(|(group, status)| (labels(group), number(group, status))).collect()
     };
     let index = |id: Option<raft_store::position::LogId>| id.map_or(0.0, |id| id.index as f64);
+    let mut dead_letters = Vec::new();
+    let mut dead_letters_ever = Vec::new();
+    for group in groups {
+        let tables = group.reader.tables();
+        for topic in tables.topics().iter() {
+            let Some(owner) = names::group_of_dlq_topic(&topic.config.name) else { continue };
+            let bounds = QueueView::all(&group.reader, topic).into_iter().map(|queue| queue.bounds());
+            let (kept, ever) = bounds.fold((0, 0), |(kept, ever), of| (kept + (of.end - of.start), ever + of.end));
+            let labels = || vec![("group", group.broker_name().to_owned()), ("consumer_group", owner.to_owned())];
+            dead_letters.push((labels(), kept as f64));
+            dead_letters_ever.push((labels(), ever as f64));
+        }
+    }
     let mut lag = Vec::new();
     let mut roles = Vec::new();
     let mut syncs = Vec::new();
@@ -497,6 +512,8 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             false,
             each(&|group, _| group.reader.pending().bytes as f64),
         ),
+        ("raftmq_dead_letters", "Dead letters of a consumer group that are kept", false, dead_letters),
+        ("raftmq_dead_letters_placed", "Dead letters that a consumer group ever had", true, dead_letters_ever),
         ("raftmq_topics", "Topics", false, each(&|group, _| group.reader.tables().topics().count() as f64)),
         (
             "raftmq_connections",

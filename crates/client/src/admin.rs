@@ -6,6 +6,8 @@
 //! - Requests to brokers name the broker by its address: who is asked is the caller's decision.
 //! - Nothing is retried. An error says whether the request may have been carried out.
 
+pub mod dead_letters;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

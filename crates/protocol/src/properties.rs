@@ -145,6 +145,8 @@ property_names! {
     /// Physical offset of the first record of a message that was given back: it tells one message from another in a
     /// dead-letter queue. The broker's own; what a client sends under this name is left out.
     ORIGIN = "RAFTMQ_ORIGIN";
+    /// Offset message id of the dead letter that this message is a copy of.
+    DEAD_LETTER = "RAFTMQ_DEAD_LETTER";
 }
 
 /// The value of a property in encoded text.

@@ -10,6 +10,8 @@ const COMPRESSION_MASK: i32 = 0x700;
 impl SysFlag {
     /// The body is compressed.
     pub const COMPRESSED: i32 = 0x1;
+    /// All that says how the body is compressed.
+    pub const COMPRESSION_BITS: i32 = COMPRESSION_MASK | Self::COMPRESSED;
     /// Topic filter type MULTI_TAG.
     pub const MULTI_TAG: i32 = 0x2;
     /// BORNHOST is an IPv6 address.

@@ -65,7 +65,7 @@ fn describe(record: &[u8]) -> Result<(String, Value), String> {
 }
 
 /// One message or several, below each other.
-fn report<'a>(records: impl IntoIterator<Item = &'a [u8]>) -> Result<Report, String> {
+pub(super) fn report<'a>(records: impl IntoIterator<Item = &'a [u8]>) -> Result<Report, String> {
     let described: Vec<(String, Value)> = records.into_iter().map(describe).collect::<Result<_, _>>()?;
     let (texts, values): (Vec<String>, Vec<Value>) = described.into_iter().unzip();
     Ok(Report::new(texts.join("\n"), Value::Array(values)))

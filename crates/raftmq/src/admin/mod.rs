@@ -5,6 +5,7 @@
 //! `-o json` (or `--output json`, where mqadmin has another `-o`), and dates are UTC in one word.
 
 mod cluster;
+mod dead_letters;
 mod groups;
 mod members;
 mod messages;
@@ -161,6 +162,12 @@ enum Command {
     TransactionList(With<ShortOutput, transactions::TransactionList>),
     /// Let producers be asked again about a transaction that was given up. Not in mqadmin.
     TransactionResume(With<ShortOutput, transactions::TransactionResume>),
+    /// Dead letters: how many each consumer group has, or those of one group. Not in mqadmin.
+    DlqList(With<ShortOutput, dead_letters::DlqList>),
+    /// One dead letter. Not in mqadmin.
+    DlqShow(With<ShortOutput, dead_letters::DlqShow>),
+    /// Send dead letters again, each once, however often this is run. Not in mqadmin.
+    DlqResend(With<ShortOutput, dead_letters::DlqResend>),
     /// Send one message, once.
     SendMessage(With<ShortOutput, messages::SendMessage>),
     /// Read messages of a topic without being a member of a group.
@@ -209,6 +216,9 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
         Command::QueryMsgByOffset(command) => command.run(&desk).await,
         Command::TransactionList(command) => command.run(&desk).await,
         Command::TransactionResume(command) => command.run(&desk).await,
+        Command::DlqList(command) => command.run(&desk).await,
+        Command::DlqShow(command) => command.run(&desk).await,
+        Command::DlqResend(command) => command.run(&desk).await,
         Command::SendMessage(command) => command.run(&desk).await,
         Command::ConsumeMessage(command) => command.run(&desk).await,
     }
