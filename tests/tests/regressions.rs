@@ -24,6 +24,11 @@ fn rocketmq_s_half_messages_end_once_and_are_asked_about_by_the_next_leader() {
 }
 
 #[test]
+fn what_is_taken_back_stays_so_at_the_next_leader() {
+    must_hold("taken-back");
+}
+
+#[test]
 fn nats_server_7549_bit_errors_on_a_minority_lose_nothing() {
     must_hold("nats-7549");
 }

@@ -18,7 +18,7 @@ use protocol::properties::{self, Properties};
 use protocol::record::RecordView;
 use remoting::{CallError, Limits, NoRequests};
 
-use super::history::{Copies, Delayed, End, Pull};
+use super::history::{Copies, Delayed, End, Pull, Recall};
 use super::host::{NAME_SERVER_PORT, environment};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, Workload, now_ms, place};
 
@@ -125,6 +125,17 @@ impl Caller {
     }
 
     async fn send(&mut self, topic: &str, queue: u32, value: u64, delay_ms: Option<u64>) -> Result<u64, Lost> {
+        let placed = self.sent(topic, queue, value, delay_ms).await?;
+        Ok(placed.queue_offset.map_or(0, |offset| offset as u64))
+    }
+
+    pub(super) async fn sent(
+        &mut self,
+        topic: &str,
+        queue: u32,
+        value: u64,
+        delay_ms: Option<u64>,
+    ) -> Result<SendMessageResponse, Lost> {
         let properties = delay_ms.map(|delay| {
             let mut all = Properties::new();
             all.set(properties::TIMER_DELAY_MS, delay);
@@ -132,8 +143,7 @@ impl Caller {
         });
         let request = self.request(topic, queue, value, properties);
         let answer = self.call(request).await?;
-        let placed: SendMessageResponse = answer.header().map_err(|_| Lost::Unknown)?;
-        Ok(placed.queue_offset.map_or(0, |offset| offset as u64))
+        answer.header().map_err(|_| Lost::Unknown)
     }
 
     fn request(&self, topic: &str, queue: u32, value: u64, properties: Option<String>) -> RemotingCommand {
@@ -225,7 +235,7 @@ impl Caller {
             let due_ms = now_ms() + delay_ms;
             let at = {
                 let mut history = self.work.history.borrow_mut();
-                history.delayed.push(Delayed { value, due_ms, end: End::Info });
+                history.delayed.push(Delayed { value, due_ms, end: End::Info, recall: Recall::NotAsked });
                 history.delayed.len() - 1
             };
             let end = match self.send(DELAYED_TOPIC, 0, value, Some(delay_ms)).await {

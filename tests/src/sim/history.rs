@@ -54,6 +54,32 @@ pub struct Delayed {
     pub due_ms: u64,
     /// What became of it.
     pub end: End<()>,
+    /// Whether it was taken back.
+    pub recall: Recall,
+}
+
+/// What became of the wish that a delayed message is never seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recall {
+    /// Nobody wished it.
+    NotAsked,
+    /// A broker has answered that it is recalled.
+    Done,
+    /// A broker has answered that it is visible.
+    TooLate,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A consumer offset that was read behind the answer that its group was moved, by whoever had it before.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// The group, which was moved once.
+    pub group: String,
+    /// Where to.
+    pub to: u64,
+    /// What was read.
+    pub read: u64,
 }
 
 /// A value in a half message, and all that was said about its transaction.
@@ -156,6 +182,8 @@ pub struct History {
     pub delayed: Vec<Delayed>,
     /// Transactions.
     pub transactions: Vec<Transaction>,
+    /// Offsets of groups that were moved.
+    pub moves: Vec<Move>,
     /// When a value of a delayed or half message was seen first, in simulated time.
     pub seen_ms: BTreeMap<u64, u64>,
     /// Pulls.
@@ -191,7 +219,8 @@ impl History {
 
     /// How many operations were asked for.
     pub fn operations(&self) -> usize {
-        let consumed = self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len();
+        let consumed =
+            self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len() + self.moves.len();
         self.appends.len() + self.delayed.len() + self.transactions.len() + consumed
     }
 }

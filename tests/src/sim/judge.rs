@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{Copies, End, History, Moment};
+use super::history::{Copies, End, History, Moment, Move, Recall};
 use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
 use super::workload::QUEUES;
 
@@ -22,7 +22,7 @@ type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 13] = [
+    let clauses: [Clause; 15] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
@@ -34,6 +34,8 @@ pub fn judge(history: &History) -> Vec<Violation> {
         ("offsets stored one way never go back", pushed_offsets_grow),
         ("one client holds a queue's lock", locks_are_exclusive),
         ("nothing delayed is early or lost", delays_are_kept),
+        ("what is recalled is never seen", recalled_is_never_seen),
+        ("a group is where it was moved", moves_hold),
         ("a transaction ends once", transactions_end_once),
         ("replicas are equal", replicas_are_equal),
     ];
@@ -212,12 +214,37 @@ fn delays_are_kept(history: &History) -> Verdict {
         for (replica, queues) in &history.replicas {
             let there = queues.last().is_some_and(|held| held.values.contains(&delayed.value));
             let is_trimmed = history.is_trimmed && queues.last().is_some_and(|held| held.first > 0);
-            if !there && !is_trimmed && matches!(delayed.end, End::Ok(..)) {
+            let may_be_gone = matches!(delayed.recall, Recall::Done | Recall::Unknown);
+            if !there && !is_trimmed && !may_be_gone && matches!(delayed.end, End::Ok(..)) {
                 return Err(format!("value {}, delayed, acknowledged, is not on {replica}", delayed.value));
             }
         }
     }
     Ok(())
+}
+
+/// What a broker has said to be recalled is on no replica, and nobody has seen it.
+fn recalled_is_never_seen(history: &History) -> Verdict {
+    for delayed in history.delayed.iter().filter(|delayed| delayed.recall == Recall::Done) {
+        let value = delayed.value;
+        let held =
+            history.replicas.iter().find(|(_, queues)| queues.last().is_some_and(|held| held.values.contains(&value)));
+        if let Some((replica, _)) = held {
+            return Err(format!("value {value} was recalled, and is on {replica}"));
+        }
+        if history.seen_ms.contains_key(&value) {
+            return Err(format!("value {value} was recalled, and seen"));
+        }
+    }
+    Ok(())
+}
+
+/// Whatever consumers store that had the queue before, a group is where it was moved until somebody goes on from there.
+fn moves_hold(history: &History) -> Verdict {
+    match history.moves.iter().find(|one| one.read != one.to) {
+        Some(Move { group, to, read }) => Err(format!("{group} was moved to {to}, and {read} was read after that")),
+        None => Ok(()),
+    }
 }
 
 /// Nobody sees the value of a transaction before somebody may have said that it is committed, or if it was rolled back; and all
@@ -382,9 +409,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_recalled_is_nowhere_and_what_was_too_late_is_there() {
+        let mut recalled = history(&[10, 11], &[10, 11]);
+        let (end, due_ms) = (End::Ok((), 9), 100);
+        recalled.delayed = vec![Delayed { value: 7, due_ms, end, recall: Recall::Done }];
+        assert_eq!(judge(&recalled), [], "it is nowhere");
+        recalled.delayed[0].recall = Recall::Unknown;
+        assert_eq!(judge(&recalled), []);
+        recalled.delayed[0].recall = Recall::TooLate;
+        assert_eq!(told(&recalled), ["nothing delayed is early or lost"]);
+        recalled.replicas.values_mut().for_each(|queues| queues[QUEUES as usize] = held(&[7]));
+        assert_eq!(judge(&recalled), []);
+        recalled.delayed[0].recall = Recall::Done;
+        assert_eq!(told(&recalled), ["what is recalled is never seen"]);
+    }
+
+    #[test]
+    fn a_group_is_where_it_was_moved_to() {
+        let mut moved = history(&[10, 11], &[10, 11]);
+        let at = |read| Move { group: "g".to_owned(), to: 3, read };
+        moved.moves = vec![at(3), at(3)];
+        assert_eq!(judge(&moved), []);
+        moved.moves.push(at(4));
+        assert_eq!(told(&moved), ["a group is where it was moved"]);
+    }
+
+    #[test]
     fn a_delayed_message_is_neither_early_nor_lost() {
         let mut delayed = history(&[10, 11], &[10, 11]);
-        delayed.delayed = vec![Delayed { value: 7, due_ms: 100, end: End::Ok((), 9) }];
+        let recall = Recall::NotAsked;
+        delayed.delayed = vec![Delayed { value: 7, due_ms: 100, end: End::Ok((), 9), recall }];
         assert_eq!(told(&delayed), ["nothing delayed is early or lost"]);
         for queues in delayed.replicas.values_mut() {
             queues[QUEUES as usize] = held(&[7]);

@@ -5,7 +5,7 @@
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
-//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`operators`], [`history`]: what is asked and answered.
+//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`movers`], [`operators`], [`history`]: what is asked and answered.
 //! - [`invariants`], [`judge`], [`registers`]: what must hold.
 //! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
@@ -16,6 +16,7 @@ pub mod history;
 pub mod host;
 pub mod invariants;
 pub mod judge;
+pub mod movers;
 pub mod nemesis;
 pub mod operators;
 pub mod plan;
@@ -243,6 +244,8 @@ impl<'p> Run<'p> {
         clients.extend((0..2).map(|_| world.client("watcher", |caller| caller.watch_offsets())));
         clients.extend((0..2).map(|_| world.client("pusher", |caller| caller.push_offsets())));
         clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
+        clients.extend((0..self.plan.movers).map(|_| world.client("recaller", |caller| caller.recall())));
+        clients.extend((0..self.plan.movers).map(|_| world.client("mover", |caller| caller.move_groups())));
         self.clients = clients;
         self.transactors =
             (0..self.plan.transactors).map(|_| world.client("transactor", |caller| caller.transact())).collect();

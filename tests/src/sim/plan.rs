@@ -153,6 +153,8 @@ pub struct Plan {
     pub transactors: usize,
     /// Clients that send each message several times under its unique key.
     pub copiers: usize,
+    /// Clients that recall delayed messages, and as many that move groups.
+    pub movers: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
     /// How long a queue lock holds.
@@ -216,6 +218,7 @@ impl Plan {
             appenders: 4,
             transactors: 0,
             copiers: 0,
+            movers: 0,
             pause_ms: 10,
             lease: Duration::from_secs(1),
             keeps: None,
@@ -246,6 +249,7 @@ impl Plan {
             // In a quarter of the seeds, and no draw: the others are what they were before there were any.
             transactors: if seed % 8 >= 6 { 2 } else { 0 },
             copiers: if seed % 16 == 13 { 2 } else { 0 },
+            movers: 0,
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),

@@ -8,6 +8,7 @@ use broker::config::Flush;
 use env::Rng;
 use env::disk::simulated::SimDisk;
 
+use super::history::Recall;
 use super::host::{DATA, Process};
 use super::plan::{AMPLE_BYTES, Kept, Plan};
 use super::{Outcome, Run, points};
@@ -26,7 +27,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 16] = [
+pub const SCENARIOS: [Scenario; 17] = [
     Scenario { name: "nats-7549", plan: five, script: nats_7549 },
     Scenario { name: "nats-7556", plan: five_that_forget, script: nats_7556 },
     Scenario { name: "nats-7564", plan: three, script: power_fails_everywhere },
@@ -42,6 +43,7 @@ pub const SCENARIOS: [Scenario; 16] = [
     Scenario { name: "resumed-term", plan: three, script: restarted_leader },
     Scenario { name: "rocketmq-6.8", plan: three_with_transactions, script: half_messages },
     Scenario { name: "idempotent-send", plan: three_with_copies, script: copies },
+    Scenario { name: "taken-back", plan: three_that_take_back, script: taken_back },
     Scenario { name: "covered-by-an-image", plan: three_that_forget_under_load, script: covered_by_an_image },
 ];
 
@@ -94,6 +96,10 @@ fn three_with_transactions() -> Plan {
 
 fn three_with_copies() -> Plan {
     Plan { copiers: 4, ..three() }
+}
+
+fn three_that_take_back() -> Plan {
+    Plan { movers: 2, ..three_with_checkpoints() }
 }
 
 fn five_that_forget() -> Plan {
@@ -368,6 +374,28 @@ fn copies(run: &mut Run) -> Result<(), String> {
             others.iter().for_each(|other| run.world.heal(leader, *other));
         }
         run.go_on_for(2000);
+    }
+    Ok(())
+}
+
+/// RocketMQ recalls a delayed message by another delayed message that must meet it in the timer wheel, and remembers where a
+/// group was moved in the memory of one broker.
+///
+/// Here the leader is killed three times while messages are recalled before and at their time, and groups are moved under
+/// consumers that go on storing what they had.
+fn taken_back(run: &mut Run) -> Result<(), String> {
+    for _ in 0..3 {
+        let (leader, _) = leader_and_others(run)?;
+        restart(run, leader);
+        run.go_on_for(2500);
+    }
+    let history = run.world.work.history.borrow();
+    let count = |recall| history.delayed.iter().filter(|delayed| delayed.recall == recall).count();
+    let (recalled, too_late, moves) = (count(Recall::Done), count(Recall::TooLate), history.moves.len());
+    if recalled < 10 || too_late < 3 || moves < 20 {
+        return Err(format!(
+            "{recalled} recalled, {too_late} too late, {moves} looks at moves: too few to say anything"
+        ));
     }
     Ok(())
 }
