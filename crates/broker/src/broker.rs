@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use env::Env;
 use parking_lot::{Mutex, RwLock};
+use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
 use raft_store::fold::{Outcome, Reader};
 use raft_store::group::{Group, GroupOptions, HandOverError, OpenError, Role, Status};
@@ -34,13 +35,14 @@ use crate::dead_letters::DeadLetters;
 use crate::dispatch::{self, Place, Routes, Work};
 use crate::error::RequestError;
 use crate::http::Http;
+use crate::pop::Popping;
 use crate::rates::Rates;
 use crate::registration::Registration;
 use crate::send::UniqueKeys;
 use crate::tables::Tables;
 use crate::tables::command::{Command, Reply};
 use crate::transaction::Transactions;
-use crate::{admin, due, heartbeat, registration};
+use crate::{admin, due, heartbeat, pop, registration};
 
 /// Requests in the works get this long to end when the broker stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -211,6 +213,7 @@ impl Serving {
         }
         let mut tasks = JoinSet::new();
         tasks.spawn(due::run(group.clone()));
+        tasks.spawn(pop::bury_the_given_up(group.clone()));
         tasks.spawn(consumer_offset::flush_late_updates(group.clone()));
         tasks.spawn(heartbeat::drop_the_silent(group.clone()));
         tasks.spawn(tick(group.clone()));
@@ -297,6 +300,7 @@ pub struct BrokerGroup {
     pub(crate) statistics: Statistics,
     pub(crate) pending_offsets: PendingOffsets,
     pub(crate) dead_letters: DeadLetters,
+    pub(crate) popping: Popping,
     pub(crate) transactions: Transactions,
     pub(crate) unique_keys: UniqueKeys,
     /// To NameServers and to the leader.
@@ -346,6 +350,7 @@ impl BrokerGroup {
             statistics: Statistics::default(),
             pending_offsets: PendingOffsets::default(),
             dead_letters: DeadLetters::default(),
+            popping: Popping::default(),
             transactions: Transactions::default(),
             unique_keys: UniqueKeys::new(env, group.advertised_address.ip()),
             peers: Client::new(env, peers_limits, Arc::new(NoRequests)),
@@ -494,9 +499,11 @@ impl Handler for BrokerGroup {
     }
 
     /// Whatever the leader alone does: nearly all of it changes the log. Go's client closes right behind its last offsets,
-    /// which it does not even mark as one-way.
+    /// which it does not even mark as one-way. A pop need not: messages would be leased to nobody.
     fn must_finish(&self, request: &RemotingCommand) -> bool {
-        self.routes.get(request.request_code()).is_some_and(|route| route.place == Place::Leader)
+        let code = request.request_code();
+        !matches!(code, RequestCode::POP_MESSAGE | RequestCode::NOTIFICATION)
+            && self.routes.get(code).is_some_and(|route| route.place == Place::Leader)
     }
 
     fn closed(&self, connection: &Connection) {

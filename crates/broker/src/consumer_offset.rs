@@ -174,7 +174,7 @@ impl BrokerGroup {
 
     /// Whether a group without an offset should begin at 0, whatever it wishes: the queue holds its first message, and all
     /// of it is recent.
-    async fn is_young(&self, key: &OffsetKey) -> Result<bool, RequestError> {
+    pub(crate) async fn is_young(&self, key: &OffsetKey) -> Result<bool, RequestError> {
         let Some(shown) = self.queue_named(&key.topic, key.queue as i32) else { return Ok(false) };
         let bounds = shown.queue.bounds();
         if shown.first() > QueueOffset(0) || bounds.is_empty() {

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
 use crate::{
-    admin, check_back, consumer_offset, forward, heartbeat, pull, query_message, queue_lock, recall, reply, send,
-    send_back, transaction, view_message,
+    admin, assignment, check_back, consumer_offset, forward, heartbeat, pop, pull, query_message, queue_lock, recall,
+    reply, send, send_back, transaction, view_message,
 };
 
 /// The response of a request that was carried out, or why it was not.
@@ -130,6 +130,15 @@ const CLIENT_ROUTES: &[Route] = &[
     route!(CHECK_TRANSACTION_STATE, Cluster, Update, AnyReplica, check_back::relay),
     route!(PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
     route!(LITE_PULL_MESSAGE, Topic, Sub, CaughtUpReplica, pull::pull),
+    route!(POP_MESSAGE, Topic, Sub, Leader, pop::pop),
+    route!(ACK_MESSAGE, Group, Sub, Leader, pop::ack),
+    route!(BATCH_ACK_MESSAGE, Group, Sub, Leader, pop::batch_ack),
+    route!(CHANGE_MESSAGE_INVISIBLETIME, Group, Sub, Leader, pop::change_invisible_time),
+    route!(NOTIFICATION, Topic, Sub, Leader, pop::notification),
+    route!(PEEK_MESSAGE, Topic, Sub, Leader, pop::peek),
+    route!(POLLING_INFO, Topic, Get, Leader, pop::polling_info),
+    route!(QUERY_ASSIGNMENT, Group, Sub, AnyReplica, assignment::query),
+    route!(SET_MESSAGE_REQUEST_MODE, Group, Update, Leader, assignment::set_request_mode),
     route!(HEART_BEAT, Group, Sub, AnyReplica, heartbeat::heartbeat),
     route!(UNREGISTER_CLIENT, Group, Sub, AnyReplica, heartbeat::unregister),
     route!(CHECK_CLIENT_CONFIG, Group, Sub, AnyReplica, heartbeat::check_client),

@@ -104,6 +104,12 @@ pub enum RequestError {
     /// The handle names nothing that this could be done to: use the one that was given out.
     #[error("{0}")]
     BadHandle(String),
+    /// The message is not leased to the caller: it is somebody else's by now, or done.
+    #[error("{0}")]
+    NotLeased(String),
+    /// There is no message now.
+    #[error("no new message")]
+    Nothing,
     /// Something is wrong on this side; the remark says what.
     #[error("{0}")]
     Failed(String),
@@ -128,6 +134,8 @@ impl RequestError {
             RequestError::BadSubscription(_) => ResponseCode::SUBSCRIPTION_PARSE_FAILED,
             RequestError::TooLate(_) | RequestError::BadHandle(_) => ResponseCode::ILLEGAL_OPERATION,
             RequestError::NoFilter(_) => ResponseCode::FILTER_DATA_NOT_EXIST,
+            RequestError::Nothing => ResponseCode::PULL_NOT_FOUND,
+            RequestError::NotLeased(_) => ResponseCode::NO_MESSAGE,
             RequestError::NotFound(_) => ResponseCode::QUERY_NOT_FOUND,
             RequestError::Overload(_) | RequestError::Busy(_) => ResponseCode::SYSTEM_BUSY,
             RequestError::NotLeader { .. } | RequestError::Stopped | RequestError::DiskFull { .. } => {
@@ -140,7 +148,8 @@ impl RequestError {
 
     /// The response to `request`; `None` to stay silent.
     pub fn answer(&self, request: &RemotingCommand) -> Option<RemotingCommand> {
-        let mut answer = request.reply_error(self.response_code()?, self.to_string());
+        let is_harmless = is_harmless_twice(request.request_code()).then_some(ResponseCode::SYSTEM_ERROR);
+        let mut answer = request.reply_error(self.response_code().or(is_harmless)?, self.to_string());
         if let RequestError::Forbidden { whose: Some(whose), .. } = self {
             answer = answer.with_field("forbiddenType", whose);
         }
@@ -149,6 +158,18 @@ impl RequestError {
         }
         Some(answer)
     }
+}
+
+/// Whoever hears nothing of these waits for longer than the same again takes, which does no harm.
+fn is_harmless_twice(code: RequestCode) -> bool {
+    matches!(
+        code,
+        RequestCode::POP_MESSAGE
+            | RequestCode::ACK_MESSAGE
+            | RequestCode::BATCH_ACK_MESSAGE
+            | RequestCode::NOTIFICATION
+            | RequestCode::PEEK_MESSAGE
+    )
 }
 
 fn is_send(code: RequestCode) -> bool {
@@ -226,6 +247,7 @@ impl From<TooManyGroups> for RequestError {
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
         match refusal {
+            Refusal::NotLeased => RequestError::NotLeased(refusal.to_string()),
             Refusal::OffsetReset => RequestError::TooLate(refusal.to_string()),
             _ => RequestError::Failed(refusal.to_string()),
         }
@@ -240,6 +262,9 @@ mod tests {
     fn an_unknown_outcome_has_no_answer_and_a_certain_refusal_one_that_every_client_retries() {
         let request = RemotingCommand::request(RequestCode::SEND_MESSAGE_V2);
         assert!(RequestError::from(ProposeError::Unknown).answer(&request).is_none());
+        let pop = RemotingCommand::request(RequestCode::POP_MESSAGE);
+        let harmless = RequestError::Unknown.answer(&pop).map(|answer| answer.response_code());
+        assert_eq!(harmless, Some(ResponseCode::SYSTEM_ERROR));
         let refused = RequestError::from(ProposeError::NotLeader { leader: None }).answer(&request).expect("an answer");
         assert_eq!(refused.response_code(), ResponseCode::SERVICE_NOT_AVAILABLE);
         let busy = RequestError::from(ProposeError::Busy { stage: "proposals in flight" });

@@ -14,6 +14,7 @@
 //! | reading messages, filters, long polls | [`pull`]; by physical offset: [`view_message`] |
 //! | consumer offsets, and a queue's own offsets and times | [`consumer_offset`] |
 //! | retries and dead letters | [`send_back`] |
+//! | messages popped under a lease | [`pop`]; who pops from which queues: [`assignment`] |
 //! | half messages and how they end | [`send`], `transaction`; producers asked about them: [`questions`], `check_back` |
 //! | replies to requests | `reply` |
 //! | who is connected, and who is told | [`clients`], [`heartbeat`]; orderly consumers: [`queue_lock`] |
@@ -25,6 +26,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod assignment;
 pub mod broker;
 mod check_back;
 pub mod clients;
@@ -40,6 +42,7 @@ pub mod forward;
 pub mod heartbeat;
 pub mod http;
 pub mod idempotence;
+pub mod pop;
 pub mod pull;
 pub mod query_message;
 pub mod questions;

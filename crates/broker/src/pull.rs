@@ -35,7 +35,7 @@ use crate::error::RequestError;
 use crate::filter::{BadFilter, Filter};
 
 /// Bytes of records in one answer, unless the first record alone is longer.
-const ANSWER_BYTES: usize = 256 * 1024;
+pub(crate) const ANSWER_BYTES: usize = 256 * 1024;
 
 /// Records of this size and larger are not copied into an answer.
 const LARGE_RECORD_BYTES: usize = 16 * 1024;
@@ -54,7 +54,7 @@ const SCANNED_UNITS: usize = 800;
 const EVALUATION_COST: usize = 32 * 1024 * 1024;
 
 /// The longest that a request may be parked, whatever it asks for.
-const LONGEST_PARKING: Duration = Duration::from_secs(300);
+pub(crate) const LONGEST_PARKING: Duration = Duration::from_secs(300);
 
 /// Handles a pull.
 pub async fn pull(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
@@ -148,8 +148,9 @@ pub fn judge(offset: i64, bounds: &Range<i64>, is_confirmed: bool) -> Verdict {
 }
 
 /// A queue as a group sees it.
-struct Shown {
-    queue: QueueId,
+#[derive(Clone)]
+pub(crate) struct Shown {
+    pub queue: QueueId,
     /// Earlier offsets belong to an earlier life of the topic's name.
     first: QueueOffset,
     /// Where the group was moved, if it has not gone on from there.
@@ -159,24 +160,24 @@ struct Shown {
     may_broadcast: bool,
 }
 
-/// A pull that was let in: which queue, and what of it.
-struct Wanted {
-    shown: Shown,
-    filter: Arc<Filter>,
-    records_max: usize,
+/// A request for messages that was let in: which queue, and what of it.
+pub(crate) struct Wanted {
+    pub shown: Shown,
+    pub filter: Arc<Filter>,
+    pub records_max: usize,
 }
 
 /// Units chosen for an answer.
 #[derive(Debug, Default, PartialEq)]
-struct Chosen {
-    units: Vec<(QueueOffset, Unit)>,
-    bytes: usize,
+pub(crate) struct Chosen {
+    pub units: Vec<(QueueOffset, Unit)>,
+    pub bytes: usize,
     /// Behind the last unit looked at.
-    next: u64,
+    pub next: u64,
     scanned: usize,
     /// Of evaluating an expression.
     cost: usize,
-    is_full: bool,
+    pub is_full: bool,
 }
 
 impl Chosen {
@@ -216,7 +217,7 @@ impl Chosen {
 
 impl Wanted {
     /// The offsets that exist, as this topic's consumers see them.
-    fn bounds(&self, queue: &Queue) -> Range<i64> {
+    pub fn bounds(&self, queue: &Queue) -> Range<i64> {
         let Range { start, end } = queue.bounds();
         start.max(self.shown.first).min(end).0 as i64..end.0 as i64
     }
@@ -261,7 +262,7 @@ impl Wanted {
     }
 
     /// Chooses units from `offset` on.
-    async fn choose(&self, broker: &BrokerGroup, queue: &Queue, offset: u64) -> Result<Chosen, RequestError> {
+    pub async fn choose(&self, broker: &BrokerGroup, queue: &Queue, offset: u64) -> Result<Chosen, RequestError> {
         let mut chosen = Chosen::from(offset);
         let min_physical = broker.reader.min_physical();
         // Without a filter exactly those that are asked for; with one, some more than are likely to match.
@@ -325,7 +326,7 @@ impl Wanted {
         let mut count = 0;
         for (queue_offset, unit) in &chosen.units {
             let Some(record) = broker.record_of(unit).await? else { continue };
-            body.append(record, *queue_offset, unit, broker.config.advertised_address)?;
+            body.append(record, *queue_offset, unit, broker.config.advertised_address, 0)?;
             count += 1;
         }
         if count == 0 {
@@ -360,31 +361,33 @@ impl Wanted {
 }
 
 /// The records of an answer.
-struct Body {
+pub(crate) struct Body {
     pieces: Vec<Bytes>,
     /// Copied, and not yet a piece.
     open: BytesMut,
 }
 
 impl Body {
-    fn for_records(sizes: impl Iterator<Item = usize>) -> Body {
+    pub fn for_records(sizes: impl Iterator<Item = usize>) -> Body {
         let copied = sizes.map(|size| if size < LARGE_RECORD_BYTES { size } else { LARGEST_HEAD_BYTES });
         Body { pieces: Vec::new(), open: BytesMut::with_capacity(copied.sum()) }
     }
 
     /// Small records are copied; of a large one only the head is, and the rest is shared with all who read it.
-    fn append(
+    /// `redelivered`: how often the message was delivered before from where it lies.
+    pub fn append(
         &mut self,
         record: Bytes,
         queue_offset: QueueOffset,
         unit: &Unit,
         store_host: SocketAddr,
+        redelivered: i32,
     ) -> Result<(), RequestError> {
         let copied = match head_bytes(&record) {
             Some(head) if record.len() >= LARGE_RECORD_BYTES => head,
             _ => record.len(),
         };
-        append_shown(&mut self.open, &record[..copied], queue_offset, unit, store_host)?;
+        append_redelivered(&mut self.open, &record[..copied], queue_offset, unit, store_host, redelivered)?;
         if copied < record.len() {
             self.pieces.push(self.open.split().freeze());
             self.pieces.push(record.slice(copied..));
@@ -392,7 +395,7 @@ impl Body {
         Ok(())
     }
 
-    fn pieces(mut self) -> Vec<Bytes> {
+    pub fn pieces(mut self) -> Vec<Bytes> {
         if !self.open.is_empty() {
             self.pieces.push(self.open.freeze());
         }
@@ -409,6 +412,17 @@ pub(crate) fn append_shown(
     unit: &Unit,
     store_host: SocketAddr,
 ) -> Result<(), RequestError> {
+    append_redelivered(body, record, queue_offset, unit, store_host, 0)
+}
+
+fn append_redelivered(
+    body: &mut BytesMut,
+    record: &[u8],
+    queue_offset: QueueOffset,
+    unit: &Unit,
+    store_host: SocketAddr,
+    redelivered: i32,
+) -> Result<(), RequestError> {
     let start = body.len();
     body.extend_from_slice(record);
     let shown = &mut body[start..];
@@ -420,6 +434,7 @@ pub(crate) fn append_shown(
         physical_offset: unit.physical_offset.0 as i64,
         store_timestamp: Some(unit.visible_at.0),
         store_host: Some(store_host),
+        redelivered,
         ..HeadPatch::default()
     };
     let patched = patch.apply(shown).or_else(|_| {
@@ -454,14 +469,17 @@ impl BrokerGroup {
 
     /// Checks a pull in RocketMQ's order.
     async fn check_pull(&self, request: &PullMessageRequest) -> Result<Wanted, RequestError> {
-        let shown = match self.shown_to(request, false) {
+        let (group, topic, queue) = (&request.consumer_group, &request.topic, request.queue_id);
+        let shown = match self.shown_to(group, topic, queue, false) {
             // As in RocketMQ, a group comes into being by pulling too.
             Err(RequestError::NoGroup(_)) if self.leads() => {
-                self.ensure_group(&request.consumer_group).await?;
-                self.shown_to(request, true)?
+                self.ensure_group(group).await?;
+                self.shown_to(group, topic, queue, true)?
             }
             // The leader makes it when it hears of it; until then it is a group with default settings.
-            Err(RequestError::NoGroup(_)) if self.config.messages.auto_create_groups => self.shown_to(request, true)?,
+            Err(RequestError::NoGroup(_)) if self.config.messages.auto_create_groups => {
+                self.shown_to(group, topic, queue, true)?
+            }
             shown => shown?,
         };
         let filter = if PullSysFlag(request.sys_flag).has(PullSysFlag::SUBSCRIPTION) {
@@ -477,32 +495,37 @@ impl BrokerGroup {
     }
 
     /// The queue, if the group may read it.
-    fn shown_to(&self, request: &PullMessageRequest, is_unknown_allowed: bool) -> Result<Shown, RequestError> {
+    pub(crate) fn shown_to(
+        &self,
+        group_name: &str,
+        topic_name: &str,
+        queue_id: i32,
+        is_unknown_allowed: bool,
+    ) -> Result<Shown, RequestError> {
         let forbidden = |whose: i32, remark: String| RequestError::Forbidden { remark, whose: Some(whose) };
-        let group_name = &request.consumer_group;
         let tables = self.reader.tables();
         let group = tables.groups().get(group_name);
         if group.is_none() && !is_unknown_allowed {
-            return Err(RequestError::NoGroup(group_name.clone()));
+            return Err(RequestError::NoGroup(group_name.to_owned()));
         }
         if group.is_some_and(|group| !group.consume_enabled) {
             return Err(forbidden(2, format!("subscription group no permission, {group_name}")));
         }
-        let topic = tables.topics().get(&request.topic).ok_or_else(|| RequestError::NoTopic(request.topic.clone()))?;
+        let topic = tables.topics().get(topic_name).ok_or_else(|| RequestError::NoTopic(topic_name.to_owned()))?;
         if !Permission(topic.config.permission as i32).is_readable() {
-            return Err(forbidden(3, format!("the topic[{}] pulling message is forbidden", request.topic)));
+            return Err(forbidden(3, format!("the topic[{topic_name}] pulling message is forbidden")));
         }
-        let queue = u32::try_from(request.queue_id).ok().filter(|queue| *queue < topic.config.read_queues);
+        let queue = u32::try_from(queue_id).ok().filter(|queue| *queue < topic.config.read_queues);
         let queue = queue.ok_or_else(|| {
             RequestError::InvalidParameter(format!(
-                "queueId[{}] is illegal, topic:[{}] topicConfig.readQueueNums:[{}]",
-                request.queue_id, request.topic, topic.config.read_queues
+                "queueId[{queue_id}] is illegal, topic:[{topic_name}] topicConfig.readQueueNums:[{}]",
+                topic.config.read_queues
             ))
         })?;
         Ok(Shown {
             queue: QueueId { topic: topic.id(), queue },
             first: topic.first_shown(queue),
-            reset: tables.offsets().reset_of(group_name, &request.topic, queue),
+            reset: tables.offsets().reset_of(group_name, topic_name, queue),
             topic_sys_flag: topic.config.system_flag as i32,
             group_sys_flag: group.map_or(0, |group| group.system_flag),
             may_broadcast: group.is_none_or(|group| group.broadcast_enabled),

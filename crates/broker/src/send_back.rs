@@ -20,7 +20,7 @@ use raft_store::position::PhysicalOffset;
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
-use crate::send::{Delay, OWN_RETRY_LIMIT_VERSION, delay_of_level, key_hashes};
+use crate::send::{Delay, OWN_RETRY_LIMIT_VERSION, Target, delay_of_level, key_hashes};
 
 /// The level of the first retry.
 const FIRST_RETRY_LEVEL: i32 = 3;
@@ -71,63 +71,84 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             (queue, delay_of_level(level, &broker.config.messages, broker.now()))
         }
     };
-    let mut stored = Properties::parse(message.properties());
-    if stored.get(properties::RETRY_TOPIC).is_none() {
-        stored.set(properties::RETRY_TOPIC, message.topic());
-    }
-    if stored.get(properties::ORIGIN_MESSAGE_ID).is_none() {
-        let store_host = broker.config.advertised_address;
-        let own = MessageId { store_host, physical_offset: request.offset }.to_string();
-        let origin = request.origin_msg_id.as_deref().unwrap_or(&own);
-        stored.set(properties::ORIGIN_MESSAGE_ID, origin);
-    }
     // Only what this broker has written is trusted.
     let is_retry = group_of_retry_topic(message.topic()) == Some(request.group.as_str());
-    let known = stored.get(properties::ORIGIN).filter(|_| is_retry).and_then(|origin| origin.parse().ok());
-    let origin = known.map_or(found.physical_offset, PhysicalOffset);
-    stored.set(properties::ORIGIN, origin.0);
-    // As Java leaves it.
-    stored.set(properties::WAIT, false);
-    match delay {
-        Delay::Level { level, .. } => {
-            stored.set(properties::DELAY, level);
-            stored.set(properties::REAL_TOPIC, &queue.topic);
-            stored.set(properties::REAL_QID, queue.queue);
-        }
-        Delay::None | Delay::Until { .. } => stored.set(properties::DELAY, 0),
-    }
-    if stored.encoded().len() > broker.config.messages.properties_bytes {
-        return Err(RequestError::MessageIllegal(format!(
-            "with what a retry adds, the properties are {} bytes, the maximum is {}",
-            stored.encoded().len(),
-            broker.config.messages.properties_bytes
-        )));
-    }
-    // A retry of a committed message is a message like any other.
-    let sys_flag = message.sys_flag().with_transaction(TransactionType::None);
-    let record = NewRecord {
-        topic: &queue.topic,
-        sys_flag,
-        queue_id: queue.queue as i32,
-        store_timestamp: broker.now().0,
-        store_host: broker.config.advertised_address,
-        reconsume_times: message.reconsume_times().saturating_add(1),
-        prepared_transaction_offset: 0,
-        properties: stored.encoded(),
-        ..message.to_new()
-    };
-    let operation = RecordOperation {
-        queue: queue.id(),
-        record: record.to_bytes()?,
-        tag_hash: tag::tag_hash(stored.get(properties::TAGS)),
-        visibility: delay.visibility(),
-        key_hashes: key_hashes(&queue.topic, stored.get(properties::UNIQ_KEY), stored.get(properties::KEYS)),
-    };
+    let origin = broker.origin(&message, is_retry, found.physical_offset);
+    let store_host = broker.config.advertised_address;
+    let own = MessageId { store_host, physical_offset: request.offset }.to_string();
+    let origin_msg_id = request.origin_msg_id.as_deref().unwrap_or(&own);
+    let reconsume_times = message.reconsume_times().saturating_add(1);
+    let operation = broker.stored_anew(&message, &queue, delay, reconsume_times, origin, origin_msg_id)?;
     match next {
         Next::DeadLetter => broker.bury(origin, operation, &queue.topic).await?,
         Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic, None).await?),
     }
     Ok(done)
+}
+
+impl BrokerGroup {
+    /// Where the first record of a message was stored: it says so itself if it is a retry, else it is the one at `place`.
+    pub(crate) fn origin(&self, message: &RecordView<'_>, is_retry: bool, place: PhysicalOffset) -> PhysicalOffset {
+        let known = properties::get(message.properties(), properties::ORIGIN).filter(|_| is_retry);
+        known.and_then(|origin| origin.parse().ok()).map_or(place, PhysicalOffset)
+    }
+
+    /// The record of a message that is stored once more, in a group's retry or dead-letter queue.
+    pub(crate) fn stored_anew(
+        &self,
+        message: &RecordView<'_>,
+        queue: &Target,
+        delay: Delay,
+        reconsume_times: i32,
+        origin: PhysicalOffset,
+        origin_msg_id: &str,
+    ) -> Result<RecordOperation, RequestError> {
+        let mut stored = Properties::parse(message.properties());
+        if stored.get(properties::RETRY_TOPIC).is_none() {
+            stored.set(properties::RETRY_TOPIC, message.topic());
+        }
+        if stored.get(properties::ORIGIN_MESSAGE_ID).is_none() {
+            stored.set(properties::ORIGIN_MESSAGE_ID, origin_msg_id);
+        }
+        stored.set(properties::ORIGIN, origin.0);
+        // As Java leaves it.
+        stored.set(properties::WAIT, false);
+        match delay {
+            Delay::Level { level, .. } => {
+                stored.set(properties::DELAY, level);
+                stored.set(properties::REAL_TOPIC, &queue.topic);
+                stored.set(properties::REAL_QID, queue.queue);
+            }
+            Delay::None | Delay::Until { .. } => stored.set(properties::DELAY, 0),
+        }
+        if stored.encoded().len() > self.config.messages.properties_bytes {
+            return Err(RequestError::MessageIllegal(format!(
+                "with what a retry adds, the properties are {} bytes, the maximum is {}",
+                stored.encoded().len(),
+                self.config.messages.properties_bytes
+            )));
+        }
+        // A retry of a committed message is a message like any other.
+        let sys_flag = message.sys_flag().with_transaction(TransactionType::None);
+        let record = NewRecord {
+            topic: &queue.topic,
+            sys_flag,
+            queue_id: queue.queue as i32,
+            store_timestamp: self.now().0,
+            store_host: self.config.advertised_address,
+            reconsume_times,
+            prepared_transaction_offset: 0,
+            properties: stored.encoded(),
+            ..message.to_new()
+        };
+        Ok(RecordOperation {
+            queue: queue.id(),
+            record: record.to_bytes()?,
+            tag_hash: tag::tag_hash(stored.get(properties::TAGS)),
+            visibility: delay.visibility(),
+            key_hashes: key_hashes(&queue.topic, stored.get(properties::UNIQ_KEY), stored.get(properties::KEYS)),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,6 @@
 //! | `DefaultMQAdminExt` | [`admin`] |
 
 pub mod admin;
-pub mod allocate;
 mod builder;
 mod callbacks;
 mod compression;
@@ -131,6 +130,7 @@ pub use idempotence::SledSeenStore;
 pub use idempotence::{Claim, IdempotentConsumer, MemorySeenStore, Seen, SeenStore, StoreError};
 pub use message::{Message, ReceivedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
+pub use protocol::allocate;
 pub use protocol::body::MessageQueue;
 pub use protocol::code::ResponseCode;
 pub use protocol::names::TRACE_TOPIC;

@@ -26,13 +26,14 @@
 //!   [`recall_handle`]: [`recall_handle::RecallHandle`], a delayed message until it is visible.
 //! - [`sys_flag`]: [`sys_flag::SysFlag`], [`sys_flag::TransactionType`], [`sys_flag::PullSysFlag`].
 //! - [`tag`]: Java's string hash, and tag expressions. [`sql92`]: expressions over properties. [`names`]: legal, reserved and derived names of topics and groups.
-//!   [`permission`]: [`permission::Permission`].
+//!   [`permission`]: [`permission::Permission`]. [`allocate`]: who consumes which queue.
 //!
 //! # Promises
 //!
 //! No bytes make a decoder panic, recurse without bound, or allocate beyond a fixed multiple of their number; each
 //! decoder has a fuzz target. Reading is lenient, writing exact: what the clients in the field send is in the tests.
 
+pub mod allocate;
 pub mod batch;
 pub mod body;
 pub mod code;

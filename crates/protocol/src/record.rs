@@ -416,6 +416,8 @@ pub struct HeadPatch {
     pub store_host: Option<SocketAddr>,
     /// PREPAREDTRANSACTIONOFFSET.
     pub prepared_transaction_offset: Option<i64>,
+    /// Added to RECONSUMETIMES: deliveries that the record was not stored anew for.
+    pub redelivered: i32,
 }
 
 impl HeadPatch {
@@ -434,7 +436,10 @@ impl HeadPatch {
             put_host(&mut bytes, host);
             head[store_host_at..store_host_at + bytes.len()].copy_from_slice(&bytes);
         }
+        let reconsume_times_at = reconsume_times_at(stored);
+        let consumed = i32::from_be_bytes(*head[reconsume_times_at..].first_chunk().expect("head_bytes saw it"));
         let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(reconsume_times_at, &consumed.saturating_add(self.redelivered).to_be_bytes());
         put(QUEUE_OFFSET_AT, &self.queue_offset.to_be_bytes());
         put(PHYSICAL_OFFSET_AT, &self.physical_offset.to_be_bytes());
         if let Some(queue_id) = self.queue_id {
@@ -448,7 +453,7 @@ impl HeadPatch {
             put(store_timestamp_at(stored), &timestamp.to_be_bytes());
         }
         if let Some(offset) = self.prepared_transaction_offset {
-            put(reconsume_times_at(stored) + 4, &offset.to_be_bytes());
+            put(reconsume_times_at + 4, &offset.to_be_bytes());
         }
         Ok(())
     }
@@ -536,6 +541,7 @@ mod tests {
                 store_timestamp: Some(3),
                 store_host: Some(store_host),
                 prepared_transaction_offset: Some(4),
+                redelivered: 2,
             };
             let mut head = stored[..head_bytes(&stored).unwrap()].to_vec();
             patch.apply(&mut head).unwrap();
@@ -548,6 +554,7 @@ mod tests {
             );
             assert_eq!(view.sys_flag().transaction(), TransactionType::Commit);
             assert_eq!(view.sys_flag().has(SysFlag::STORE_HOST_V6), store_host.is_ipv6());
+            assert_eq!(view.reconsume_times(), record.reconsume_times + 2);
             assert_eq!((view.born_host(), view.body(), view.topic()), (record.born_host, record.body, record.topic));
             let other = if store_host.is_ipv6() { example().store_host } else { v6.store_host };
             let mismatch = HeadPatch { store_host: Some(other), queue_offset: 77, ..HeadPatch::default() };

@@ -7,6 +7,8 @@ use raft_store::codec::{self, Decode, Encode};
 use raft_store::entry::Operation;
 
 use super::groups::GroupConfig;
+use super::pops::Popped;
+use super::request_modes::RequestMode;
 use super::topics::TopicConfig;
 
 /// One change of the tables.
@@ -78,6 +80,59 @@ pub enum Command {
         /// Queue numbers, and next queue offsets to consume.
         offsets: Vec<(u32, u64)>,
     },
+    /// Leases messages of a topic's queues to a consumer of a group.
+    Pop {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Length of the leases.
+        lease_ms: i64,
+        /// Only of queues of which nothing is leased, and in their order.
+        is_orderly: bool,
+        /// An orderly attempt may have its own batch again; empty if the client did not say.
+        attempt: String,
+        /// What is wished, queue by queue.
+        queues: Vec<PopWish>,
+    },
+    /// Ends leases: their messages are consumed.
+    AckPopped {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Each is acknowledged or refused by itself.
+        leases: Vec<LeaseId>,
+    },
+    /// Lets a lease end at another time.
+    ChangeLease {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Which.
+        lease: LeaseId,
+        /// How long it runs from now on; 0: the message is available again at once.
+        lease_ms: i64,
+    },
+    /// Messages whose last try has ended lie in the dead-letter queue.
+    BuryPopped {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// Their last leases.
+        leases: Vec<LeaseId>,
+    },
+    /// Says how a group's consumers fetch the messages of a topic, where the broker divides its queues.
+    SetRequestMode {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// How.
+        mode: RequestMode,
+    },
 }
 
 impl Command {
@@ -104,6 +159,33 @@ pub struct OffsetUpdate {
     pub one_way: bool,
 }
 
+/// What a pop wishes of a queue: chosen by the leader, and taken as far as it is still available when it is applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct PopWish {
+    /// RocketMQ's queueId.
+    pub queue: u32,
+    /// The offset that new messages were looked for from: nothing new is taken if another pop has looked on meanwhile.
+    pub from: u64,
+    /// Behind the last message looked at.
+    pub next: u64,
+    /// Offsets, ascending: below `from` messages whose leases have ended, from there on new ones. What lies between these was
+    /// looked at and is not for the group.
+    pub wanted: Vec<u64>,
+    /// Messages whose leases have ended, and that do not exist any more or are not for the group.
+    pub gone: Vec<u64>,
+}
+
+/// One lease, as its holder knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LeaseId {
+    /// RocketMQ's queueId.
+    pub queue: u32,
+    /// The message's queue offset.
+    pub offset: u64,
+    /// When it was given, or last changed.
+    pub pop_ms: i64,
+}
+
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -113,6 +195,17 @@ pub enum Reply {
     Topic(raft_store::position::TopicId),
     /// Queues that the asking client holds now, of those it asked for.
     Locked(Vec<(String, u32)>),
+    /// Messages that are leased now.
+    Popped {
+        /// The leases' pop time.
+        pop_ms: i64,
+        /// Queue by queue, those too that nothing was got of.
+        queues: Vec<Popped>,
+    },
+    /// Of each lease, in order, why it could not be ended; `None` if its message is done, also if it was before.
+    Acked(Vec<Option<Refusal>>),
+    /// The lease has this pop time now.
+    LeaseChanged(i64),
     /// A precondition no longer held when the command was applied; nothing was changed.
     Refused(Refusal),
 }
@@ -132,4 +225,10 @@ pub enum Refusal {
     /// The tables' own limits.
     #[error("too many topics or groups")]
     Full,
+    /// The lease is not, or no longer, the one that holds.
+    #[error(
+        "the message is not leased to this consumer any more: its time was over and somebody else has it, it was given up, or \
+         the group's offset was set"
+    )]
+    NotLeased,
 }

@@ -1,4 +1,5 @@
-//! What the broker folds from the log beside the messages: topics, groups, consumer offsets, queue locks.
+//! What the broker folds from the log beside the messages: topics, groups, consumer offsets, queue locks,
+//! messages in consumers' hands.
 //!
 //! Pure: a command, group time and the rows before it decide everything. Each table is its own file; this one takes
 //! commands apart and keeps rows.
@@ -10,6 +11,10 @@
 //! 0x42 encoded offsets::OffsetKey                  offsets::ConsumerOffset
 //! 0x43 encoded offsets::OffsetKey                  locks::QueueLock
 //! 0x44                                             Versions
+//! 0x45                                             pops::LeaseClock
+//! 0x46 encoded offsets::OffsetKey                  pops::PopQueue
+//! 0x47 encoded pops::LeaseKey                      pops::Lease
+//! 0x48 encoded request_modes::ModeKey              request_modes::RequestMode
 //! 0x4A encoded offsets::OffsetKey                  (nothing): the offset was reset
 //! ```
 
@@ -17,16 +22,20 @@ pub mod command;
 pub mod groups;
 pub mod locks;
 pub mod offsets;
+pub mod pops;
+pub mod request_modes;
 pub mod topics;
 
 use raft_store::codec::{self, Decode, Encode};
 use raft_store::fold::{self, Apply, RowError};
 use raft_store::position::{QueueId, Timestamp, TopicId};
 
-use self::command::{Command, Refusal, Reply};
+use self::command::{Command, LeaseId, PopWish, Refusal, Reply};
 use self::groups::{GroupConfig, Groups};
 use self::locks::QueueLocks;
 use self::offsets::{ConsumerOffsets, OffsetKey, Updated};
+use self::pops::{LeaseKey, Pops, Terms};
+use self::request_modes::{ModeKey, RequestMode, RequestModes};
 use self::topics::{TopicConfig, Topics};
 
 const TOPIC: u8 = 0x40;
@@ -34,6 +43,10 @@ const GROUP: u8 = 0x41;
 const OFFSET: u8 = 0x42;
 const LOCK: u8 = 0x43;
 const VERSIONS: u8 = 0x44;
+const LEASE_CLOCK: u8 = 0x45;
+const POP_QUEUE: u8 = 0x46;
+const LEASE: u8 = 0x47;
+const REQUEST_MODE: u8 = 0x48;
 const RESET: u8 = 0x4A;
 
 /// How often the tables that tools poll have changed: RocketMQ's DataVersion.
@@ -58,6 +71,8 @@ pub struct Tables {
     groups: Groups,
     offsets: ConsumerOffsets,
     locks: QueueLocks,
+    pops: Pops,
+    request_modes: RequestModes,
     versions: Versions,
 }
 
@@ -80,6 +95,16 @@ impl Tables {
     /// The queue locks.
     pub fn locks(&self) -> &QueueLocks {
         &self.locks
+    }
+
+    /// The messages in consumers' hands.
+    pub fn pops(&self) -> &Pops {
+        &self.pops
+    }
+
+    /// How groups fetch.
+    pub fn request_modes(&self) -> &RequestModes {
+        &self.request_modes
     }
 
     /// Changes of the topics.
@@ -112,6 +137,10 @@ impl Tables {
                             at.put(row_key(OFFSET, key), codec::to_bytes(row));
                             if ends_reset {
                                 at.delete(row_key(RESET, key));
+                            }
+                            // Whoever sets the offset says where the group goes on: nothing of the queue is leased any more.
+                            if let Some(leases) = self.pops.forget_queue(key) {
+                                delete_pops(key, leases, at);
                             }
                         }
                     }
@@ -163,8 +192,101 @@ impl Tables {
                     let (key, row) = self.offsets.reset(key, offset);
                     at.put(row_key(OFFSET, key), codec::to_bytes(row));
                     at.put(row_key(RESET, key), Vec::new());
+                    if let Some(leases) = self.pops.forget_queue(key) {
+                        delete_pops(key, leases, at);
+                    }
                 }
                 Reply::Done
+            }
+            Command::Pop { group, topic, lease_ms, is_orderly, attempt, queues } => {
+                let Some(config) = self.groups.get(&group) else { return Reply::Refused(Refusal::NoGroup) };
+                if self.topics.get(&topic).is_none() {
+                    return Reply::Refused(Refusal::NoTopic);
+                }
+                let max_retries = config.max_retries;
+                let keyed = queues.into_iter().map(|wish| (pop_key(&group, &topic, wish.queue), wish));
+                let keyed: Vec<(OffsetKey, PopWish)> = keyed.collect();
+                let pop_ms = self.pops.pop_time(keyed.iter().map(|(key, _)| key), at.now());
+                let terms = Terms { pop_ms, lease_ms, max_retries, is_orderly, attempt: &attempt };
+                let queues = keyed.iter().map(|(key, wish)| self.pop(key, wish, terms, at)).collect();
+                Reply::Popped { pop_ms, queues }
+            }
+            Command::AckPopped { group, topic, leases } => Reply::Acked(
+                leases
+                    .iter()
+                    .map(|lease| {
+                        let key = pop_key(&group, &topic, lease.queue);
+                        let ended = self.pops.ack(&key, lease, at.now());
+                        if ended == Ok(true) {
+                            self.lease_ended(key, lease, at);
+                        }
+                        ended.err()
+                    })
+                    .collect(),
+            ),
+            Command::ChangeLease { group, topic, lease, lease_ms } => {
+                let key = pop_key(&group, &topic, lease.queue);
+                match self.pops.change(&key, &lease, lease_ms, at.now()) {
+                    Ok(pop_ms) => {
+                        self.put_pops(&key, std::iter::once(lease.offset), at);
+                        Reply::LeaseChanged(pop_ms)
+                    }
+                    Err(refusal) => Reply::Refused(refusal),
+                }
+            }
+            Command::BuryPopped { group, topic, leases } => {
+                for lease in &leases {
+                    let key = pop_key(&group, &topic, lease.queue);
+                    if self.pops.bury(&key, lease) {
+                        self.lease_ended(key, lease, at);
+                    }
+                }
+                Reply::Done
+            }
+            Command::SetRequestMode { group, topic, mode } => {
+                let key = ModeKey { group, topic };
+                at.put(mode_key(&key), codec::to_bytes(&mode));
+                self.request_modes.put(key, mode);
+                Reply::Done
+            }
+        }
+    }
+
+    fn pop(&mut self, key: &OffsetKey, wish: &PopWish, terms: Terms<'_>, at: &mut Apply<'_>) -> pops::Popped {
+        let first = self.offsets.get(&key.group, &key.topic, key.queue).unwrap_or(wish.from);
+        let popped = self.pops.pop(key, first, wish, terms, at.now());
+        self.put_pops(key, popped.messages.iter().map(|(offset, _)| *offset), at);
+        for offset in wish.gone.iter().filter(|offset| self.pops.lease(key, **offset).is_none()) {
+            at.delete(lease_key(key.clone(), *offset));
+        }
+        self.offset_follows(key, at);
+        popped
+    }
+
+    /// Writes the queue's row and those of the leases.
+    fn put_pops(&self, key: &OffsetKey, leases: impl Iterator<Item = u64>, at: &mut Apply<'_>) {
+        if let Some(row) = self.pops.row(key) {
+            at.put(row_key(POP_QUEUE, key), codec::to_bytes(row));
+        }
+        for offset in leases {
+            if let Some(lease) = self.pops.lease(key, offset) {
+                at.put(lease_key(key.clone(), offset), codec::to_bytes(lease));
+            }
+        }
+    }
+
+    fn lease_ended(&mut self, key: OffsetKey, lease: &LeaseId, at: &mut Apply<'_>) {
+        self.offset_follows(&key, at);
+        at.delete(lease_key(key, lease.offset));
+    }
+
+    /// The group's consumer offset is the first message that is not done.
+    fn offset_follows(&mut self, key: &OffsetKey, at: &mut Apply<'_>) {
+        let Some(offset) = self.pops.first_not_done(key) else { return };
+        if let Some((row, ends_reset)) = self.offsets.follow(key, offset) {
+            at.put(row_key(OFFSET, key), codec::to_bytes(row));
+            if ends_reset {
+                at.delete(row_key(RESET, key));
             }
         }
     }
@@ -203,6 +325,7 @@ impl Tables {
         }
         at.put(named_key(TOPIC, name), codec::to_bytes(topic));
         self.forget(|key| key.topic == name, at);
+        self.forget_modes(|key| key.topic == name, at);
         self.topics_changed(at);
         Reply::Done
     }
@@ -235,10 +358,14 @@ impl Tables {
         for key in self.locks.forget(|key| key.group == name) {
             at.delete(row_key(LOCK, &key));
         }
+        for (key, leases) in self.pops.forget(|key| key.group == name) {
+            delete_pops(&key, leases, at);
+        }
+        self.forget_modes(|key| key.group == name, at);
         Reply::Done
     }
 
-    /// Drops the consumer offsets and locks that `forget` names.
+    /// Drops the consumer offsets, locks and leases that `forget` names.
     fn forget(&mut self, forget: impl Fn(&OffsetKey) -> bool, at: &mut Apply<'_>) {
         for key in self.offsets.forget(&forget) {
             at.delete(row_key(OFFSET, &key));
@@ -246,6 +373,15 @@ impl Tables {
         }
         for key in self.locks.forget(&forget) {
             at.delete(row_key(LOCK, &key));
+        }
+        for (key, leases) in self.pops.forget(&forget) {
+            delete_pops(&key, leases, at);
+        }
+    }
+
+    fn forget_modes(&mut self, forget: impl Fn(&ModeKey) -> bool, at: &mut Apply<'_>) {
+        for key in self.request_modes.forget(forget) {
+            at.delete(mode_key(&key));
         }
     }
 
@@ -273,6 +409,9 @@ impl fold::Tables for Tables {
         for (key, lock) in self.locks.extend(now, gap_ms) {
             at.put(row_key(LOCK, key), codec::to_bytes(lock));
         }
+        if let Some(clock) = self.pops.lead(gap_ms) {
+            at.put(vec![LEASE_CLOCK], codec::to_bytes(clock));
+        }
     }
 
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), RowError> {
@@ -295,6 +434,19 @@ impl fold::Tables for Tables {
                     return Err(bad(&"no offset was reset there"));
                 }
             }
+            [LEASE_CLOCK] => self.pops.restore_clock(codec::from_bytes(value).map_err(|error| bad(&error))?),
+            [POP_QUEUE, place @ ..] => self.pops.restore(
+                codec::from_bytes(place).map_err(|error| bad(&error))?,
+                codec::from_bytes(value).map_err(|error| bad(&error))?,
+            ),
+            [LEASE, place @ ..] => self.pops.restore_lease(
+                codec::from_bytes(place).map_err(|error| bad(&error))?,
+                codec::from_bytes(value).map_err(|error| bad(&error))?,
+            ),
+            [REQUEST_MODE, place @ ..] => self.request_modes.put(
+                codec::from_bytes(place).map_err(|error| bad(&error))?,
+                codec::from_bytes(value).map_err(|error| bad(&error))?,
+            ),
             [VERSIONS] => self.versions = codec::from_bytes(value).map_err(|error| bad(&error))?,
             _ => return Err(bad(&"no table has such a key")),
         }
@@ -319,6 +471,10 @@ pub fn describe_row(key: &[u8], value: &[u8]) -> Option<(&'static str, String, S
         OFFSET => ("offset", shown::<OffsetKey>(rest), shown::<offsets::ConsumerOffset>(value)),
         LOCK => ("lock", shown::<OffsetKey>(rest), shown::<locks::QueueLock>(value)),
         RESET => ("reset", shown::<OffsetKey>(rest), String::new()),
+        LEASE_CLOCK => ("lease-clock", String::new(), shown::<pops::LeaseClock>(value)),
+        POP_QUEUE => ("pop-queue", shown::<OffsetKey>(rest), shown::<pops::PopQueue>(value)),
+        LEASE => ("lease", shown::<LeaseKey>(rest), shown::<pops::Lease>(value)),
+        REQUEST_MODE => ("request-mode", shown::<ModeKey>(rest), shown::<RequestMode>(value)),
         VERSIONS => ("versions", String::new(), shown::<Versions>(value)),
         _ => return None,
     })
@@ -334,4 +490,28 @@ fn row_key(table: u8, place: &OffsetKey) -> Vec<u8> {
     let mut key = vec![table];
     key.extend_from_slice(&codec::to_bytes(place));
     key
+}
+
+fn pop_key(group: &str, topic: &str, queue: u32) -> OffsetKey {
+    OffsetKey { group: group.to_owned(), topic: topic.to_owned(), queue }
+}
+
+fn lease_key(queue: OffsetKey, offset: u64) -> Vec<u8> {
+    let mut key = vec![LEASE];
+    key.extend_from_slice(&codec::to_bytes(&LeaseKey { queue, offset }));
+    key
+}
+
+fn mode_key(place: &ModeKey) -> Vec<u8> {
+    let mut key = vec![REQUEST_MODE];
+    key.extend_from_slice(&codec::to_bytes(place));
+    key
+}
+
+/// Deletes the rows of a queue that was forgotten, with its leases.
+fn delete_pops(key: &OffsetKey, leases: Vec<u64>, at: &mut Apply<'_>) {
+    at.delete(row_key(POP_QUEUE, key));
+    for offset in leases {
+        at.delete(lease_key(key.clone(), offset));
+    }
 }

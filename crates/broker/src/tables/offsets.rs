@@ -133,6 +133,18 @@ impl ConsumerOffsets {
         self.rows.get_key_value(&key).expect("it was put there")
     }
 
+    /// Sets the offset of a group that pops, which has gone on from wherever it was moved to; the row if it changed, and
+    /// whether a reset is not in force any more.
+    pub(super) fn follow(&mut self, key: &OffsetKey, offset: u64) -> Option<(&ConsumerOffset, bool)> {
+        let wanted = ConsumerOffset { offset, client: String::new() };
+        let ends_reset = self.resets.remove(key);
+        if self.rows.get(key) == Some(&wanted) && !ends_reset {
+            return None;
+        }
+        self.rows.insert(key.clone(), wanted);
+        self.rows.get(key).map(|row| (row, ends_reset))
+    }
+
     /// Forgets what `forget` says; the keys of the rows that are gone, and of their resets.
     pub(super) fn forget(&mut self, forget: impl Fn(&OffsetKey) -> bool) -> Vec<OffsetKey> {
         let gone: Vec<OffsetKey> = self.rows.keys().filter(|key| forget(key)).cloned().collect();

@@ -4,6 +4,7 @@ mod admin;
 mod filter;
 mod idempotence;
 mod offsets;
+mod pop;
 mod query;
 mod reply;
 mod single;

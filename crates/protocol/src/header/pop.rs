@@ -130,6 +130,10 @@ command_header! {
         "order" order: bool,
         /// As in POP_MESSAGE.
         "attemptId" attempt_id: Option<String>,
+        /// As in POP_MESSAGE.
+        "expType" exp_type: Option<String>,
+        /// As in POP_MESSAGE.
+        "exp" exp: Option<String>,
     }
 
     /// Answer to 200054.

@@ -1,0 +1,98 @@
+//! Popped messages whose last try has ended: the leader lays each among the group's dead letters, once, and then its message
+//! is done.
+//!
+//! A leader that dies between the two leaves a dead letter whose message is not done; the next one finds it where it lies
+//! ([`crate::dead_letters`]), and lays down no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::message_id::MessageId;
+use protocol::names::group_of_retry_topic;
+use protocol::record::RecordView;
+use raft_store::group::Role;
+use raft_store::position::{QueueId, QueueOffset};
+
+use crate::broker::BrokerGroup;
+use crate::error::RequestError;
+use crate::send::Delay;
+use crate::tables::command::Command;
+use crate::tables::pops::GivenUp;
+
+/// Dead letters in one step.
+const AT_ONCE: usize = 256;
+
+/// How long a leader waits that knows of no last try.
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// After a dead letter that could not be laid down.
+const NEXT_TRY: Duration = Duration::from_secs(1);
+
+/// Buries whenever a last try has ended and this replica leads.
+pub(crate) async fn run(broker: Arc<BrokerGroup>) {
+    let mut role = broker.raft.role();
+    while role.wait_for(leads).await.is_ok() {
+        loop {
+            let mut bell = std::pin::pin!(broker.popping.last_tries.notified());
+            bell.as_mut().enable();
+            let next = bury_what_is_due(&broker).await;
+            tokio::select! {
+                biased;
+                _ = role.wait_for(|role| !leads(role)) => break,
+                () = bell => {}
+                () = broker.env.clock.sleep(next) => {}
+            }
+        }
+    }
+}
+
+fn leads(role: &Role) -> bool {
+    matches!(role, Role::Leader { ready: true, .. })
+}
+
+/// When to look again.
+async fn bury_what_is_due(broker: &Arc<BrokerGroup>) -> Duration {
+    let given_up = broker.reader.tables().pops().given_up(broker.now(), AT_ONCE);
+    let mut failed = false;
+    for message in given_up {
+        if let Err(error) = broker.bury_popped(&message).await {
+            let GivenUp { queue, lease, .. } = &message;
+            tracing::warn!(group = %broker.broker_name(), ?queue, lease.offset, %error, "a dead letter is put off");
+            failed = true;
+        }
+    }
+    let next = broker.reader.tables().pops().next_given_up_ms(broker.now());
+    let next = next.map_or(IDLE_INTERVAL, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1)));
+    if failed { next.max(NEXT_TRY) } else { next }
+}
+
+impl BrokerGroup {
+    async fn bury_popped(self: &Arc<Self>, message: &GivenUp) -> Result<(), RequestError> {
+        let GivenUp { queue: key, lease, deliveries } = message;
+        let queue = self.topic_id(&key.topic).and_then(|topic| self.reader.queue(QueueId { topic, queue: key.queue }));
+        let unit = match queue {
+            Some(queue) => queue.read_units(QueueOffset(lease.offset), 1).await?.first().copied(),
+            None => None,
+        };
+        let record = match unit {
+            Some(unit) => self.record_of(&unit).await?.map(|record| (unit, record)),
+            None => None,
+        };
+        // What retention has taken cannot be kept any longer.
+        if let Some((unit, record)) = record {
+            let record = RecordView::parse(&record)?;
+            let is_retry = group_of_retry_topic(record.topic()) == Some(key.group.as_str());
+            let origin = self.origin(&record, is_retry, unit.physical_offset);
+            let physical_offset = unit.physical_offset.0 as i64;
+            let id = MessageId { store_host: self.config.advertised_address, physical_offset }.to_string();
+            let reconsumed = record.reconsume_times().saturating_add(i32::try_from(*deliveries).unwrap_or(i32::MAX));
+            let dead_letters = self.dead_letter_queue(&key.group).await?;
+            let operation = self.stored_anew(&record, &dead_letters, Delay::None, reconsumed, origin, &id)?;
+            self.bury(origin, operation, &dead_letters.topic).await?;
+        }
+        let (group, topic) = (key.group.clone(), key.topic.clone());
+        self.command(&Command::BuryPopped { group, topic, leases: vec![lease.clone()] }).await?;
+        self.popping.message_done(&key.group, &key.topic);
+        Ok(())
+    }
+}
