@@ -15,6 +15,7 @@ use crate::consumer::PushConsumerBuilder;
 use crate::errors::{ConfigError, RequestError, RouteError};
 use crate::membership::{self, Producers};
 use crate::network::{Lane, Network};
+use crate::pop_consumer::PopConsumer;
 use crate::producer::ProducerBuilder;
 use crate::pull_consumer::PullConsumer;
 use crate::routes::Routes;
@@ -207,6 +208,11 @@ impl Client {
     /// A pull consumer: queues are assigned and messages asked for by the program. `group` owns the offsets.
     pub fn pull_consumer(&self, group: impl Into<String>) -> Result<PullConsumer, crate::InvalidMessage> {
         PullConsumer::new(self, group.into())
+    }
+
+    /// A pop consumer: messages come under leases, from all queues of a topic, to whoever of `group` asks.
+    pub fn pop_consumer(&self, group: impl Into<String>) -> Result<PopConsumer, crate::InvalidMessage> {
+        PopConsumer::new(self, group.into())
     }
 
     /// The NameServers it was built with.

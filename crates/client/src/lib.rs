@@ -9,6 +9,7 @@
 //!   each (clustering) or to all (broadcasting).
 //! - [`Deliveries`]: the same as a stream, from which the program takes messages and acknowledges them one by one.
 //! - [`IdempotentConsumer`]: a handler that consumes once what comes twice, as far as its [`SeenStore`] remembers.
+//! - [`PopConsumer`]: messages under leases, one by one acknowledged; any number of tasks and programs share a topic.
 //! - [`PullConsumer`]: the program chooses queues, asks for messages and stores offsets.
 //! - [`admin`]: what tools ask NameServers and brokers.
 //!
@@ -96,6 +97,7 @@
 //! | `SimpleConsumer.receive`, `ack` | [`Deliveries::next`], [`Delivery::ack`] |
 //! | `DefaultLitePullConsumer` with `assign` | [`PullConsumer`] |
 //! | `enableMsgTrace`, `traceTopic` | [`ClientBuilder::message_trace`] |
+//! | `DefaultMQPushConsumer` with `setClientRebalance(false)`, where the group pops | [`PopConsumer`] |
 //! | `DefaultMQAdminExt` | [`admin`] |
 
 pub mod admin;
@@ -110,6 +112,7 @@ mod membership;
 mod message;
 mod network;
 mod offsets;
+mod pop_consumer;
 mod producer;
 mod pull;
 mod pull_consumer;
@@ -129,6 +132,7 @@ pub use errors::{ConfigError, InvalidMessage, RecallError, RequestError, RouteEr
 pub use idempotence::SledSeenStore;
 pub use idempotence::{Claim, IdempotentConsumer, MemorySeenStore, Seen, SeenStore, StoreError};
 pub use message::{Message, ReceivedMessage};
+pub use pop_consumer::{PopConsumer, PoppedMessage};
 pub use producer::{Durability, Producer, ProducerBuilder, SendReceipt, StartProducerError};
 pub use protocol::allocate;
 pub use protocol::body::MessageQueue;

@@ -153,7 +153,8 @@ impl Network {
 
     fn sign(&self, request: &mut RemotingCommand) {
         request.language = Language::RUST;
-        request.serialize = self.serialize;
+        // The binary header has 16 bits for the code.
+        request.serialize = if i16::try_from(request.code).is_ok() { self.serialize } else { SerializeType::Json };
     }
 
     /// Closes every connection. Requests made later open new ones.

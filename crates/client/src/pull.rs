@@ -24,7 +24,7 @@ use crate::routes::Broker;
 /// consumer notice sooner that a leader is gone without having said so.
 pub(crate) const LONG_POLL: Duration = Duration::from_secs(5);
 /// How much longer an answer may take before it counts as lost: RocketMQ's brokers look at parked pulls every 5 s only.
-const PARKING_GRACE: Duration = Duration::from_secs(7);
+pub(crate) const PARKING_GRACE: Duration = Duration::from_secs(7);
 
 /// What a consumer wants of a topic.
 #[derive(Debug, Clone)]

@@ -1,0 +1,269 @@
+//! Popping over a real three-node cluster on loopback, with our own client: consumers that crash with messages in their hands,
+//! and two leaders that die. No message is lost, none is in two hands at once, and each that nobody can consume lies among the
+//! dead letters exactly once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use client::admin::Admin;
+use client::{Client, Message, PopConsumer, PoppedMessage, Producer, SendError, StartFrom};
+use embedded::Cluster;
+use env::Env;
+use parking_lot::Mutex;
+use protocol::body::SubscriptionGroupConfig;
+
+/// Longest wait for anything that must happen: many times what it takes on a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Between two looks at something that has no bell.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+const CONSUMERS: usize = 4;
+const MESSAGES: usize = 400;
+const SENDERS: usize = 8;
+const LEASE: Duration = Duration::from_secs(3);
+
+/// Deliveries after the first one, before a message is a dead letter.
+const RETRIES: i32 = 5;
+
+/// One in so many is a message that nobody can consume.
+const POISON: usize = 20;
+
+/// One pop in so many ends in a crash of its consumer.
+const CRASH: usize = 8;
+
+fn is_poison(number: usize) -> bool {
+    number.is_multiple_of(POISON)
+}
+
+async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let clock = Env::real().clock;
+    let deadline = clock.monotonic() + PATIENCE;
+    while !look().await {
+        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
+        clock.sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// A lease as its holder knows it, by group time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    from_ms: i64,
+    /// Nobody else may have the message before.
+    until_ms: i64,
+}
+
+/// What became of one message.
+#[derive(Debug, Default)]
+struct Life {
+    leases: Vec<Held>,
+    /// The lease under which it was acknowledged.
+    acknowledged: Option<Held>,
+}
+
+/// By place, because a send whose answer was lost may have stored a number twice.
+#[derive(Default)]
+struct Seen {
+    lives: Mutex<BTreeMap<(i32, i64), (usize, Life)>>,
+    pops: AtomicUsize,
+    crashes: AtomicUsize,
+}
+
+fn held(message: &PoppedMessage) -> Held {
+    let handle = message.handle();
+    let mut fields = handle.split(' ').map(|field| field.parse::<i64>().ok());
+    let (from_ms, lease_ms) = (fields.nth(1).flatten().expect("a pop time"), fields.next().flatten().expect("a lease"));
+    Held { from_ms, until_ms: from_ms + lease_ms }
+}
+
+fn number_of(message: &PoppedMessage) -> usize {
+    std::str::from_utf8(message.body()).ok().and_then(|body| body.parse().ok()).expect("a number")
+}
+
+impl Seen {
+    fn life(&self, message: &PoppedMessage, change: impl FnOnce(&mut Life)) {
+        let mut lives = self.lives.lock();
+        let place = (message.queue().queue_id, message.queue_offset());
+        change(&mut lives.entry(place).or_insert_with(|| (number_of(message), Life::default())).1);
+    }
+
+    fn acknowledged(&self) -> BTreeSet<usize> {
+        let lives = self.lives.lock();
+        lives.values().filter(|(_, life)| life.acknowledged.is_some()).map(|(number, _)| *number).collect()
+    }
+}
+
+async fn consumer_of(name_server: &str) -> (Client, PopConsumer) {
+    let client = Client::builder().name_servers(name_server).build().expect("a client");
+    let consumer = client.pop_consumer("workers").expect("a group").invisible_for(LEASE).max_messages(8);
+    (client, consumer)
+}
+
+/// Consumes until it is told to stop. What it crashes with it never acknowledges.
+async fn consume(name_server: String, seen: Arc<Seen>, stop: Arc<AtomicBool>) {
+    let (mut client, mut consumer) = consumer_of(&name_server).await;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(messages) = consumer.pop("Jobs", Duration::from_millis(500)).await else { continue };
+        for message in &messages {
+            seen.life(message, |life| life.leases.push(held(message)));
+        }
+        if !messages.is_empty() && seen.pops.fetch_add(1, Ordering::Relaxed) % CRASH == CRASH - 1 {
+            seen.crashes.fetch_add(1, Ordering::Relaxed);
+            client.shutdown().await;
+            (client, consumer) = consumer_of(&name_server).await;
+            continue;
+        }
+        let (poison, good): (Vec<_>, Vec<_>) = messages.into_iter().partition(|message| is_poison(number_of(message)));
+        for mut message in poison {
+            let before = held(&message);
+            let changed = consumer.change_invisible(&mut message, Duration::from_millis(50)).await;
+            match changed {
+                // Given back: from then on it is anybody's.
+                Ok(true) => seen.life(&message, |life| {
+                    let lease = life.leases.iter_mut().find(|lease| **lease == before).expect("it was written down");
+                    lease.until_ms = lease.until_ms.min(held(&message).until_ms);
+                }),
+                // Nobody knows: it may have been given back at once.
+                Ok(false) | Err(_) => seen.life(&message, |life| {
+                    let lease = life.leases.iter_mut().find(|lease| **lease == before).expect("it was written down");
+                    lease.until_ms = lease.from_ms;
+                }),
+            }
+        }
+        for message in good {
+            // Asking again is always safe, and without an answer nobody knows.
+            let acknowledged = loop {
+                match consumer.ack(&message).await {
+                    Ok(acknowledged) => break acknowledged,
+                    Err(_) => Env::real().clock.sleep(LOOK_AGAIN).await,
+                }
+            };
+            if acknowledged {
+                seen.life(&message, |life| life.acknowledged = Some(held(&message)));
+            }
+        }
+    }
+    client.shutdown().await;
+}
+
+/// Stores it at least once: where the answer was lost with the leader, it may be there twice.
+async fn store(producer: &Producer, number: usize) {
+    loop {
+        match producer.send(Message::new("Jobs", number.to_string())).await {
+            Ok(_) => return,
+            Err(SendError::Unknown { .. } | SendError::NotStored { .. }) => {}
+            Err(error) => panic!("{number}: {error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each() {
+    let mut cluster = Cluster::builder().start().await.expect("a cluster of three");
+    let admin = Admin::new(&Env::real(), vec![cluster.name_server().to_string()]);
+    let leader = cluster.leader().await.expect("a leader");
+    let group = SubscriptionGroupConfig { retry_max_times: RETRIES, ..SubscriptionGroupConfig::new("workers") };
+    admin.put_group(&cluster.address(leader).to_string(), &group).await.expect("the group is made");
+    admin.close().await;
+    let client = cluster.client().build().expect("a client");
+    let producer = client.producer("boss").start().expect("a producer");
+    store(&producer, 1).await;
+
+    let (seen, stop) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
+    let consumers: Vec<_> = (0..CONSUMERS)
+        .map(|_| tokio::spawn(consume(cluster.name_server().to_string(), seen.clone(), stop.clone())))
+        .collect();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (sent, producer) = (sent.clone(), producer.clone());
+            tokio::spawn(async move {
+                for number in (1..=MESSAGES).filter(|number| number % SENDERS == sender) {
+                    store(&producer, number).await;
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for third in [1, 2] {
+        until("some more are sent", async || sent.load(Ordering::Relaxed) >= third * MESSAGES / 3).await;
+        let leader = cluster.leader().await.expect("a leader");
+        cluster.kill(leader).await;
+        until("somebody else leads", async || cluster.leader().await.is_ok_and(|other| other != leader)).await;
+        cluster.restart(leader).await.expect("the killed one starts again");
+    }
+    for sender in senders {
+        sender.await.expect("all are sent");
+    }
+    let good: BTreeSet<usize> = (1..=MESSAGES).filter(|number| !is_poison(*number)).collect();
+    until("every message that can be consumed is", async || seen.acknowledged() == good).await;
+    let stored = dead_letters_until_all_are_done(&client).await;
+    stop.store(true, Ordering::Relaxed);
+    for consumer in consumers {
+        consumer.await.expect("a consumer");
+    }
+
+    assert!(seen.crashes.load(Ordering::Relaxed) >= CONSUMERS, "{:?} crashes", seen.crashes);
+    let lives = std::mem::take(&mut *seen.lives.lock());
+    for ((queue, offset), (number, mut life)) in lives {
+        life.leases.sort();
+        for pair in life.leases.windows(2) {
+            assert!(
+                pair[0].until_ms <= pair[1].from_ms,
+                "number {number} at {queue}/{offset} was in two hands: {:?}",
+                life.leases
+            );
+        }
+        if let Some(lease) = life.acknowledged {
+            let last = life.leases.last().map(|last| last.from_ms);
+            assert_eq!(last, Some(lease.from_ms), "number {number} came again: {:?}", life.leases);
+        }
+        assert!(life.leases.len() <= RETRIES as usize + 1, "number {number} came too often: {:?}", life.leases);
+    }
+    let poisoned: Vec<usize> = stored.values().copied().filter(|number| is_poison(*number)).collect();
+    let distinct: BTreeSet<usize> = poisoned.iter().copied().collect();
+    assert_eq!(distinct, (1..=MESSAGES).filter(|number| is_poison(*number)).collect(), "each ends there");
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// Waits until the group's offsets are at the ends of all queues: then every message is done. Gives the dead letters, by the
+/// id of the message that each was: one each, or this fails.
+async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, usize> {
+    let reader = client.pull_consumer("workers").expect("a consumer");
+    let queues = reader.queues("Jobs").await.expect("queues");
+    until("every message is done", async || {
+        for queue in &queues {
+            let (Ok(offset), Ok(end)) = (reader.committed(queue).await, reader.max_offset(queue).await) else {
+                return false;
+            };
+            if offset.unwrap_or(0) < end {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    let dead_letters = reader.queues("%DLQ%workers").await.expect("the dead-letter queue");
+    let mut dead_reader = client.pull_consumer("undertaker").expect("a consumer");
+    dead_reader.assign(&dead_letters, StartFrom::First).await.expect("it is assigned");
+    let mut dead = BTreeMap::new();
+    loop {
+        let messages = dead_reader.poll(Duration::from_secs(2)).await.expect("a poll");
+        if messages.is_empty() {
+            return dead;
+        }
+        for message in messages {
+            let number: usize =
+                std::str::from_utf8(message.body()).ok().and_then(|body| body.parse().ok()).expect("a number");
+            assert!(is_poison(number), "{number} could be consumed");
+            assert_eq!(message.reconsume_times(), RETRIES + 1, "{number}");
+            let origin = message.property("ORIGIN_MESSAGE_ID").expect("where it lay").to_owned();
+            // The id names the replica that buried it as well; the place is its second half.
+            let place = origin[origin.len() - 16..].to_owned();
+            assert!(dead.insert(place, number).is_none(), "{number} lies there twice");
+        }
+    }
+}
