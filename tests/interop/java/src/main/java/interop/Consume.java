@@ -9,12 +9,16 @@ import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.MessageClientExt;
 import org.apache.rocketmq.common.message.MessageExt;
 
 /** Prints every delivery, the failed ones too, until standard input ends. */
 final class Consume {
+    private static final long REPLY_WITHIN_MS = 10_000;
+
     private Consume() {
     }
 
@@ -40,7 +44,13 @@ final class Consume {
                 return failed(messages, failTimes) ? ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT : ConsumeOrderlyStatus.SUCCESS;
             });
         } else {
+            DefaultMQProducer replier = options.flag("reply") ? replier(options) : null;
             consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+                for (MessageExt message : messages) {
+                    if (replier != null && message.getProperty("REPLY_TO_CLIENT") != null) {
+                        reply(replier, message);
+                    }
+                }
                 context.setDelayLevelWhenNextConsume(options.number("retry-level", 0));
                 return failed(messages, failTimes) ? ConsumeConcurrentlyStatus.RECONSUME_LATER : ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
             });
@@ -49,6 +59,22 @@ final class Consume {
         new Line("ready").print();
         Main.untilInputEnds();
         consumer.shutdown();
+    }
+
+    private static DefaultMQProducer replier(Options options) throws Exception {
+        DefaultMQProducer replier = new DefaultMQProducer(options.text("group") + "-replier");
+        replier.setNamesrvAddr(options.text("namesrv"));
+        replier.start();
+        return replier;
+    }
+
+    private static void reply(DefaultMQProducer replier, MessageExt request) {
+        try {
+            byte[] body = ("re: " + new String(request.getBody(), StandardCharsets.UTF_8)).getBytes(StandardCharsets.UTF_8);
+            replier.send(MessageUtil.createReplyMessage(request, body), REPLY_WITHIN_MS);
+        } catch (Exception failure) {
+            new Line("error").put("error", failure.toString()).print();
+        }
     }
 
     /** The enum moved to another package between 4.9 and 5: the one place where the two lines differ in source. */

@@ -21,6 +21,7 @@ final class Produce {
     private static final int ASYNC_IN_FLIGHT = 32;
     private static final int BATCH_SIZE = 10;
     private static final long RETRY_FOR_MS = 120_000;
+    private static final long REPLY_WITHIN_MS = 30_000;
 
     private final Options options;
     private final DefaultMQProducer producer;
@@ -36,7 +37,8 @@ final class Produce {
         this.tags = options.text("tags", "").split(",");
         this.shards = options.number("shards", 0);
         String group = options.text("group", "interop-producer");
-        this.producer = options.text("mode", "sync").equals("transaction") ? transactional(group) : new DefaultMQProducer(group);
+        this.producer = options.text("mode", "sync").equals("transaction") ? transactional(group)
+            : new DefaultMQProducer(group, null, options.flag("trace"), null);
         producer.setNamesrvAddr(options.text("namesrv"));
     }
 
@@ -63,6 +65,14 @@ final class Produce {
             case "batch":
                 for (int n = first; n < end; n += BATCH_SIZE) {
                     sendBatch(n, Math.min(n + BATCH_SIZE, end));
+                }
+                break;
+            case "request":
+                for (int n = first; n < end; n++) {
+                    long at = System.currentTimeMillis();
+                    Message reply = producer.request(message(n), REPLY_WITHIN_MS);
+                    new Line("ack").put("n", n).put("body", body(n)).put("at", at)
+                        .put("reply", new String(reply.getBody(), StandardCharsets.UTF_8)).print();
                 }
                 break;
             case "transaction":
