@@ -78,8 +78,10 @@ impl BrokerGroup {
         let id = self.clients.lock().producer(requester);
         let Some(connection) = id.and_then(|id| self.connections.lock().get(&id).cloned()) else { return Ok(None) };
         let now_ms = self.env.clock.wall_ms();
+        // Clients of the 4.9 line leave out the last separator.
+        let separator = if text.ends_with('\u{2}') { "" } else { "\u{2}" };
         let header = PushReplyRequest {
-            properties: Some(format!("{text}{}\u{1}{now_ms}\u{2}", properties::PUSH_REPLY_TIME)),
+            properties: Some(format!("{text}{separator}{}\u{1}{now_ms}\u{2}", properties::PUSH_REPLY_TIME)),
             producer_group: send.producer_group,
             topic: send.topic,
             default_topic: send.default_topic,

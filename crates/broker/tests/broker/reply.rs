@@ -27,7 +27,17 @@ fn reply_to(requester: &str, code: RequestCode) -> RemotingCommand {
         )
     };
     let request = match code {
-        RequestCode::SEND_REPLY_MESSAGE => RemotingCommand::request_with(code, &header),
+        RequestCode::SEND_REPLY_MESSAGE => {
+            // As Java's clients of the 4.9 line have it: without the last separator, behind the correlation id.
+            let text = encoded(&[
+                ("REPLY_TO_CLIENT", requester),
+                ("TTL", "3000"),
+                ("UNIQ_KEY", "0A"),
+                ("CORRELATION_ID", "c1"),
+            ]);
+            let properties = Some(text.trim_end_matches('\u{2}').to_owned());
+            RemotingCommand::request_with(code, &SendMessageRequest { properties, ..header })
+        }
         _ => RemotingCommand::request_with(code, &SendMessageRequestV2(header)),
     };
     request.with_body("the reply")
