@@ -207,6 +207,12 @@ pub fn body(value: u64) -> Vec<u8> {
     body
 }
 
+/// The value in a body.
+pub fn value(body: &[u8]) -> io::Result<u64> {
+    let value = body.first_chunk().ok_or_else(|| io::Error::other("a message without a value"))?;
+    Ok(u64::from_be_bytes(*value))
+}
+
 /// Why an append was not acknowledged.
 #[derive(Debug)]
 pub enum SendError {

@@ -16,7 +16,7 @@
 //! | `:assign`, `:subscribe` | `[q …]` | `:seek-to-beginning? true` |
 //! | `:max-offset` | `[q nil]` → `[q end]` | |
 //! | `:final-read` | `[[:poll]]` → `[[:poll {q [[o v] …]}]]`, in as many as it takes, an empty queue as `q []` | `:node` |
-//! | `:consume`, `:consume-orderly` | `[g v]`: invoked when the listener gets it, `:ok` or `:fail` as it answers | `:queue`, `:offset` |
+//! | `:consume`, `:consume-orderly` | `[g v]`: invoked when the listener gets it, `:ok` or `:fail` as it answers | `:queue`, `:offset`; of a popped one `:lease-ms`, `:asked-ms-ago` |
 //! | `:drain` | `g`: nothing is left for it | |
 //! | `:dead-letters` | `[g nil]` → `[g [v …]]`, all of them | |
 //! | `:update-offset` | `[[g q] o]`; what was sent one-way ends `:info` | `:client`, `:one-way true` |
@@ -33,6 +33,7 @@ pub mod bounds;
 pub mod delay;
 pub mod delivery;
 pub mod equality;
+pub mod leases;
 pub mod linearizable;
 pub mod liveness;
 pub mod log;
@@ -106,6 +107,11 @@ pub const CLAUSES: &[Clause] = &[
         name: "delivery",
         promise: "Every acknowledged message reaches each group, or its dead-letter queue exactly once.",
         check: delivery::check,
+    },
+    Clause {
+        name: "leases",
+        promise: "A popped message is in one consumer's hands at a time; what was acknowledged does not come again.",
+        check: leases::check,
     },
     Clause { name: "delay", promise: "A delayed message is never early, and becomes visible.", check: delay::check },
     Clause {

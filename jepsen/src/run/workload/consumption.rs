@@ -304,7 +304,7 @@ async fn is_drained(listener: &Listener) -> bool {
 }
 
 /// Reads the whole dead-letter queue.
-async fn dead_letters(site: &Site, group: &str, mut recorded: recorder::Client) -> io::Result<()> {
+pub(super) async fn dead_letters(site: &Site, group: &str, mut recorded: recorder::Client) -> io::Result<()> {
     let client = Client::new(&site.env, Limits::default(), Arc::new(NoRequests));
     recorded.invoke("dead-letters", Edn::vector([Edn::from(group), Edn::Nil]), Vec::new())?;
     let admin = client::admin::Admin::new(&site.env, vec![site.name_server.to_string()]);

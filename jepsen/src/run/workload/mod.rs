@@ -8,6 +8,7 @@ mod consumption;
 mod delay;
 pub(super) mod metadata;
 mod offsets;
+mod pop;
 mod reading;
 mod transactions;
 
@@ -23,7 +24,7 @@ use client::admin::Admin;
 use client::{AfterUnknown, Producer, RequestError};
 use env::{Env, Rng};
 use parking_lot::Mutex;
-use protocol::body::MessageQueue;
+use protocol::body::{MessageQueue, SubscriptionGroupConfig};
 use remoting::{Client, Limits, NoRequests};
 use tokio::task::JoinHandle;
 
@@ -59,6 +60,8 @@ pub enum Workload {
     Delay,
     /// Orderly push consumers that come, go and crash.
     Orderly,
+    /// Consumers that pop messages under leases, and some messages that are never acknowledged.
+    Pop,
     /// Topics and consumer groups created, changed, deleted and asked for.
     Metadata,
     /// Half messages that are committed, rolled back, both, or left to whoever is asked; and polls.
@@ -74,6 +77,7 @@ impl Workload {
             Workload::Delivery => "delivery",
             Workload::Delay => "delay",
             Workload::Orderly => "orderly",
+            Workload::Pop => "pop",
             Workload::Metadata => "metadata",
             Workload::Transactions => "transactions",
         }
@@ -85,6 +89,7 @@ impl Workload {
             Workload::Append => Some(append::TOPIC),
             Workload::Delivery => Some(consumption::DELIVERY.topic),
             Workload::Orderly => Some(consumption::ORDERLY.topic),
+            Workload::Pop => Some(pop::TOPIC),
             Workload::Delay => Some(delay::TOPIC),
             Workload::Transactions => Some(transactions::TOPIC),
             Workload::Offsets | Workload::Metadata => None,
@@ -101,6 +106,7 @@ impl Workload {
             Workload::Orderly => {
                 &["append", "one-value", "loss", "delivery", "orderly", "equality", "liveness", "stats"]
             }
+            Workload::Pop => &["append", "one-value", "loss", "delivery", "leases", "equality", "liveness", "stats"],
             Workload::Metadata => &["metadata", "equality", "liveness", "stats"],
             Workload::Transactions => &["one-value", "visibility", "transactions", "equality", "liveness", "stats"],
         }
@@ -201,12 +207,15 @@ impl Site {
 
     /// Makes a consumer group.
     async fn create_group(&self, group: &str) -> io::Result<()> {
-        let config = protocol::body::SubscriptionGroupConfig::new(group);
+        self.put_group(&SubscriptionGroupConfig::new(group)).await
+    }
+
+    async fn put_group(&self, config: &SubscriptionGroupConfig) -> io::Result<()> {
         let put = |admin: Admin, broker: String| {
             let config = config.clone();
             async move { admin.put_group(&broker, &config).await }
         };
-        self.until_done(&format!("group {group}"), put).await
+        self.until_done(&format!("group {}", config.group_name), put).await
     }
 }
 
@@ -218,6 +227,7 @@ pub(super) struct Clients {
     /// Those that only look on.
     passive: Vec<Task>,
     consumers: Option<consumption::Consumers>,
+    popping: Option<pop::Popping>,
     /// Who is asked how transactions have ended.
     answering: Option<transactions::Answering>,
 }
@@ -230,13 +240,15 @@ impl Clients {
         if let Some(topic) = workload.topic() {
             crate::append::create_topic(&site.env, &site.replicas, topic, QUEUES).await?;
         }
-        let mut clients = Clients { site, active: Vec::new(), passive: Vec::new(), consumers: None, answering: None };
+        let mut clients =
+            Clients { site, active: Vec::new(), passive: Vec::new(), consumers: None, popping: None, answering: None };
         match workload {
             Workload::Append => append::start(&mut clients, rng, senders),
             Workload::Offsets => offsets::start(&mut clients, rng).await,
             Workload::Delivery => consumption::start(&mut clients, rng, consumption::DELIVERY).await,
             Workload::Orderly => consumption::start(&mut clients, rng, consumption::ORDERLY).await,
             Workload::Delay => delay::start(&mut clients, rng),
+            Workload::Pop => pop::start(&mut clients, rng).await,
             Workload::Metadata => metadata::start(&mut clients, rng),
             Workload::Transactions => transactions::start(&mut clients, rng).await,
         }?;
@@ -265,13 +277,16 @@ impl Clients {
     /// Stops those that change something, waits for their last answers and until everything that was acknowledged has been
     /// seen, or patience ends; then stops the others. An error if one could not go on.
     pub async fn stop(self) -> io::Result<()> {
-        let Clients { site, active, passive, consumers, answering } = self;
+        let Clients { site, active, passive, consumers, popping, answering } = self;
         site.progress.stopped.store(true, Ordering::Relaxed);
         for task in active {
             task.await.map_err(io::Error::other)??;
         }
         if let Some(consumers) = consumers {
             consumers.drain(&site).await?;
+        }
+        if let Some(popping) = popping {
+            popping.drain(&site).await?;
         }
         if let Some(answering) = answering {
             answering.settle(&site).await?;

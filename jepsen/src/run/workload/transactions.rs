@@ -175,11 +175,6 @@ fn unknown(why: String) -> Failure {
     Failure { why, certain: false }
 }
 
-fn value_of(message: &ReceivedMessage) -> io::Result<u64> {
-    let value = message.body().first_chunk().ok_or_else(|| io::Error::other("a message without a value"))?;
-    Ok(u64::from_be_bytes(*value))
-}
-
 fn said(value: u64, state: TransactionState) -> Edn {
     let state = match state {
         TransactionState::Commit => Edn::keyword("commit"),
@@ -212,7 +207,7 @@ impl Database {
     fn asked(&self, site: &Site, message: &ReceivedMessage) -> TransactionState {
         let mut recorded = site.recorder.client();
         let mut answer = || {
-            let value = value_of(message)?;
+            let value = append::value(message.body())?;
             recorded.invoke("check", said(value, TransactionState::Unknown), Vec::new())?;
             let state = self.ended.lock().get(&value).copied().unwrap_or(TransactionState::Unknown);
             recorded.ok(said(value, state), Vec::new())?;
