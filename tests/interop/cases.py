@@ -72,8 +72,11 @@ class Bench:
         """The counted messages, in the order in which each consumer printed them."""
         return [line for consumer in consumers for line in consumer.seen("message") if not line["body"].startswith(PROBE)]
 
-    def probe(self, consumers, everyone=False, tag=None):
-        """Sends one probe to each queue, again and again, until one round is received exactly as the model wants it."""
+    def probe(self, consumers, everyone=False, tag=None, shared=False):
+        """Sends one probe to each queue, again and again, until one round is received exactly as the model wants it.
+
+        `shared`: whoever is quicker takes a queue's messages.
+        """
         deadline = time.monotonic() + STALL_S
         for attempt in itertools.count():
             address = self.servers.leader()
@@ -87,7 +90,8 @@ class Bench:
                 if everyone:
                     complete = all(sorted(taken) == bodies for taken in takers)
                 else:
-                    complete = sorted(sum(takers, [])) == bodies and all(len(taken) == QUEUES // len(consumers) for taken in takers)
+                    equal = all(len(taken) == QUEUES // len(consumers) for taken in takers)
+                    complete = sorted(sum(takers, [])) == bodies and (shared or equal)
                 if complete:
                     return
                 time.sleep(0.05)
@@ -333,6 +337,10 @@ def leader_kill(bench):
     """The leader is killed in the middle of sends and consumption. Nothing acknowledged may be lost; repeats may be."""
     consumer = bench.consumer()
     bench.probe([consumer])
+    leader_killed(bench, consumer)
+
+
+def leader_killed(bench, consumer):
     producer = bench.producer("--retry-failed")
     remoting.await_condition(lambda: len(producer.seen("ack")) >= bench.count // 3, STALL_S, "a third of the sends")
     bench.servers.kill_leader()
@@ -396,6 +404,45 @@ def parts(count, of):
     return [(first, end - first) for first, end in zip(bounds, bounds[1:])]
 
 
+def pop_consumers(bench, count, *options):
+    """Consumers of a group that pops: any of them may get any message, as long as nobody else has it."""
+    remoting.set_request_mode(bench.servers.namesrv, bench.group, bench.topic, "POP")
+    consumers = [bench.consumer("--pop", *options) for _ in range(count)]
+    bench.probe(consumers, shared=True)
+    return consumers
+
+
+def pop(bench):
+    """Two that pop from the same queues get every message once, and when all is acknowledged the stored offsets say so."""
+    consumers = pop_consumers(bench, 2)
+    sent = bench.sent(bench.producer())
+    bench.await_deliveries(len(sent), *consumers)
+    received = bench.received(*consumers)
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
+    await_stored(bench, sum(len(consumer.seen("message")) for consumer in consumers))
+
+
+def pop_dlq(bench):
+    """Every attempt fails: the client asks for each message again later, and the broker gives up after the last time."""
+    remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
+    consumer, = pop_consumers(bench, 1, "--fail-times", 99, "--max-reconsume", RETRIES)
+    sent = bench.sent(bench.producer())
+    dead_letters = f"%DLQ%{bench.group}"
+    remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, dead_letters), DEAD_LETTER_S,
+                             f"a route of {dead_letters}")
+    reader = bench.consumer(topic=dead_letters, group=f"{bench.group}-dlq")
+    bench.await_deliveries(len(sent), reader)
+    received, dead = bench.received(consumer), bench.received(reader)
+    demand(compare.exactly_once(sent, dead, same=["id"]) + compare.tried(dead, RETRIES + 1)
+           + compare.at_least_once(sent, received) + compare.retried(received, RETRIES))
+
+
+def pop_leader_kill(bench):
+    """As `leader-kill`, with messages in the hands of a consumer that pops."""
+    consumer, = pop_consumers(bench, 1)
+    leader_killed(bench, consumer)
+
+
 CASES = {
     "sync": sync,
     "async": async_,
@@ -416,9 +463,13 @@ CASES = {
     "idempotent-send": idempotent_send,
     "request-reply": request_reply,
     "trace": trace,
+    "pop": pop,
+    "pop-dlq": pop_dlq,
+    "pop-leader-kill": pop_leader_kill,
 }
 
 # Only the Java driver has them. Not of the reference: it runs one broker, which has nobody to take over, with its defaults it
-# refuses expressions and recalls and has no topic of traces, and it stores what is sent again again.
+# refuses expressions and recalls and has no topic of traces, it stores what is sent again again, and what it pops it copies,
+# so that a message has another place each time.
 JAVA_ONLY = {"leader-kill", "recall", "sql92", "transaction", "transaction-leader-kill", "idempotent-send", "request-reply",
-             "trace"}
+             "trace", "pop", "pop-dlq", "pop-leader-kill"}

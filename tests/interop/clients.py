@@ -12,6 +12,8 @@ JAVA_LINES = ["4.9.8", "5.5.0"]
 REFERENCE, REFERENCE_LINE = "reference", "5.5.0"
 
 # What the drivers need of the heap is small, and a driver lives for seconds: start fast, stay small.
+NO_POP = "rocketmq-client DefaultMQPushConsumer.java (no `setClientRebalance` in 4.9)"
+JAVA_LACKS = {"4.9.8": {"recall": "rocketmq-client 4.9.8 DefaultMQProducer.java (no `recallMessage`)", "pop": NO_POP, "pop-dlq": NO_POP, "pop-leader-kill": NO_POP}}
 JAVA_FLAGS = ["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
               "--add-opens=java.base/java.nio=ALL-UNNAMED", "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED"]
 
@@ -35,8 +37,7 @@ def reference(main_class, home, heap):
 def all_clients(home):
     """`home`: what the clients take for the user's home; logs and broadcast offsets land there."""
     return [
-        *(Client(f"java-{line}", java(HOME / f"java-{line}", "interop.Main", home), lacks=lacks)
-          for line, lacks in zip(JAVA_LINES, [{"recall": "rocketmq-client 4.9.8 DefaultMQProducer.java (no `recallMessage`)"}, {}])),
+        *(Client(f"java-{line}", java(HOME / f"java-{line}", "interop.Main", home), lacks=JAVA_LACKS.get(line)) for line in JAVA_LINES),
         Client("go-2.1.2", [HOME / "go/driver"], {"GODEBUG": "", "ROCKETMQ_GO_LOG_LEVEL": "error"}),
         # Its C++ core hands the listener a whole pull and, when one message fails, sends the rest back unseen.
         Client("python-0.4.4", [HOME / "python/bin/python", HERE / "python/driver.py"], sees_every_attempt=False),

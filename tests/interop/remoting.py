@@ -16,6 +16,7 @@ CONSUMER_LIST = 38
 ROUTE = 105
 CLUSTER = 106
 UPDATE_GROUP = 200
+SET_MESSAGE_REQUEST_MODE = 401
 
 MASTER = "0"
 
@@ -110,6 +111,13 @@ def create_group(namesrv, group, retry_max_times):
     }).encode()
     for address in masters(namesrv):
         call(address, UPDATE_GROUP, body=body)
+
+
+def set_request_mode(namesrv, group, topic, mode):
+    """What `mqadmin setConsumeMode` says, to every broker."""
+    body = json.dumps({"consumerGroup": group, "mode": mode, "popShareQueueNum": 0, "topic": topic}).encode()
+    for address in masters(namesrv):
+        call(address, SET_MESSAGE_REQUEST_MODE, body=body)
 
 
 def send(address, topic, queue, body, tag=None):

@@ -39,6 +39,10 @@ final class Consume {
             // A broadcasting client keeps its name over restarts: two in one host need two names.
             consumer.setInstanceName(options.text("instance"));
         }
+        if (options.flag("pop")) {
+            // Only 5.x has it: the broker divides the queues, and says how to fetch from them.
+            DefaultMQPushConsumer.class.getMethod("setClientRebalance", boolean.class).invoke(consumer, false);
+        }
         if (options.flag("orderly")) {
             consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
                 return failed(messages, failTimes) ? ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT : ConsumeOrderlyStatus.SUCCESS;
