@@ -149,6 +149,36 @@ pub struct Grant {
     pub left_ms: u64,
 }
 
+/// A popped message, by group time: its lease, and what its holder said.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// The queue.
+    pub queue: u32,
+    /// The message's place in it.
+    pub offset: u64,
+    /// What it says.
+    pub value: u64,
+    /// When it was given: by this the lease is known.
+    pub pop_ms: i64,
+    /// Nobody else may have the message before.
+    pub ends_ms: i64,
+    /// When it was asked for.
+    pub invoked: Moment,
+    /// When its holder knew of it.
+    pub answered: Moment,
+    /// What its holder said of it.
+    pub acks: Vec<Ack>,
+}
+
+/// An acknowledgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// When it was asked for.
+    pub invoked: Moment,
+    /// What became of it.
+    pub end: End<()>,
+}
+
 /// What a replica holds of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -194,6 +224,10 @@ pub struct History {
     pub sightings: Vec<Sighting>,
     /// Queue locks granted.
     pub grants: Vec<Grant>,
+    /// Popped messages.
+    pub leases: Vec<Lease>,
+    /// In the end somebody has popped until nothing was left.
+    pub is_drained: bool,
     /// How long a queue lock holds.
     pub lease_ms: u64,
     /// At the end: what each replica holds of each queue. The last queue is that of the delayed.
@@ -220,7 +254,7 @@ impl History {
     /// How many operations were asked for.
     pub fn operations(&self) -> usize {
         let consumed =
-            self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len() + self.moves.len();
-        self.appends.len() + self.delayed.len() + self.transactions.len() + consumed
+            self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len() + self.leases.len();
+        self.appends.len() + self.delayed.len() + self.transactions.len() + self.moves.len() + consumed
     }
 }

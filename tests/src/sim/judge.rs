@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::{Copies, End, History, Moment, Move, Recall};
+use super::leases::{leases_hold, nothing_unacknowledged_is_lost};
 use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
 use super::workload::QUEUES;
 
@@ -22,7 +23,7 @@ type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 15] = [
+    let clauses: [Clause; 17] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
@@ -37,6 +38,8 @@ pub fn judge(history: &History) -> Vec<Violation> {
         ("what is recalled is never seen", recalled_is_never_seen),
         ("a group is where it was moved", moves_hold),
         ("a transaction ends once", transactions_end_once),
+        ("pop leases hold", leases_hold),
+        ("nothing popped is lost", nothing_unacknowledged_is_lost),
         ("replicas are equal", replicas_are_equal),
     ];
     let judged = clauses.into_iter().map(|(clause, holds)| (clause, holds(history)));

@@ -5,8 +5,9 @@
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
-//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`movers`], [`operators`], [`history`]: what is asked and answered.
-//! - [`invariants`], [`judge`], [`registers`]: what must hold.
+//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`poppers`], [`movers`], [`operators`], [`history`]: what is
+//!   asked and answered.
+//! - [`invariants`], [`judge`], [`registers`], [`leases`]: what must hold.
 //! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
 
@@ -16,12 +17,14 @@ pub mod history;
 pub mod host;
 pub mod invariants;
 pub mod judge;
+pub mod leases;
 pub mod movers;
 pub mod nemesis;
 pub mod operators;
 pub mod plan;
 pub mod planted;
 pub mod points;
+pub mod poppers;
 pub mod registers;
 pub mod scenarios;
 pub mod sweep;
@@ -58,6 +61,8 @@ const DUE_MS: u64 = 2500;
 const DUE_AFTER_STEPS_MS: u64 = 180_000;
 /// Producers are asked, answer, and the end is applied; a client that does not hear of a leader looks again within this.
 const TRANSACTIONS_MS: u64 = 40_000;
+/// Leases end, and all that is left is popped.
+const DRAINED_MS: u64 = 120_000;
 /// Longest that a client may still wait for an answer when it is told to end.
 const LAST_ANSWERS_MS: u64 = 20_000;
 
@@ -246,6 +251,7 @@ impl<'p> Run<'p> {
         clients.extend(["one", "other"].map(|name| world.client("locker", move |caller| caller.lock_queue(name))));
         clients.extend((0..self.plan.movers).map(|_| world.client("recaller", |caller| caller.recall())));
         clients.extend((0..self.plan.movers).map(|_| world.client("mover", |caller| caller.move_groups())));
+        clients.extend((0..self.plan.poppers).map(|_| world.client("popper", |caller| caller.pop())));
         self.clients = clients;
         self.transactors =
             (0..self.plan.transactors).map(|_| world.client("transactor", |caller| caller.transact())).collect();
@@ -269,6 +275,11 @@ impl<'p> Run<'p> {
         self.until("clients with transactions have ended", LAST_ANSWERS_MS, |world| {
             transactors.iter().all(|client| world.is_done(client))
         })?;
+        // Group time that is ahead stands still for a while, and so do leases.
+        if self.plan.poppers > 0 && self.world.work.history.borrow().clocks_agree {
+            let draining = self.world.client("drainer", |caller| caller.drain());
+            self.until("nothing is left to pop", limit_ms + DRAINED_MS, |world| world.is_done(&draining))?;
+        }
         // One whose clock is off hands over.
         let mut checkpointing = None;
         self.until("there is a leader again", SERVICE_MS, |world| {

@@ -12,6 +12,7 @@ use protocol::header::CreateTopicRequest;
 
 use super::clients::{Caller, shown};
 use super::history::Held;
+use super::poppers::{POP_GROUP, POP_RETRIES};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, place};
 
 impl Caller {
@@ -28,11 +29,14 @@ impl Caller {
             ..CreateTopicRequest::default()
         };
         let group = SubscriptionGroupConfig { group_name: GROUP.to_owned(), ..SubscriptionGroupConfig::default() };
+        let poppers =
+            SubscriptionGroupConfig { retry_max_times: POP_RETRIES, ..SubscriptionGroupConfig::new(POP_GROUP) };
         loop {
             let broker = self.broker();
             if admin.put_topic(&broker, &topic(TOPIC, QUEUES)).await.is_ok()
                 && admin.put_topic(&broker, &topic(DELAYED_TOPIC, 1)).await.is_ok()
                 && admin.put_group(&broker, &group).await.is_ok()
+                && (self.work.poppers == 0 || admin.put_group(&broker, &poppers).await.is_ok())
             {
                 return;
             }

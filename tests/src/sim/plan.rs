@@ -155,6 +155,8 @@ pub struct Plan {
     pub copiers: usize,
     /// Clients that recall delayed messages, and as many that move groups.
     pub movers: usize,
+    /// Clients that pop.
+    pub poppers: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
     /// How long a queue lock holds.
@@ -219,6 +221,7 @@ impl Plan {
             transactors: 0,
             copiers: 0,
             movers: 0,
+            poppers: 0,
             pause_ms: 10,
             lease: Duration::from_secs(1),
             keeps: None,
@@ -250,6 +253,8 @@ impl Plan {
             transactors: if seed % 8 >= 6 { 2 } else { 0 },
             copiers: if seed % 16 == 13 { 2 } else { 0 },
             movers: 0,
+            // In another quarter.
+            poppers: if matches!(seed % 8, 4 | 5) { 3 } else { 0 },
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),

@@ -34,6 +34,8 @@ pub struct Workload {
     pub lease_ms: u64,
     /// What brokers make of a message that is sent again.
     pub copies: Copies,
+    /// How many clients pop.
+    pub poppers: usize,
     /// Set to let the clients end.
     pub stops: Cell<bool>,
     /// Set when no transaction waits any more: nobody needs to be there to be asked.
@@ -55,6 +57,7 @@ impl Workload {
             lease_ms,
             // Where retention lets go what was sent a moment ago, nobody remembers it.
             copies: if plan.lets_go() { Copies::Any } else { Copies::Recognised },
+            poppers: plan.poppers,
             stops: Cell::new(false),
             is_settled: Cell::new(false),
             next_value: Cell::new(1),
