@@ -80,11 +80,15 @@ pub enum Bug {
     RecallForgotten,
     /// What a consumer stores that does not know of it undoes a reset of its group's offset.
     ResetUndone,
+    /// A message is leased to a consumer although another one has it.
+    PoppedTwice,
+    /// A lease can be ended by one who had the message before.
+    AckOfAnother,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 36] = [
+    pub const ALL: [Bug; 38] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -121,6 +125,8 @@ impl Bug {
         Bug::KeysOfOtherTermsForgotten,
         Bug::RecallForgotten,
         Bug::ResetUndone,
+        Bug::PoppedTwice,
+        Bug::AckOfAnother,
     ];
 
     /// What it is called on a command line.
@@ -162,6 +168,8 @@ impl Bug {
             Bug::KeysOfOtherTermsForgotten => "keys-of-other-terms-forgotten",
             Bug::RecallForgotten => "recall-forgotten",
             Bug::ResetUndone => "reset-undone",
+            Bug::PoppedTwice => "popped-twice",
+            Bug::AckOfAnother => "ack-of-another",
         }
     }
 }

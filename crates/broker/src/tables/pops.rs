@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft_store::codec::{Decode, Encode};
+use raft_store::planted::{self, Bug};
 use raft_store::position::Timestamp;
 
 use super::command::{LeaseId, PopWish, Refusal};
@@ -249,6 +250,7 @@ impl Pops {
                 None => continue,
                 Some(lease) if is_again && lease.ends_ms > clock => lease.deliveries - 1,
                 Some(lease) if lease.ends_ms <= clock && !lease.is_last => lease.deliveries,
+                Some(lease) if planted::is(Bug::PoppedTwice) => lease.deliveries,
                 Some(_) => continue,
             };
             let lease = Lease {
@@ -280,6 +282,7 @@ impl Pops {
         match queue.leases.get(&id.offset) {
             None if id.offset < queue.row.next => return Ok(false),
             None => return Err(Refusal::NotLeased),
+            Some(_) if planted::is(Bug::AckOfAnother) => {}
             Some(lease) if lease.pop_ms != id.pop_ms || lease.is_over(clock) => return Err(Refusal::NotLeased),
             Some(_) => {}
         }
