@@ -165,7 +165,7 @@ async fn each_is_seen_once_and_none_early_across_a_killed_leader() {
         "{count} sent in {sent_in:?}, due within {WINDOW_MS} ms: 0 lost, 0 early, 0 twice; nobody led for {gap_ms} ms; \
          {outside} outside of that, lateness p99 {shown_p99} ms in the log, {seen_p99} ms at a consumer"
     );
-    assert!(outside > count / 2, "most fall due while somebody leads: {outside}");
+    assert!(outside > count / 4, "many fall due while somebody leads: {outside}");
     assert!(shown_p99 <= LATE_MS, "p99 {shown_p99} ms");
     assert!(seen_p99 <= LATE_MS, "p99 {seen_p99} ms at a consumer");
     client.shutdown().await;
