@@ -8,7 +8,8 @@ use protocol::body::{BatchAck, BatchAckRequest, SubscriptionGroupConfig};
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    AckMessageRequest, ChangeInvisibleTimeRequest, ChangeInvisibleTimeResponse, PopMessageRequest, PopMessageResponse,
+    AckMessageRequest, ChangeInvisibleTimeRequest, ChangeInvisibleTimeResponse, NotificationRequest,
+    NotificationResponse, PeekMessageRequest, PollingInfoResponse, PopMessageRequest, PopMessageResponse,
 };
 
 use crate::three::Three;
@@ -105,6 +106,51 @@ impl Wire {
         let pulled = self.pull(pull_request(&format!("%DLQ%{group}"), 0)).await;
         pulled.messages.into_iter().map(|message| (message.body, message.reconsume_times)).collect()
     }
+}
+
+/// What was looked at is popped by whoever asks next, and who waits for messages hears when one comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looking_takes_nothing_and_who_waits_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let broker = start(broker_config(group_config(dir.path()), vec![])).await;
+    let (wire, waiting) = (Wire::to(&broker.groups()[0]), Wire::to(&broker.groups()[0]));
+    wire.sent("T", "a", &[]).await;
+    let peek = PeekMessageRequest {
+        consumer_group: "g".to_owned(),
+        topic: "T".to_owned(),
+        queue_id: 0,
+        max_msg_nums: Some(32),
+    };
+    let peeked = wire.call(RemotingCommand::request_with(RequestCode::PEEK_MESSAGE, &peek)).await;
+    let bodies: Vec<String> = messages(&peeked.body).into_iter().map(|message| message.body).collect();
+    assert_eq!((peeked.code, bodies), (0, vec!["a".to_owned()]), "{}", peeked.remark_text());
+    let notified = async |wire: &Wire, poll_time: i64| {
+        let request = NotificationRequest {
+            consumer_group: "g".to_owned(),
+            topic: "T".to_owned(),
+            queue_id: 0,
+            poll_time,
+            ..NotificationRequest::default()
+        };
+        let answer = wire.call(RemotingCommand::request_with(RequestCode::NOTIFICATION, &request)).await;
+        answer.header::<NotificationResponse>().expect("a header").has_msg
+    };
+    assert!(notified(&wire, SHORT_MS).await, "it is there");
+    assert_eq!(wire.pop(&pop_request("g")).await.seen(), [("a", 0)], "nobody has it");
+    assert!(!notified(&wire, SHORT_MS).await, "it is in somebody's hands");
+
+    let comes = async {
+        until("somebody waits", async || {
+            let answer = wire.call(RemotingCommand::request_with(RequestCode::POLLING_INFO, &peek)).await;
+            answer.header::<PollingInfoResponse>().expect("a header").polling_num > 0
+        })
+        .await;
+        wire.sent("T", "b", &[]).await;
+    };
+    let (told, ()) = tokio::join!(notified(&waiting, LONG_MS), comes);
+    assert!(told, "as soon as it came");
+    assert_eq!(wire.pop(&pop_request("g")).await.seen(), [("b", 0)]);
+    broker.stop().await.expect("it stops");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
