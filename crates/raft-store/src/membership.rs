@@ -45,6 +45,10 @@ pub(crate) struct Membership<T: Tables> {
 impl<T: Tables> Membership<T> {
     /// Makes the node at `address` a learner, if it is none yet. Resolves when that is committed.
     pub async fn add_learner(&self, address: &str) -> Result<Peer, MembersError> {
+        // Whoever was not answered asks again; the node that was added may lead by now, and cannot ask itself.
+        if let Some(own) = self.own().filter(|own| own.peer_address == address) {
+            return Ok(own);
+        }
         let asked = founding::ask(&self.env, &self.hello, address).await;
         let (status, cluster_version) = asked.map_err(|error| MembersError::Unreachable(error.to_string()))?;
         let added = Peer::new(status.founder.id, &status.founder.node);
@@ -80,6 +84,13 @@ impl<T: Tables> Membership<T> {
         fault!("membership.learner_added");
         tracing::info!(node = format!("{:016x}", added.id), address, "a new node is catching up");
         Ok(added)
+    }
+
+    /// This node, as its group knows it.
+    fn own(&self) -> Option<Peer> {
+        let metrics = self.raft.metrics();
+        let now = metrics.borrow_watched();
+        Some(Peer::new(now.id, now.membership_config.membership().get_node(&now.id)?))
     }
 
     /// Makes a learner a voter, or lets a member go, or both at once. Resolves when that is committed; if it is so

@@ -281,6 +281,17 @@ async fn changed_without(three: &mut Three, leaves: usize, change: VotersChange)
     three.kill(leaves).await;
 }
 
+/// Whoever was not answered asks again, and the node that was added may lead by now: it does not have to be asked.
+#[tokio::test]
+async fn a_leader_that_is_added_again_says_that_it_is_there() {
+    let three = Three::open(Three::simulated_places(163)).await;
+    let leader = three.leader().await;
+    let address = &three.places[leader].options.peer_address;
+    let added = three.group(leader).add_learner(address).await.unwrap();
+    assert_eq!((added.id, &added.peer_address), (three.group(leader).node(), address));
+    three.stop().await;
+}
+
 #[tokio::test]
 async fn what_would_harm_the_group_is_refused() {
     let mut three = Three::open(Three::simulated_places(421)).await;
