@@ -1,13 +1,21 @@
 //! A seed must decide everything: what no seed repeats, nobody can debug.
 
-use tests::sim::plan::{Fault, Plan};
-use tests::sim::{self, Outcome};
+use std::process::Command;
 
-/// What a simulation sees and holds belongs to its thread: each has one of its own.
-#[allow(clippy::disallowed_methods)] // Only to have fresh thread-locals; one runs at a time.
+use tests::sim::Outcome;
+use tests::sim::plan::{Fault, Plan};
+
+/// In a process of its own, as every seed of a sweep: ids of tokio's tasks go on through a process, and in which order a runtime
+/// that ends drops its tasks, and with them their connections, follows from these.
 fn run(seed: u64, without: Option<Fault>) -> Outcome {
-    let ran = std::thread::spawn(move || sim::run(&Plan::draw(seed, without.as_slice())));
-    ran.join().expect("a run does not panic")
+    let mut sim = Command::new(env!("CARGO_BIN_EXE_sim"));
+    sim.arg(seed.to_string()).arg("--json");
+    if let Some(fault) = without {
+        sim.args(["--without", fault.name()]);
+    }
+    let output = sim.output().expect("the simulation is started");
+    let told = serde_json::from_slice(&output.stdout);
+    told.unwrap_or_else(|error| panic!("{error}: {}, {}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
 #[test]
