@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use env::Env;
 use parking_lot::Mutex;
 
 use super::{Claim, Seen, SeenStore, StoreError};
@@ -18,6 +19,11 @@ const VALUE_BYTES: usize = 17;
 const SWEPT_AT_ONCE: usize = 4;
 
 const CACHE_BYTES: u64 = 16 << 20;
+
+/// How often a directory that is in use is asked for again: sled's threads may hold it for some moments after the last
+/// handle of a store is dropped.
+const LOCKED_RETRIES: u32 = 100;
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Remembers on disk, in a directory that one process at a time may use. What is done is on the disk when its handler's
 /// message is acknowledged; a claim may be lost with the machine, and with it the work was.
@@ -55,12 +61,23 @@ impl Note {
 }
 
 impl SledSeenStore {
-    /// Opens the database in `directory`, or makes it. An error while another process has it.
-    pub fn open(directory: impl AsRef<Path>) -> Result<SledSeenStore, StoreError> {
+    /// Opens the database in `directory`, or makes it. An error if another store has it, and keeps it for two seconds.
+    pub async fn open(directory: impl AsRef<Path>) -> Result<SledSeenStore, StoreError> {
         // Flushed when something is done; in between, claims may wait.
         let configuration =
             ::sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000));
-        Ok(SledSeenStore { database: configuration.open()?, swept: Mutex::default() })
+        let clock = Env::real().clock;
+        let mut retries = 0;
+        let database = loop {
+            match configuration.open() {
+                Err(error) if is_locked(&error) && retries < LOCKED_RETRIES => {
+                    clock.sleep(RETRY_INTERVAL).await;
+                    retries += 1;
+                }
+                opened => break opened?,
+            }
+        };
+        Ok(SledSeenStore { database, swept: Mutex::default() })
     }
 
     /// Removes some notes that have ended.
@@ -116,6 +133,11 @@ impl SeenStore for SledSeenStore {
     }
 }
 
+/// sled tells of a lock that is held in words only.
+fn is_locked(error: &::sled::Error) -> bool {
+    matches!(error, ::sled::Error::Io(error) if error.to_string().contains("acquire lock"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -126,14 +148,14 @@ mod tests {
     #[tokio::test]
     async fn it_keeps_its_word_and_remembers_across_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let store = SledSeenStore::open(&directory).unwrap();
+        let store = SledSeenStore::open(&directory).await.unwrap();
         keeps_its_word(&store).await;
         let store = Arc::new(store);
         has_one_winner(store.clone()).await;
         store.done("kept", 0, Duration::from_secs(3600)).await.unwrap();
-        assert!(SledSeenStore::open(&directory).is_err(), "one process, once");
+        assert!(SledSeenStore::open(&directory).await.is_err(), "one process, once");
         drop(store);
-        let store = SledSeenStore::open(&directory).unwrap();
+        let store = SledSeenStore::open(&directory).await.unwrap();
         let claim = Claim { token: 1, now_ms: 1, lease: Duration::from_secs(1) };
         assert_eq!(store.claim("kept", claim).await.unwrap(), Seen::Done);
     }
@@ -141,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_ended_is_swept_out() {
         let directory = tempfile::tempdir().unwrap();
-        let store = SledSeenStore::open(&directory).unwrap();
+        let store = SledSeenStore::open(&directory).await.unwrap();
         for number in 0..100 {
             store.done(&format!("old {number}"), 0, Duration::from_secs(1)).await.unwrap();
         }
