@@ -20,6 +20,7 @@ use protocol::header::CreateTopicRequest;
 use protocol::record::RecordView;
 use raft_store::position::QueueId;
 use tests::raw::{Heard, RawConnection, encoded};
+use tests::wait::until_there;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -28,9 +29,6 @@ static MACHINE: Mutex<()> = Mutex::const_new(());
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Between two looks at something that has no bell.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Level 2 outlives whatever happens; from level 3 on, retries of consumers come quickly.
 const DELAY_LEVELS_MS: [u64; 5] = [100, 7_200_000, 100, 150, 200];
@@ -42,19 +40,6 @@ async fn three_nodes() -> Cluster {
         ..MessagePolicy::default()
     };
     Cluster::builder().messages(messages).start().await.expect("a cluster of three")
-}
-
-/// Looks until there is something to see.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    loop {
-        if let Some(seen) = look().await {
-            return seen;
-        }
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
 }
 
 fn admin_of(cluster: &Cluster) -> Admin {
@@ -76,7 +61,8 @@ async fn make_topic(cluster: &Cluster, topic: &str, queues: i32) {
     };
     let admin = admin_of(cluster);
     admin.put_topic(&leader_address(cluster).await, &request).await.expect("the topic is made");
-    until("the NameServer knows the topic", async || admin.topic_route(topic).await.ok().flatten()).await;
+    until_there(PATIENCE, "the NameServer knows the topic", async || admin.topic_route(topic).await.ok().flatten())
+        .await;
     admin.close().await;
 }
 
@@ -152,7 +138,8 @@ impl Load {
     /// Resolves when `count` more sends have ended.
     async fn goes_on(&self, count: usize) {
         let wanted = self.sent.load(Ordering::Relaxed) + count;
-        until("sends go on", async || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(())).await;
+        until_there(PATIENCE, "sends go on", async || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(()))
+            .await;
     }
 
     /// Ends the senders. Every send must have been acknowledged; the receipts by unique key.
@@ -192,7 +179,7 @@ async fn sends_go_on_across_a_killed_leader_and_every_acknowledged_one_is_on_eve
     let mut shown = Vec::new();
     for node in 0..cluster.nodes() {
         let replica = cluster.address(node).to_string();
-        let all = until(&format!("node {node} shows every acknowledged message"), async || {
+        let all = until_there(PATIENCE, &format!("node {node} shows every acknowledged message"), async || {
             let all = read_all(&admin, &replica, "Across", QUEUES).await?;
             let at_its_place = |(body, receipt): &(String, SendReceipt)| {
                 all.get(&(receipt.queue.queue_id, receipt.queue_offset))
@@ -256,12 +243,15 @@ async fn stored_consumer_offsets_survive_the_leader() {
     // Another program of the same group: it knows nothing but what the cluster knows.
     let other = client_of(&cluster);
     let mut consumer = other.pull_consumer("og").expect("a consumer");
-    until("the group can be asked again", async || consumer.assign(&queues, StartFrom::First).await.ok()).await;
+    until_there(PATIENCE, "the group can be asked again", async || {
+        consumer.assign(&queues, StartFrom::First).await.ok()
+    })
+    .await;
     for queue in &queues {
         assert_eq!(consumer.position(queue), Some(stored[queue]), "{queue:?}");
     }
     producer.send(Message::new("Offsets", "late")).await.expect("sent");
-    let bodies = until("the late one", async || {
+    let bodies = until_there(PATIENCE, "the late one", async || {
         let messages = consumer.poll(Duration::from_secs(1)).await.ok()?;
         let bodies: Vec<_> = messages.iter().map(|message| message.body().clone()).collect();
         (!bodies.is_empty()).then_some(bodies)
@@ -292,7 +282,8 @@ async fn a_delayed_message_outlives_its_leader_and_comes_once_and_not_early() {
 
     let mut consumer = client.pull_consumer("dg").expect("a consumer");
     let queues = consumer.queues("Delayed").await.expect("queues");
-    until("the queue can be assigned", async || consumer.assign(&queues, StartFrom::First).await.ok()).await;
+    until_there(PATIENCE, "the queue can be assigned", async || consumer.assign(&queues, StartFrom::First).await.ok())
+        .await;
     cluster.advance(Duration::from_millis(delay_ms) - PATIENCE).await.expect("advanced");
     assert_eq!(consumer.max_offset(&queues[0]).await, Ok(0), "it is early");
     cluster.advance(PATIENCE).await.expect("advanced");
@@ -348,12 +339,14 @@ async fn a_message_that_always_fails_ends_in_the_dead_letter_queue_once() {
     let admin = admin_of(&cluster);
     let leader = leader_address(&cluster).await;
     let dead_letters = "%DLQ%fg";
-    until("a dead letter", async || admin.max_offset(&leader, dead_letters, 0).await.ok().filter(|offset| *offset > 0))
-        .await;
+    until_there(PATIENCE, "a dead letter", async || {
+        admin.max_offset(&leader, dead_letters, 0).await.ok().filter(|offset| *offset > 0)
+    })
+    .await;
     // What is behind the dead letter in the log was decided after it: when this one is consumed, nothing is still under
     // way for the other.
     producer.send(Message::new("Poison", "good")).await.expect("sent");
-    until("the healthy ones", async || (healthy.load(Ordering::Relaxed) == 2).then_some(())).await;
+    until_there(PATIENCE, "the healthy ones", async || (healthy.load(Ordering::Relaxed) == 2).then_some(())).await;
     consumer.shutdown().await;
 
     assert_eq!(attempts.load(Ordering::Relaxed), 1 + RETRIES, "the first delivery and the retries");
@@ -406,7 +399,8 @@ async fn an_orderly_lock_survives_the_leader_and_ends_with_its_lease() {
     cluster.kill(killed).await;
     assert_ne!(cluster.leader().await.expect("another leader"), killed);
 
-    let second_gets_it = async || until("an answer", async || lock(&cluster, "second", &queue).await).await;
+    let second_gets_it =
+        async || until_there(PATIENCE, "an answer", async || lock(&cluster, "second", &queue).await).await;
     assert!(!second_gets_it().await, "the new leader knows of no lock");
     let lease = MessagePolicy::default().queue_lock;
     cluster.advance(lease - PATIENCE).await.expect("advanced");
@@ -519,12 +513,15 @@ async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
     // The limit, what grows while a step of retention is carried out, and the two segments made ready ahead.
     assert!(longest <= LIMIT + 8 * SEGMENT, "{longest} bytes of log, {LIMIT} are the limit");
 
-    until("all that waited came", async || {
+    until_there(PATIENCE, "all that waited came", async || {
         let heard = late.lock().expect("whole");
         waiting.iter().all(|key| heard.contains_key(key)).then_some(())
     })
     .await;
-    until("the bulk was consumed", async || (bulk.load(Ordering::Relaxed) >= sent / 16 * 15).then_some(())).await;
+    until_there(PATIENCE, "the bulk was consumed", async || {
+        (bulk.load(Ordering::Relaxed) >= sent / 16 * 15).then_some(())
+    })
+    .await;
 
     let admin = admin_of(&cluster);
     let minima = async || {
@@ -542,7 +539,7 @@ async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
         }
         (minima[0] == minima[1] && minima[1] == minima[2]).then(|| minima.swap_remove(0))
     };
-    let minima = until("the minima are equal on all replicas", minima).await;
+    let minima = until_there(PATIENCE, "the minima are equal on all replicas", minima).await;
     assert!(minima[..QUEUES as usize].iter().all(|min| min.0 > 0), "{minima:?}");
     let leader = leader_address(&cluster).await;
     let pulled = admin.pull(&leader, "audit", "Bulk", 0, 0, 32).await.expect("an answer");

@@ -10,22 +10,12 @@ use client::admin::dead_letters::{Destination, Resend, ResendProgress, Wanted};
 use client::{Client, Message, ReceivedMessage, Retry, StartFrom};
 use embedded::Cluster;
 use env::Env;
+use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const TOPIC: &str = "Orders";
 const GROUP: &str = "billing";
 const COUNT: usize = 60;
-
-/// Looks until it is so.
-async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !look().await {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
-}
 
 async fn give_up_all(client: &Client, admin: &Admin) {
     let producer = client.producer("pg").start().expect("a producer");
@@ -37,7 +27,7 @@ async fn give_up_all(client: &Client, admin: &Admin) {
     let give_up = |_: Arc<ReceivedMessage>| async { Err(Retry::never("nobody can consume it")) };
     let consumer = client.push_consumer(GROUP).subscribe(TOPIC, "*").start_from(StartFrom::First).start(give_up).await;
     let consumer = consumer.expect("a consumer");
-    until("all are dead letters", async || {
+    until(PATIENCE, "all are dead letters", async || {
         let queues = admin.dead_letter_queues(GROUP).await.unwrap_or_default();
         queues.iter().map(|queue| queue.end - queue.first).sum::<i64>() == COUNT as i64
     })
@@ -49,7 +39,8 @@ async fn give_up_all(client: &Client, admin: &Admin) {
 async fn copies(client: &Client, topic: &str) -> BTreeMap<String, Vec<String>> {
     let mut reader = client.pull_consumer("reader").expect("a consumer");
     let queues = reader.queues(topic).await.expect("queues");
-    until("the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok()).await;
+    until(PATIENCE, "the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok())
+        .await;
     let mut copies: BTreeMap<String, Vec<String>> = BTreeMap::new();
     loop {
         let messages = reader.poll(Duration::from_secs(1)).await.expect("a poll");
@@ -99,7 +90,8 @@ async fn each_is_sent_again_once_however_often_and_across_a_killed_leader() {
             all.run(&running_admin, &running_env, tell).await
         }
     });
-    until("it is in the middle", async || looked_at.load(std::sync::atomic::Ordering::Relaxed) >= total / 2).await;
+    until(PATIENCE, "it is in the middle", async || looked_at.load(std::sync::atomic::Ordering::Relaxed) >= total / 2)
+        .await;
     // Nobody else sends them meanwhile.
     let beside = all.run(&admin, &env, |_| {}).await.expect_err("the queue is locked");
     assert!(beside.reason.starts_with("another run sends"), "{beside}");
@@ -110,7 +102,7 @@ async fn each_is_sent_again_once_however_often_and_across_a_killed_leader() {
     // Whether it came to its end or broke off: run again until there is nothing to do.
     let broke_off = done.is_err();
     let mut last = None;
-    until("a run comes to its end", async || {
+    until(PATIENCE, "a run comes to its end", async || {
         last = all.run(&admin, &env, |_| {}).await.ok();
         last.is_some()
     })
@@ -161,7 +153,7 @@ async fn through_its_retry_topic_a_group_alone_sees_its_dead_letters_again() {
         async { Ok(()) }
     };
     let consumer = client.push_consumer(GROUP).subscribe(TOPIC, "*").start(note).await.expect("a consumer");
-    until("all are consumed", async || seen.lock().len() == COUNT).await;
+    until(PATIENCE, "all are consumed", async || seen.lock().len() == COUNT).await;
     assert!(seen.lock().values().all(|(topic, times)| topic == TOPIC && *times == 0), "{seen:?}");
     consumer.shutdown().await;
     admin.close().await;

@@ -8,6 +8,7 @@ use client::{InvalidMessage, Message, Producer, ReceivedMessage, SendError, Star
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
+use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,15 +48,6 @@ async fn store(producer: &Producer, number: usize) {
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !condition() {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_matches_comes_and_nothing_else_though_the_leader_is_killed() {
     let mut cluster = Cluster::builder().start().await.expect("a cluster of three");
@@ -85,14 +77,14 @@ async fn what_matches_comes_and_nothing_else_though_the_leader_is_killed() {
     for number in 1..ROUND {
         store(&producer, number).await;
     }
-    until("the first round", || seen.lock().is_superset(&wanted(ROUND))).await;
+    until(PATIENCE, "the first round", async || seen.lock().is_superset(&wanted(ROUND))).await;
     let killed = cluster.leader().await.expect("a leader");
     cluster.kill(killed).await;
     for number in ROUND..2 * ROUND {
         store(&producer, number).await;
     }
     assert_ne!(cluster.leader().await.expect("another leader"), killed);
-    until("the second round", || seen.lock().is_superset(&wanted(2 * ROUND))).await;
+    until(PATIENCE, "the second round", async || seen.lock().is_superset(&wanted(2 * ROUND))).await;
     consumer.shutdown().await;
     assert_eq!(*seen.lock(), wanted(2 * ROUND), "nothing that was not asked for");
 

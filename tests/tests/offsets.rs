@@ -10,25 +10,15 @@ use client::{Client, Message, MessageQueue, Producer, PushConsumer, ReceivedMess
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
+use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const TOPIC: &str = "Quiet";
 const GROUP: &str = "readers";
 /// Changes of leader.
 const CHANGES: usize = 10;
 /// Messages between two of them.
 const EACH: usize = 8;
-
-/// Looks until it is so.
-async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !look().await {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
-}
 
 /// What was consumed: how often, by queue and offset.
 type Consumed = Arc<Mutex<BTreeMap<(i32, i64), usize>>>;
@@ -46,7 +36,7 @@ async fn member(cluster: &Cluster, consumed: &Consumed) -> (Client, PushConsumer
 
 async fn send(producer: &Producer, count: usize) {
     for _ in 0..count {
-        until("it is sent", async || producer.send(Message::new(TOPIC, "m")).await.is_ok()).await;
+        until(PATIENCE, "it is sent", async || producer.send(Message::new(TOPIC, "m")).await.is_ok()).await;
     }
 }
 
@@ -62,7 +52,7 @@ async fn change_leader(cluster: &mut Cluster, admin: &Admin, round: usize) {
     let status = cluster.broker(leader).expect("it lives").groups()[0].status().raft;
     let other = status.voters.iter().copied().find(|node| *node != status.node).expect("three vote");
     let address = cluster.address(leader).to_string();
-    until("leadership is handed over", async || {
+    until(PATIENCE, "leadership is handed over", async || {
         admin.transfer_leader(&address, other).await.is_ok() && cluster.leader().await.ok() != Some(leader)
     })
     .await;
@@ -82,28 +72,29 @@ async fn nothing_is_consumed_again_through_ten_changes_of_leader() {
     let (pushed_client, pushed) = member(&cluster, &consumed).await;
     let mut pulling = client.pull_consumer("pullers").expect("a consumer");
     let mut queues = Vec::new();
-    until("the topic is known", async || {
+    until(PATIENCE, "the topic is known", async || {
         queues = pulling.queues(TOPIC).await.unwrap_or_default();
         !queues.is_empty() && pulling.assign(&queues, StartFrom::First).await.is_ok()
     })
     .await;
     let mut pulled: BTreeMap<(i32, i64), usize> = BTreeMap::new();
     for round in 0..=CHANGES {
-        until("all are pulled", async || {
+        until(PATIENCE, "all are pulled", async || {
             for message in pulling.poll(Duration::from_millis(200)).await.unwrap_or_default() {
                 *pulled.entry((message.queue().queue_id, message.queue_offset())).or_default() += 1;
             }
             pulled.len() == sent
         })
         .await;
-        until("that is acknowledged", async || pulling.commit().await.is_ok()).await;
+        until(PATIENCE, "that is acknowledged", async || pulling.commit().await.is_ok()).await;
         if round == CHANGES {
             break;
         }
         change_leader(&mut cluster, &admin, round).await;
         let other = cluster.client().build().expect("a client");
         let mut fresh = other.pull_consumer("pullers").expect("a consumer");
-        until("the group can be asked again", async || fresh.assign(&queues, StartFrom::First).await.is_ok()).await;
+        until(PATIENCE, "the group can be asked again", async || fresh.assign(&queues, StartFrom::First).await.is_ok())
+            .await;
         for queue in &queues {
             assert_eq!(fresh.position(queue), pulling.position(queue), "round {round}: {queue:?}");
         }
@@ -111,7 +102,7 @@ async fn nothing_is_consumed_again_through_ten_changes_of_leader() {
         send(&producer, EACH).await;
         sent += EACH;
     }
-    until("all are consumed", async || consumed.lock().len() == sent).await;
+    until(PATIENCE, "all are consumed", async || consumed.lock().len() == sent).await;
     for (who, times) in [("pulled", &pulled), ("consumed", &*consumed.lock())] {
         let again: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
         assert!(again.is_empty(), "{who} again: {again:?}");
@@ -134,7 +125,7 @@ async fn a_running_group_goes_where_it_is_moved_across_a_killed_leader() {
     let consumed = Consumed::default();
     send(&producer, 4 * EACH).await;
     let (running_client, running) = member(&cluster, &consumed).await;
-    until("all are consumed", async || consumed.lock().len() == 4 * EACH).await;
+    until(PATIENCE, "all are consumed", async || consumed.lock().len() == 4 * EACH).await;
 
     let leader = cluster.leader().await.expect("a leader");
     let address = cluster.address(leader).to_string();
@@ -146,7 +137,7 @@ async fn a_running_group_goes_where_it_is_moved_across_a_killed_leader() {
         let consumed = consumed.lock();
         consumed.len() == 5 * EACH && consumed.values().filter(|times| **times >= 2).count() >= 4 * EACH
     };
-    until("what was consumed is consumed again, and what came is", async || is_done()).await;
+    until(PATIENCE, "what was consumed is consumed again, and what came is", async || is_done()).await;
     running.shutdown().await;
     running_client.shutdown().await;
 
@@ -157,9 +148,9 @@ async fn a_running_group_goes_where_it_is_moved_across_a_killed_leader() {
     admin.reset_offset(&address, GROUP, TOPIC, -1, true).await.expect("it is moved to the end");
     let later = Consumed::default();
     let (next_client, next) = member(&cluster, &later).await;
-    until("it has queues", async || !next.assigned().is_empty()).await;
+    until(PATIENCE, "it has queues", async || !next.assigned().is_empty()).await;
     send(&producer, EACH).await;
-    until("what comes is consumed", async || later.lock().len() == EACH).await;
+    until(PATIENCE, "what comes is consumed", async || later.lock().len() == EACH).await;
     let ends = later.lock().keys().map(|(queue, _)| *queue).collect::<Vec<_>>();
     assert!(!ends.is_empty());
     let earliest = |queue: i32| later.lock().keys().filter(|(of, _)| *of == queue).map(|(_, offset)| *offset).min();

@@ -13,12 +13,10 @@ use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
 use protocol::body::SubscriptionGroupConfig;
+use tests::wait::{LOOK_AGAIN, until};
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Between two looks at something that has no bell.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 const CONSUMERS: usize = 4;
 const MESSAGES: usize = 400;
@@ -36,15 +34,6 @@ const CRASH: usize = 8;
 
 fn is_poison(number: usize) -> bool {
     number.is_multiple_of(POISON)
-}
-
-async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !look().await {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
 }
 
 /// A lease as its holder knows it, by group time.
@@ -188,17 +177,18 @@ async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each()
         })
         .collect();
     for third in [1, 2] {
-        until("some more are sent", async || sent.load(Ordering::Relaxed) >= third * MESSAGES / 3).await;
+        until(PATIENCE, "some more are sent", async || sent.load(Ordering::Relaxed) >= third * MESSAGES / 3).await;
         let leader = cluster.leader().await.expect("a leader");
         cluster.kill(leader).await;
-        until("somebody else leads", async || cluster.leader().await.is_ok_and(|other| other != leader)).await;
+        until(PATIENCE, "somebody else leads", async || cluster.leader().await.is_ok_and(|other| other != leader))
+            .await;
         cluster.restart(leader).await.expect("the killed one starts again");
     }
     for sender in senders {
         sender.await.expect("all are sent");
     }
     let good: BTreeSet<usize> = (1..=MESSAGES).filter(|number| !is_poison(*number)).collect();
-    until("every message that can be consumed is", async || seen.acknowledged() == good).await;
+    until(PATIENCE, "every message that can be consumed is", async || seen.acknowledged() == good).await;
     let stored = dead_letters_until_all_are_done(&client).await;
     stop.store(true, Ordering::Relaxed);
     for consumer in consumers {
@@ -234,7 +224,7 @@ async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each()
 async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, usize> {
     let reader = client.pull_consumer("workers").expect("a consumer");
     let queues = reader.queues("Jobs").await.expect("queues");
-    until("every message is done", async || {
+    until(PATIENCE, "every message is done", async || {
         for queue in &queues {
             let (Ok(offset), Ok(end)) = (reader.committed(queue).await, reader.max_offset(queue).await) else {
                 return false;

@@ -12,12 +12,10 @@ use client::{Client, Message, Producer, RecallError, ReceivedMessage, StartFrom}
 use embedded::Cluster;
 use env::{Clock, Env};
 use parking_lot::Mutex;
+use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Between two looks at something that has no bell.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// All are due within this time, evenly.
 const WINDOW_MS: i64 = 10_000;
@@ -29,16 +27,6 @@ const LATE_MS: i64 = 1_000;
 const SENDERS: usize = 64;
 
 const TOPIC: &str = "Timers";
-
-/// Looks until it is so.
-async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !look().await {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
-}
 
 /// How many; the variable is for the figure, which takes a minute.
 #[allow(clippy::disallowed_methods)] // What a test run is asked for, not what the product reads.
@@ -91,7 +79,8 @@ async fn consume(client: &Client, clock: &Clock) -> (client::PushConsumer, Seen)
 async fn visible(client: &Client) -> BTreeMap<usize, Vec<i64>> {
     let mut reader = client.pull_consumer("reader").expect("a consumer");
     let queues = reader.queues(TOPIC).await.expect("queues");
-    until("the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok()).await;
+    until(PATIENCE, "the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok())
+        .await;
     let mut visible: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
     loop {
         let messages = reader.poll(Duration::from_secs(2)).await.expect("a poll");
@@ -139,9 +128,9 @@ async fn each_is_seen_once_and_none_early_across_a_killed_leader() {
     // What fell due meanwhile is fired first.
     let group = || &cluster.broker(next).expect("it lives").groups()[0];
     let overdue = || group().raft().reader().next_due().is_some_and(|due| due.0 + 10 < clock.wall_ms());
-    until("what fell due meanwhile is visible", async || !overdue()).await;
+    until(PATIENCE, "what fell due meanwhile is visible", async || !overdue()).await;
     let led_ms = clock.wall_ms();
-    until("all are consumed", async || seen.lock().len() == count + 1).await;
+    until(PATIENCE, "all are consumed", async || seen.lock().len() == count + 1).await;
     consumer.shutdown().await;
 
     let seen = seen.lock().clone();
@@ -190,7 +179,7 @@ async fn what_is_recalled_is_never_seen_and_what_was_seen_cannot_be_recalled() {
             let leader = cluster.leader().await.expect("a leader");
             cluster.kill(leader).await;
         }
-        until("it is recalled", async || match producer.recall(TOPIC, handle).await {
+        until(PATIENCE, "it is recalled", async || match producer.recall(TOPIC, handle).await {
             Ok(()) => true,
             Err(RecallError::Request(_)) => false,
             Err(error) => panic!("{number}: {error}"),
@@ -198,7 +187,7 @@ async fn what_is_recalled_is_never_seen_and_what_was_seen_cannot_be_recalled() {
         .await;
     }
     let mut there = BTreeMap::new();
-    until("the others are visible", async || {
+    until(PATIENCE, "the others are visible", async || {
         there = visible(&client).await;
         there.len() >= 10
     })

@@ -13,12 +13,10 @@ use client::{
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
+use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Between two looks at something that has no bell.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Transactions of each kind.
 const EACH: usize = 60;
@@ -29,16 +27,6 @@ const POLICY: TransactionPolicy = TransactionPolicy {
     check_interval: Duration::from_millis(500),
     check_max: 1_000,
 };
-
-/// Looks until it is so.
-async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    while !look().await {
-        assert!(clock.monotonic() < deadline, "not within {PATIENCE:?}: {what}");
-        clock.sleep(LOOK_AGAIN).await;
-    }
-}
 
 /// What the program does with a transaction that it has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,7 +164,7 @@ async fn committed_exactly_once_and_none_of_the_others_across_a_killed_leader() 
             })
         })
         .collect();
-    until("a third is begun", async || started.load(Ordering::Relaxed) >= EACH * KINDS.len() / 3).await;
+    until(PATIENCE, "a third is begun", async || started.load(Ordering::Relaxed) >= EACH * KINDS.len() / 3).await;
     let killed = cluster.leader().await.expect("a leader");
     cluster.kill(killed).await;
     let asked_before = database.questions.load(Ordering::Relaxed);
@@ -186,7 +174,7 @@ async fn committed_exactly_once_and_none_of_the_others_across_a_killed_leader() 
     cluster.restart(killed).await.expect("the killed one starts again");
     let leader = cluster.leader().await.expect("a leader");
     let waiting = || cluster.broker(leader).expect("it lives").groups()[0].raft().reader().pending().half;
-    until("every transaction has ended", async || waiting() == 0).await;
+    until(PATIENCE, "every transaction has ended", async || waiting() == 0).await;
     let asked_after = database.questions.load(Ordering::Relaxed) - asked_before;
     assert!(asked_after > EACH / 4, "the next leader asks about those of the one before: {asked_after}");
 
@@ -214,7 +202,8 @@ async fn committed_exactly_once_and_none_of_the_others_across_a_killed_leader() 
 async fn read_all(client: &Client) -> BTreeMap<String, usize> {
     let mut consumer = client.pull_consumer("reader").expect("a consumer");
     let queues = consumer.queues("Tx").await.expect("queues");
-    until("the queues can be assigned", async || consumer.assign(&queues, StartFrom::First).await.is_ok()).await;
+    until(PATIENCE, "the queues can be assigned", async || consumer.assign(&queues, StartFrom::First).await.is_ok())
+        .await;
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     loop {
         let messages = consumer.poll(Duration::from_secs(2)).await.expect("a poll");
