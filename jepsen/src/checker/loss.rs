@@ -19,7 +19,7 @@ use crate::history::edn::Edn;
 
 /// See the top.
 pub fn check(evidence: &Evidence<'_>) -> Checked {
-    let Evidence { history, log, bounds } = *evidence;
+    let Evidence { history, log, .. } = *evidence;
     let owed = |send: &Send| send.outcome == Outcome::Ok && send.is_plain();
     if !log.sends.iter().any(owed) {
         return Ok(None);
@@ -29,10 +29,9 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     let spans = spans(log);
     let mut unread = 0_u64;
     for (k, send) in log.sends.iter().enumerate().filter(|(_, send)| owed(send)) {
-        let asked = || read_through(log).filter(|node| log.nodes[*node].1.contains(&send.queue));
-        let missing = || asked().filter(|node| !shown.on[*node][k]);
+        let missing = || missing_on(log, &shown, k);
         let passed = || send.offset.is_some_and(|offset| within(spans.get(&send.queue), offset));
-        let gone = missing().next().is_some() && missing().count() == asked().count();
+        let gone = missing().next().is_some() && missing().count() == asked(log, k).count();
         unread += u64::from(!shown.anywhere[k]);
         if gone || !shown.anywhere[k] && passed() {
             verdict.anomaly("lost-write", || send.show(history));
@@ -44,6 +43,19 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
         }
     }
     holes(evidence, &mut verdict);
+    unread_places(evidence, owed, &mut verdict);
+    verdict.figure("acknowledged-count", log.sends.iter().filter(|send| owed(send)).count());
+    verdict.figure("unread-count", unread);
+    let recovered =
+        log.sends.iter().zip(&shown.anywhere).filter(|(send, read)| send.outcome == Outcome::Info && **read);
+    verdict.figure("recovered-count", recovered.count());
+    verdict.figure("replica-count", log.nodes.len());
+    Ok(Some(verdict))
+}
+
+/// What was not read of the queues of those sends, so that nothing can be said of it.
+pub(super) fn unread_places(evidence: &Evidence<'_>, owed: impl Fn(&Send) -> bool, verdict: &mut Verdict) {
+    let Evidence { log, bounds, .. } = *evidence;
     let mut owing: Vec<Queue> = log.sends.iter().filter(|send| owed(send)).map(|send| send.queue).collect();
     owing.sort_unstable();
     owing.dedup();
@@ -61,17 +73,21 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     if log.nodes.is_empty() {
         verdict.unknown("no final read");
     }
-    verdict.figure("acknowledged-count", log.sends.iter().filter(|send| owed(send)).count());
-    verdict.figure("unread-count", unread);
-    let recovered =
-        log.sends.iter().zip(&shown.anywhere).filter(|(send, read)| send.outcome == Outcome::Info && **read);
-    verdict.figure("recovered-count", recovered.count());
-    verdict.figure("replica-count", log.nodes.len());
-    Ok(Some(verdict))
+}
+
+/// The replicas that were read to the end of the send's queue, by index.
+fn asked(log: &Log, send: usize) -> impl Iterator<Item = usize> {
+    let queue = log.sends[send].queue;
+    read_through(log).filter(move |node| log.nodes[*node].1.contains(&queue))
+}
+
+/// Those of them that do not show it.
+pub(super) fn missing_on(log: &Log, shown: &Shown, send: usize) -> impl Iterator<Item = usize> {
+    asked(log, send).filter(move |node| !shown.on[*node][send])
 }
 
 /// The replicas that were read to their end, by index.
-pub(super) fn read_through(log: &Log) -> impl Iterator<Item = usize> {
+fn read_through(log: &Log) -> impl Iterator<Item = usize> {
     (0..log.nodes.len()).filter(|node| !log.cut_short.contains(&(*node as u32)))
 }
 

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::log::{Log, Send, malformed};
-use super::loss::{Shown, read_through};
+use super::loss::{Shown, missing_on, unread_places};
 use super::{Checked, Evidence, Verdict};
 use crate::history::edn::Edn;
 use crate::history::{Call, Malformed, NEVER, Outcome, Position};
@@ -38,7 +38,7 @@ struct Said {
 
 /// See the top.
 pub fn check(evidence: &Evidence<'_>) -> Checked {
-    let Evidence { history, log, bounds } = *evidence;
+    let Evidence { history, log, .. } = *evidence;
     if log.sends.iter().all(|send| !send.is_half) {
         return Ok(None);
     }
@@ -61,7 +61,7 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
         if first_seen[k] < said.commit.unwrap_or(NEVER) {
             verdict.anomaly("uncommitted-seen", || send.show(history));
         }
-        let missing = || read_through(log).filter(|node| !shown.on[*node][k]);
+        let missing = || missing_on(log, &shown, k);
         if missing().next().is_none() {
             continue;
         }
@@ -75,15 +75,7 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     if !is_settled {
         verdict.unknown("transactions may still wait for their ends");
     }
-    for node in bounds.nodes.iter().filter(|node| log.nodes.iter().all(|(read, _)| read != *node)) {
-        verdict.unknown(format!("no final read on {node}"));
-    }
-    for node in &log.cut_short {
-        verdict.unknown(format!("the final read of {} did not succeed", log.nodes[*node as usize].0));
-    }
-    if log.nodes.is_empty() {
-        verdict.unknown("no final read");
-    }
+    unread_places(evidence, |send| send.is_half, &mut verdict);
     verdict.figure("committed-count", committed);
     verdict.figure("rolled-back-count", rolled_back);
     let count = |which: fn(&Said) -> bool| said.values().filter(|said| which(said)).count();
@@ -232,6 +224,8 @@ mod tests {
     #[test]
     fn what_nobody_read_is_no_pass() {
         assert_eq!(validity(check, &format!("{ENDED} {SETTLED}")), Validity::Unknown);
+        let other_queue = finally(ENDED, "[[0 10] [1 12]]", "[]").replace("{1 []}", "{2 []}");
+        assert_eq!(validity(check, &other_queue), Validity::Unknown, "its queue was not read there");
         let of_nothing = history("[0 :invoke :end [10 :commit]]");
         assert!(crate::checker::testing::verdict(check, &of_nothing, &Default::default()).is_none());
     }

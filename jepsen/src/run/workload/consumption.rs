@@ -43,9 +43,6 @@ const RETRY_LEVEL: u8 = 1;
 /// Nothing was delivered for so long, and nothing is left: longer than what was given back may take to come again.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// What is left after the senders' end has so long to be consumed.
-const DRAIN: Duration = Duration::from_secs(180);
-
 /// How a group consumes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Consumption {
@@ -82,20 +79,20 @@ pub(super) async fn start(clients: &mut Clients, rng: &Rng, consumption: Consump
     });
     let members = (0..MEMBERS).map(|_| Member::join(&listener)).collect::<io::Result<Vec<_>>>()?;
     for _ in 0..SENDERS {
-        clients.active.push(tokio::spawn(send(Worker::new(site, rng), site.library()?, consumption)));
+        clients.active.push(tokio::spawn(send(Worker::new(site, rng), site.library()?, consumption.topic)));
     }
     let churn = tokio::spawn(come_and_go(rng.fork(), Arc::clone(&listener), members));
     clients.consumers = Some(Consumers { listener, churn });
     Ok(())
 }
 
-async fn send(mut worker: Worker, client: client::Client, consumption: Consumption) -> io::Result<()> {
+/// Sends to drawn queues of a topic until changes end.
+pub(super) async fn send(mut worker: Worker, client: client::Client, topic: &'static str) -> io::Result<()> {
     let producer = worker.site.producer(&client)?;
     while !worker.site.is_stopped() {
         let (queue, value) = (worker.rng.below(QUEUES.into()) as u32, worker.site.new_value());
         worker.recorded.invoke("send", operations::send(queue, value), Vec::new())?;
-        let message = Message::new(consumption.topic, append::body(value));
-        let sent = producer.send_to(message, &message_queue(consumption.topic, queue)).await;
+        let sent = producer.send_to(Message::new(topic, append::body(value)), &message_queue(topic, queue)).await;
         let placed = sent.map(|receipt| operations::sent(queue, receipt.queue_offset as u64, value));
         worker.ended(placed.map_err(Failure::from)).await?;
         worker.site.env.clock.sleep(PACE).await;
@@ -141,8 +138,7 @@ impl Listener {
     }
 
     async fn consume(&self, idle: &Idle, message: &ReceivedMessage) -> io::Result<Result<(), Retry>> {
-        let value = message.body().first_chunk().copied().map(u64::from_be_bytes);
-        let value = value.ok_or_else(|| io::Error::other("a body without a value"))?;
+        let value = append::value(message.body())?;
         let queue = message.queue().queue_id;
         let known = idle.lock().entry(queue).or_default().pop();
         let mut recorded = known.unwrap_or_else(|| self.site.recorder.client());
@@ -262,17 +258,7 @@ impl Consumers {
     pub async fn drain(self, site: &Site) -> io::Result<()> {
         let Consumers { listener, churn } = self;
         let members = churn.await.map_err(io::Error::other)??;
-        let mut recorded = site.recorder.client();
-        let deadline = site.env.clock.monotonic() + DRAIN;
-        while !is_drained(&listener).await && site.env.clock.monotonic() < deadline {
-            site.env.clock.sleep(AGAIN).await;
-        }
-        recorded.invoke("drain", listener.consumption.group.into(), Vec::new())?;
-        if is_drained(&listener).await {
-            recorded.ok(listener.consumption.group.into(), Vec::new())?;
-        } else {
-            recorded.fail(&format!("something was left after {DRAIN:?}"))?;
-        }
+        let recorded = site.record_drained(listener.consumption.group, async || is_drained(&listener).await).await?;
         for member in members {
             member.leave(site).await?;
         }

@@ -44,6 +44,9 @@ const CALL: Duration = Duration::from_secs(2);
 /// After an error, before the next try elsewhere.
 const BACK_OFF: Duration = Duration::from_millis(20);
 
+/// What is left after the senders' end has so long to be consumed.
+const DRAIN: Duration = Duration::from_secs(180);
+
 /// Between two tries to set something up.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -203,6 +206,33 @@ impl Site {
         };
         let in_time = self.env.clock.timeout(PATIENCE, done).await;
         in_time.ok_or_else(|| io::Error::other(format!("{what} could not be made within {PATIENCE:?}")))
+    }
+
+    /// Waits until nothing is left for a group and records that, or that it never came to it.
+    async fn record_drained(&self, group: &str, is_so: impl AsyncFn() -> bool) -> io::Result<recorder::Client> {
+        self.record_end("drain", group.into(), DRAIN, is_so).await
+    }
+
+    /// Waits until it is so, for at most so long, and then looks once more and records what it is. Who has recorded it.
+    async fn record_end(
+        &self,
+        f: &str,
+        value: Edn,
+        limit: Duration,
+        is_so: impl AsyncFn() -> bool,
+    ) -> io::Result<recorder::Client> {
+        let mut recorded = self.recorder.client();
+        let deadline = self.env.clock.monotonic() + limit;
+        while !is_so().await && self.env.clock.monotonic() < deadline {
+            self.env.clock.sleep(AGAIN).await;
+        }
+        recorded.invoke(f, value.clone(), Vec::new())?;
+        if is_so().await {
+            recorded.ok(value, Vec::new())?;
+        } else {
+            recorded.fail(&format!("something was left after {limit:?}"))?;
+        }
+        Ok(recorded)
     }
 
     /// Makes a consumer group.

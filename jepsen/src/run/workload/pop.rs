@@ -9,15 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client::admin::Admin;
-use client::{Message, PopConsumer, PoppedMessage};
+use client::{PopConsumer, PoppedMessage};
 use env::Rng;
 use protocol::body::SubscriptionGroupConfig;
 use tokio::task::JoinHandle;
 
-use super::{AGAIN, Clients, Failure, Site, Worker, consumption, message_queue};
-use crate::append::{self, QUEUES};
+use super::{AGAIN, Clients, Site, Worker, consumption};
+use crate::append;
 use crate::history::edn::Edn;
-use crate::run::operations;
 
 /// The topic of this workload.
 pub const TOPIC: &str = "jepsen-pop";
@@ -26,9 +25,6 @@ const GROUP: &str = "jepsen-pop-group";
 
 const SENDERS: u32 = 4;
 const CONSUMERS: u32 = 4;
-
-/// Between two sends of one sender.
-const PACE: Duration = Duration::from_millis(10);
 
 /// How long a lease is.
 const LEASE: Duration = Duration::from_secs(3);
@@ -47,34 +43,17 @@ const POISONED: u64 = 101;
 /// Deliveries after the first one, before a message is a dead letter.
 const RETRIES: i32 = 2;
 
-/// What is left after the senders' end has so long to be consumed.
-const DRAIN: Duration = Duration::from_secs(180);
-
 /// Starts senders and consumers.
 pub(super) async fn start(clients: &mut Clients, rng: &Rng) -> io::Result<()> {
     let site = &clients.site;
     let config = SubscriptionGroupConfig { retry_max_times: RETRIES, ..SubscriptionGroupConfig::new(GROUP) };
     site.put_group(&config).await?;
     for _ in 0..SENDERS {
-        clients.active.push(tokio::spawn(send(Worker::new(site, rng), site.library()?)));
+        clients.active.push(tokio::spawn(consumption::send(Worker::new(site, rng), site.library()?, TOPIC)));
     }
     let is_over = Arc::new(AtomicBool::new(false));
     let pop = |_| tokio::spawn(consume(site.clone(), rng.fork(), is_over.clone()));
     clients.popping = Some(Popping { consumers: (0..CONSUMERS).map(pop).collect(), is_over: is_over.clone() });
-    Ok(())
-}
-
-async fn send(mut worker: Worker, client: client::Client) -> io::Result<()> {
-    let producer = worker.site.producer(&client)?;
-    while !worker.site.is_stopped() {
-        let (queue, value) = (worker.rng.below(QUEUES.into()) as u32, worker.site.new_value());
-        worker.recorded.invoke("send", operations::send(queue, value), Vec::new())?;
-        let sent = producer.send_to(Message::new(TOPIC, append::body(value)), &message_queue(TOPIC, queue)).await;
-        let placed = sent.map(|receipt| operations::sent(queue, receipt.queue_offset as u64, value));
-        worker.ended(placed.map_err(Failure::from)).await?;
-        worker.site.env.clock.sleep(PACE).await;
-    }
-    client.shutdown().await;
     Ok(())
 }
 
@@ -164,17 +143,7 @@ impl Popping {
     /// Waits until nothing is left for the group and records that, or that it never came to it; then the consumers end, and
     /// the dead letters are read.
     pub async fn drain(self, site: &Site) -> io::Result<()> {
-        let mut recorded = site.recorder.client();
-        let deadline = site.env.clock.monotonic() + DRAIN;
-        while !is_drained(site).await && site.env.clock.monotonic() < deadline {
-            site.env.clock.sleep(AGAIN).await;
-        }
-        recorded.invoke("drain", GROUP.into(), Vec::new())?;
-        if is_drained(site).await {
-            recorded.ok(GROUP.into(), Vec::new())?;
-        } else {
-            recorded.fail(&format!("something was left after {DRAIN:?}"))?;
-        }
+        let recorded = site.record_drained(GROUP, async || is_drained(site).await).await?;
         self.is_over.store(true, Ordering::Relaxed);
         for consumer in self.consumers {
             consumer.await.map_err(io::Error::other)??;

@@ -230,17 +230,7 @@ pub(super) struct Answering {
 impl Answering {
     /// Waits until every transaction has ended and records that, or that it never came to it.
     pub async fn settle(self, site: &Site) -> io::Result<()> {
-        let mut recorded = site.recorder.client();
-        let deadline = site.env.clock.monotonic() + PATIENCE;
-        recorded.invoke("settle", Edn::Nil, Vec::new())?;
-        while has_waiting(site).await && site.env.clock.monotonic() < deadline {
-            site.env.clock.sleep(AGAIN).await;
-        }
-        if has_waiting(site).await {
-            recorded.fail(&format!("transactions waited after {PATIENCE:?}"))?;
-        } else {
-            recorded.ok(Edn::Nil, Vec::new())?;
-        }
+        site.record_end("settle", Edn::Nil, PATIENCE, async || !has_waiting(site).await).await?;
         self.client.shutdown().await;
         match self.database.failed.lock().take() {
             Some(error) => Err(io::Error::other(error)),
