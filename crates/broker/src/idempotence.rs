@@ -18,6 +18,9 @@
 //! retries: a first copy that was held up somewhere may arrive behind them. Else where the topic's attribute says so, else
 //! by the configuration.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use protocol::header::IDEMPOTENT;
 use protocol::names;
 use protocol::properties;
@@ -28,7 +31,7 @@ use raft_store::position::Timestamp;
 use crate::broker::BrokerGroup;
 use crate::dispatch::Call;
 use crate::error::RequestError;
-use crate::send::{Stored, Target, half_offset, key_hash};
+use crate::send::{Stored, Target, half_offset};
 
 /// The attribute of a topic that switches it on (`true`) or off (`false`).
 pub const ATTRIBUTE: &str = "idempotent.send";
@@ -44,6 +47,13 @@ pub(crate) struct Keyed<'a> {
     pub record: RecordOperation,
 }
 
+impl Keyed<'_> {
+    /// Of the client's key: the record's first one is that of its unique key.
+    fn hash(&self) -> Option<u64> {
+        self.unique_key.and(self.record.key_hashes.first().copied())
+    }
+}
+
 impl BrokerGroup {
     /// Stores messages of one request, each once if that is asked for. Their places in order.
     pub(crate) async fn store_once(
@@ -52,8 +62,7 @@ impl BrokerGroup {
         queue: &Target,
         messages: Vec<Keyed<'_>>,
     ) -> Result<Vec<Stored>, RequestError> {
-        let keys: Vec<Option<&str>> = messages.iter().map(|message| message.unique_key).collect();
-        let hashes: Vec<u64> = keys.iter().flatten().map(|key| key_hash(&queue.topic, key)).collect();
+        let hashes: Vec<u64> = messages.iter().filter_map(Keyed::hash).collect();
         if hashes.is_empty() || !self.is_idempotent(call, &queue.topic) {
             let records = messages.into_iter().map(|message| message.record).collect();
             return self.store(records, &queue.topic, None).await;
@@ -64,21 +73,23 @@ impl BrokerGroup {
         let held = held.ok_or(RequestError::Unknown)??;
 
         let since = Timestamp(self.now().0.saturating_sub(self.config.messages.idempotent_window.as_millis() as i64));
-        let (mut places, mut new) = (Vec::with_capacity(keys.len()), Vec::new());
+        let (mut places, mut new) = (Vec::with_capacity(messages.len()), Vec::new());
+        let mut before: BTreeMap<&str, usize> = BTreeMap::new();
         for (at, message) in messages.into_iter().enumerate() {
-            places.push(match message.unique_key {
-                Some(key) if keys[..at].contains(&Some(key)) => {
-                    Place::AsThat(keys.iter().position(|one| *one == Some(key)).expect("it is among those before"))
-                }
-                Some(key) => match self.stored_under(queue, key, since).await? {
-                    Some(first) => Place::Known(first),
-                    None => Place::New,
-                },
+            let place = match message.unique_key.zip(message.hash()) {
                 None => Place::New,
-            });
-            if matches!(places.last(), Some(Place::New)) {
+                Some((key, hash)) => match before.entry(key) {
+                    Entry::Occupied(same) => Place::AsThat(*same.get()),
+                    Entry::Vacant(first) => {
+                        first.insert(at);
+                        self.stored_under(queue, key, hash, since).await?.map_or(Place::New, Place::Known)
+                    }
+                },
+            };
+            if matches!(place, Place::New) {
                 new.push(message.record);
             }
+            places.push(place);
         }
         let stored = match new.is_empty() {
             true => Vec::new(),
@@ -115,10 +126,15 @@ impl BrokerGroup {
         attribute.map_or(self.config.messages.idempotent_send, |value| value == "true")
     }
 
-    /// The place of the message that was sent to the topic under this key and waits, or became visible since then; the
-    /// first one if there are several, from when it was not idempotent.
-    async fn stored_under(&self, queue: &Target, key: &str, since: Timestamp) -> Result<Option<Stored>, RequestError> {
-        let hash = key_hash(&queue.topic, key);
+    /// The place of the message that was sent to the topic under this key, of this hash, and waits, or became visible since
+    /// then; the first one if there are several, from when it was not idempotent.
+    async fn stored_under(
+        &self,
+        queue: &Target,
+        key: &str,
+        hash: u64,
+        since: Timestamp,
+    ) -> Result<Option<Stored>, RequestError> {
         // Before the index: in one step of apply a record leaves those that wait and is found there.
         for waiting in self.reader.waiting_with_hash(hash) {
             if waiting.queue.topic == queue.topic_id
