@@ -279,7 +279,10 @@ impl Index<KeyRow> {
             while rows.peek().await?.is_some() {
                 let KeyRow { hash, visible_at, .. } = rows.next().expect("peeked");
                 newest = newest.max(Some(visible_at));
-                young.push((visible_at, hash));
+                // Rows are in the order of their hashes: what is too old for one that was seen need not be kept.
+                if visible_at.0 >= newest.unwrap_or(visible_at).0.saturating_sub(span_ms) {
+                    young.push((visible_at, hash));
+                }
             }
             if let Some(newest) = newest.filter(|_| since.0 == i64::MIN) {
                 since = Timestamp(newest.0.saturating_sub(span_ms));
