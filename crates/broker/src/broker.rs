@@ -42,7 +42,7 @@ use crate::send::UniqueKeys;
 use crate::tables::Tables;
 use crate::tables::command::{Command, Reply};
 use crate::transaction::Transactions;
-use crate::{admin, due, heartbeat, pop, registration};
+use crate::{admin, due, heartbeat, registration};
 
 /// Requests in the works get this long to end when the broker stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -213,7 +213,6 @@ impl Serving {
         }
         let mut tasks = JoinSet::new();
         tasks.spawn(due::run(group.clone()));
-        tasks.spawn(pop::bury_the_given_up(group.clone()));
         tasks.spawn(consumer_offset::flush_late_updates(group.clone()));
         tasks.spawn(heartbeat::drop_the_silent(group.clone()));
         tasks.spawn(tick(group.clone()));
@@ -308,9 +307,11 @@ pub struct BrokerGroup {
     pub(crate) registration: Registration,
     /// Something was scheduled: the leader's next duty may be earlier than it thought.
     pub(crate) scheduled: watch::Sender<()>,
-    /// Group time, ms, at which this replica, as leader, last saw that nothing was due: of its duties, and of its questions.
+    /// Group time, ms, at which this replica, as leader, last saw that nothing was due: of its duties, of its questions, and
+    /// of popped messages that nobody could consume.
     pub(crate) duties_done_ms: AtomicI64,
     pub(crate) questions_done_ms: AtomicI64,
+    pub(crate) burials_done_ms: AtomicI64,
     /// How full this replica's disk was when last looked at, in percent.
     pub(crate) disk_used_percent: AtomicU8,
     /// How large it is; 0 until it was looked at.
@@ -358,6 +359,7 @@ impl BrokerGroup {
             scheduled: watch::Sender::new(()),
             duties_done_ms: AtomicI64::new(0),
             questions_done_ms: AtomicI64::new(0),
+            burials_done_ms: AtomicI64::new(0),
             disk_used_percent: AtomicU8::new(0),
             disk_bytes: AtomicU64::new(0),
             started_ms: env.clock.wall_ms(),
@@ -449,9 +451,10 @@ impl BrokerGroup {
     }
 
     /// Group time, ms since the epoch, up to which this replica has done, as leader, all that was due: messages are visible,
-    /// producers were asked.
+    /// producers were asked, dead letters of popped messages laid down.
     pub fn caught_up_to_ms(&self) -> i64 {
-        self.duties_done_ms.load(Ordering::Acquire).min(self.questions_done_ms.load(Ordering::Acquire))
+        let done = [&self.duties_done_ms, &self.questions_done_ms, &self.burials_done_ms];
+        done.map(|ms| ms.load(Ordering::Acquire)).into_iter().min().unwrap_or(0)
     }
 
     /// Resolves when everything acknowledged before this call, anywhere, is applied here. A read has no effect, so it can

@@ -180,9 +180,8 @@ impl BrokerGroup {
         if self.ask_here(group, &question) {
             return Ok(true);
         }
-        let own = self.raft.node();
-        for member in self.raft.status().members.iter().filter(|member| member.id != own) {
-            if self.ask_at(member, &question).await {
+        for member in self.other_members() {
+            if self.ask_at(&member, &question).await {
                 return Ok(true);
             }
         }
@@ -239,8 +238,7 @@ impl BrokerGroup {
     /// Lets another replica ask. Whether it has.
     async fn ask_at(&self, member: &Peer, question: &RemotingCommand) -> bool {
         let question = question.clone().with_field(LEADER_KEY, self.raft.forward_key().to_text());
-        let connected = self.env.clock.timeout(RELAY_LIMIT, self.peers.connection(&member.client_address)).await;
-        let Some(Ok(connection)) = connected else { return false };
+        let Some(connection) = self.reached(member).await else { return false };
         connection.call(question, RELAY_LIMIT).await.is_ok_and(|answer| answer.is_success())
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::broker::BrokerGroup;
 use crate::check_back;
 use crate::error::RequestError;
+use crate::pop;
 use crate::retention::{self, Plan};
 
 /// Rows that one entry makes visible.
@@ -89,7 +90,7 @@ pub(crate) fn until(at: Timestamp, now: Timestamp) -> Duration {
 
 /// A term in which this replica leads.
 pub(crate) struct Office<'a> {
-    pub(crate) broker: &'a BrokerGroup,
+    pub(crate) broker: &'a Arc<BrokerGroup>,
     term: Option<u64>,
     role: watch::Receiver<Role>,
     scheduled: watch::Receiver<()>,
@@ -97,7 +98,7 @@ pub(crate) struct Office<'a> {
 }
 
 impl Office<'_> {
-    fn taken(broker: &BrokerGroup, mut role: watch::Receiver<Role>) -> Office<'_> {
+    fn taken(broker: &Arc<BrokerGroup>, mut role: watch::Receiver<Role>) -> Office<'_> {
         let term = term_of(&role.borrow_and_update());
         Office { broker, term, role, scheduled: broker.scheduled.subscribe(), advances: broker.env.clock.advances() }
     }
@@ -115,13 +116,13 @@ impl Office<'_> {
     }
 }
 
-/// Does a leader's duties whenever this replica leads. Producers are asked beside the others: a replica that is asked to ask
-/// may be long in answering, and a message that is due does not wait for it.
+/// Does a leader's duties whenever this replica leads. Producers are asked, and dead letters laid down, beside the others: a
+/// replica that is asked to ask may be long in answering, and a message that is due does not wait for it.
 pub async fn run(broker: Arc<BrokerGroup>) {
     let mut role = broker.raft.role();
     while role.wait_for(|role| matches!(role, Role::Leader { ready: true, .. })).await.is_ok() {
-        let (duties, questions) = (Office::taken(&broker, role.clone()), Office::taken(&broker, role.clone()));
-        tokio::join!(hold_office(duties), check_back::ask_in_office(questions));
+        let office = || Office::taken(&broker, role.clone());
+        tokio::join!(hold_office(office()), check_back::ask_in_office(office()), pop::bury_in_office(office()));
     }
 }
 

@@ -64,10 +64,8 @@ pub fn not_here(request: &RemotingCommand) -> RemotingCommand {
 /// Asks every other replica, one after the other, for what this one cannot do because the client that it is for is not
 /// connected here. `limit`: how long that client may take.
 pub async fn elsewhere(broker: &BrokerGroup, request: &RemotingCommand, limit: Duration) -> Elsewhere {
-    let own = broker.raft.node();
-    for member in broker.raft.status().members.iter().filter(|member| member.id != own) {
-        let connected = broker.env.clock.timeout(REACHED_WITHIN, broker.peers.connection(&member.client_address)).await;
-        let Some(Ok(connection)) = connected else { continue };
+    for member in broker.other_members() {
+        let Some(connection) = broker.reached(&member).await else { continue };
         let mut asked = request.clone().with_field(HERE, true);
         asked.serialize = SerializeType::Json;
         // This replica is not the client: what it was told by one that forwarded stays here.
@@ -165,6 +163,17 @@ pub async fn forward(broker: &BrokerGroup, call: &Call, leader: &Peer) -> Answer
 }
 
 impl BrokerGroup {
+    /// The other replicas.
+    pub(crate) fn other_members(&self) -> Vec<Peer> {
+        let own = self.raft.node();
+        self.raft.status().members.into_iter().filter(|member| member.id != own).collect()
+    }
+
+    /// A connection to another replica, if it can be reached soon.
+    pub(crate) async fn reached(&self, member: &Peer) -> Option<Connection> {
+        self.env.clock.timeout(REACHED_WITHIN, self.peers.connection(&member.client_address)).await?.ok()
+    }
+
     /// What the client of a request calls itself, if it said so in a heartbeat to this replica or to the one before.
     pub(crate) fn client_id(&self, call: &Call) -> Option<String> {
         if call.is_forwarded {

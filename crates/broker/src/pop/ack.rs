@@ -79,7 +79,7 @@ pub async fn change_invisible_time(broker: &Arc<BrokerGroup>, call: &Call) -> An
     };
     broker.popping.lease_changed(&request.consumer_group, &request.topic);
     // If it was the last try, somebody must look at another time.
-    broker.popping.last_tries.notify_waiters();
+    broker.scheduled.send_replace(());
     let header = ChangeInvisibleTimeResponse {
         pop_time,
         invisible_time: request.invisible_time,

@@ -5,15 +5,16 @@
 //! ([`crate::dead_letters`]), and lays down no other.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::message_id::MessageId;
 use protocol::names::group_of_retry_topic;
 use protocol::record::RecordView;
-use raft_store::group::Role;
 use raft_store::position::{QueueId, QueueOffset};
 
 use crate::broker::BrokerGroup;
+use crate::due::Office;
 use crate::error::RequestError;
 use crate::send::Delay;
 use crate::tables::command::Command;
@@ -28,31 +29,25 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// After a dead letter that could not be laid down.
 const NEXT_TRY: Duration = Duration::from_secs(1);
 
-/// Buries whenever a last try has ended and this replica leads.
-pub(crate) async fn run(broker: Arc<BrokerGroup>) {
-    let mut role = broker.raft.role();
-    while role.wait_for(leads).await.is_ok() {
-        loop {
-            let mut bell = std::pin::pin!(broker.popping.last_tries.notified());
-            bell.as_mut().enable();
-            let next = bury_what_is_due(&broker).await;
-            tokio::select! {
-                biased;
-                _ = role.wait_for(|role| !leads(role)) => break,
-                () = bell => {}
-                () = broker.env.clock.sleep(next) => {}
-            }
+/// Buries whenever a last try has ended, until the office is lost.
+pub(crate) async fn bury_in_office(mut office: Office<'_>) {
+    loop {
+        let next = bury_what_is_due(office.broker).await;
+        if office.is_lost_within(next).await {
+            return;
         }
     }
 }
 
-fn leads(role: &Role) -> bool {
-    matches!(role, Role::Leader { ready: true, .. })
-}
-
 /// When to look again.
 async fn bury_what_is_due(broker: &Arc<BrokerGroup>) -> Duration {
-    let given_up = broker.reader.tables().pops().given_up(broker.now(), AT_ONCE);
+    let now = broker.now();
+    let given_up = broker.reader.tables().pops().given_up(now, AT_ONCE);
+    if given_up.is_empty() {
+        broker.burials_done_ms.store(now.0, Ordering::Release);
+        let next = broker.reader.tables().pops().next_given_up_ms(now);
+        return next.map_or(IDLE_INTERVAL, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1)));
+    }
     let mut failed = false;
     for message in given_up {
         if let Err(error) = broker.bury_popped(&message).await {
@@ -61,9 +56,7 @@ async fn bury_what_is_due(broker: &Arc<BrokerGroup>) -> Duration {
             failed = true;
         }
     }
-    let next = broker.reader.tables().pops().next_given_up_ms(broker.now());
-    let next = next.map_or(IDLE_INTERVAL, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1)));
-    if failed { next.max(NEXT_TRY) } else { next }
+    if failed { NEXT_TRY } else { Duration::ZERO }
 }
 
 impl BrokerGroup {

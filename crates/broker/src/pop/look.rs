@@ -39,6 +39,7 @@ pub async fn notification(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         let header = NotificationResponse { has_msg, polling_full };
         Ok(call.request.reply_with(ResponseCode::SUCCESS, &header))
     };
+    let mut advances = broker.env.clock.advances();
     loop {
         let mut bell = std::pin::pin!(parked.bell());
         bell.as_mut().enable();
@@ -60,7 +61,7 @@ pub async fn notification(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         if !parked.has_room() {
             return answer(false, true);
         }
-        if !broker.is_worth_a_look(&mut events, until, bell).await {
+        if !broker.is_worth_a_look(&mut events, until, bell, &mut advances).await {
             return answer(false, false);
         }
     }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use env::clock::Advances;
 use futures::future::{BoxFuture, FutureExt};
 use protocol::code::ResponseCode;
 use protocol::command::RemotingCommand;
@@ -31,7 +32,7 @@ use raft_store::group::Role;
 use raft_store::position::QueueOffset;
 
 pub use self::ack::{ack, batch_ack, change_invisible_time};
-pub(crate) use self::dead::run as bury_the_given_up;
+pub(crate) use self::dead::bury_in_office;
 pub use self::look::{notification, peek, polling_info};
 use self::parking::Parked;
 pub(crate) use self::parking::Popping;
@@ -69,6 +70,7 @@ pub async fn pop(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let parked = broker.popping.park(&ask.group, &ask.topic);
     let until = broker.parked_until(call, request.poll_time);
     let nothing = |code| nothing(call, request.invisible_time, code);
+    let mut advances = broker.env.clock.advances();
     loop {
         let mut bell = std::pin::pin!(parked.bell());
         // Registered before looking: what changes meanwhile is either seen or wakes us.
@@ -91,7 +93,7 @@ pub async fn pop(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         if !parked.has_room() {
             return Ok(nothing(ResponseCode::POLLING_FULL));
         }
-        if !broker.is_worth_a_look(&mut events, until, bell).await {
+        if !broker.is_worth_a_look(&mut events, until, bell, &mut advances).await {
             return Ok(nothing(ResponseCode::POLLING_TIMEOUT));
         }
     }
@@ -254,7 +256,13 @@ impl BrokerGroup {
     }
 
     /// Waits for one of the events, at most until the monotonic time `until`. Whether it is still this replica that knows.
-    async fn is_worth_a_look(&self, events: &mut Events, until: Duration, bell: impl Future<Output = ()>) -> bool {
+    async fn is_worth_a_look(
+        &self,
+        events: &mut Events,
+        until: Duration,
+        bell: impl Future<Output = ()>,
+        advances: &mut Advances,
+    ) -> bool {
         let remaining = until.saturating_sub(self.env.clock.monotonic());
         let soonest = events.next_end.map_or(remaining, |end| end.min(remaining));
         let growths = std::mem::take(&mut events.growths);
@@ -265,6 +273,8 @@ impl BrokerGroup {
             _ = role.wait_for(|role| !matches!(role, Role::Leader { ready: true, .. })) => false,
             () = bell => true,
             () = any(growths) => true,
+            // Leases may have ended.
+            () = advances.next() => true,
             () = self.env.clock.sleep(soonest) => true,
         }
     }
@@ -328,7 +338,7 @@ impl BrokerGroup {
         drop(turns);
         if queues.iter().any(|popped| self.has_last_try(&ask.key(popped.queue), popped)) {
             // A dead letter, unless it is acknowledged: somebody must look when its time is over.
-            self.popping.last_tries.notify_waiters();
+            self.scheduled.send_replace(());
         }
         let rest = plans.iter().map(|plan| plan.rest).sum();
         let queues = queues.into_iter().zip(plans).map(|(popped, plan)| (popped, plan.units)).collect();

@@ -25,8 +25,6 @@ pub(crate) struct Popping {
     parked: AtomicUsize,
     /// Where the next look at a topic's queues begins.
     turn: AtomicUsize,
-    /// The end of a message's last try may be nearer than it was.
-    pub last_tries: Notify,
 }
 
 #[derive(Debug, Default)]

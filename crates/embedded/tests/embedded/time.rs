@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use client::admin::Admin;
+use client::admin::protocol::body::SubscriptionGroupConfig;
 use client::{Message, ReceivedMessage, Retry, StartFrom, TransactionState};
 use embedded::{Cluster, MessagePolicy, TransactionPolicy};
+use env::Env;
+
 use tokio::sync::mpsc;
 
 use super::{PATIENCE, client_of, next, reader, send, until, visible};
@@ -166,6 +170,37 @@ async fn an_orderly_consumer_whose_locks_have_run_out_gets_them_again() {
         send(&client, in_order(number + 1)).await;
     }
     consumer.shutdown().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_popped_message_comes_again_when_its_lease_has_ended_and_is_a_dead_letter_after_its_last() {
+    const DELIVERIES: i32 = 3;
+    let cluster = Cluster::builder().nodes(1).start().await.expect("a cluster of one");
+    let client = client_of(&cluster);
+    send(&client, Message::new("Popped", "poison")).await;
+    let mut all = reader(&cluster, &client, "Popped").await;
+    assert_eq!(next(&mut all).await, ["poison"]);
+    let admin = Admin::new(&Env::real(), vec![cluster.name_server().to_string()]);
+    let group = SubscriptionGroupConfig { retry_max_times: DELIVERIES - 1, ..SubscriptionGroupConfig::new("pg") };
+    admin.put_group(&cluster.address(0).to_string(), &group).await.expect("a group");
+    let consumer = client.pop_consumer("pg").expect("a consumer").invisible_for(HOUR);
+    for deliveries in 0..DELIVERIES {
+        let popped = consumer.pop("Popped", PATIENCE);
+        // The first is there; who waits for the next hears of the lease's end, not of the end of his patience.
+        let (popped, ()) = tokio::join!(popped, async {
+            if deliveries > 0 {
+                cluster.advance(HOUR).await.expect("advanced");
+            }
+        });
+        let popped = popped.expect("a pop");
+        assert_eq!(popped.iter().map(|message| message.reconsume_times()).collect::<Vec<_>>(), [deliveries]);
+    }
+    cluster.advance(HOUR).await.expect("advanced");
+    let mut dead = reader(&cluster, &client, "%DLQ%pg").await;
+    assert_eq!(next(&mut dead).await, ["poison"]);
+    assert_eq!(visible(&dead).await, 1, "once");
     client.shutdown().await;
     cluster.shutdown().await;
 }
