@@ -39,6 +39,18 @@ enum What {
     Compare(compare::Flags),
 }
 
+impl What {
+    /// As the command line calls it.
+    fn name(&self) -> &'static str {
+        match self {
+            What::Send(_) => "send",
+            What::Consume(_) => "consume",
+            What::E2e(_) => "e2e",
+            What::Compare(_) => "compare",
+        }
+    }
+}
+
 /// What every measurement needs to know.
 #[derive(Args, Debug, Clone)]
 pub struct Common {
@@ -78,35 +90,36 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs it.
 pub async fn run(env: &Env, flags: &Flags) -> Result<(), String> {
-    let (common, name) = match &flags.what {
-        What::Send(flags) => (&flags.common, "send"),
-        What::Consume(flags) => (&flags.common, "consume"),
-        What::E2e(flags) => (&flags.common, "e2e"),
-        What::Compare(flags) => {
-            return compare::run(env, flags).await.map_err(|error| format!("bench compare: {error}"));
-        }
+    let name = flags.what.name();
+    let ran = match &flags.what {
+        What::Send(flags) => report(env, name, &flags.common, async || send::measure(env, flags).await).await,
+        What::Consume(flags) => report(env, name, &flags.common, async || consume::measure(env, flags).await).await,
+        What::E2e(flags) => report(env, name, &flags.common, async || e2e::measure(env, flags).await).await,
+        What::Compare(flags) => compare::run(env, flags).await,
     };
-    let measure = async {
-        let baseline = baseline::measure(env, &common.baseline_dir).await?;
-        let mut runs = Vec::new();
-        for run in 1..=common.runs.max(1) {
-            if !common.json {
-                eprintln!("bench {name}: run {run} of {}, {} s", common.runs.max(1), common.seconds);
-            }
-            runs.push(match &flags.what {
-                What::Send(flags) => send::measure(env, flags).await?,
-                What::Consume(flags) => consume::measure(env, flags).await?,
-                What::E2e(flags) => e2e::measure(env, flags).await?,
-                What::Compare(_) => unreachable!("it has a report of its own"),
-            });
+    ran.map_err(|error| format!("bench {name}: {error}"))
+}
+
+/// Measures as often as is asked for, beside the raw disk, and prints the run with the median rate.
+async fn report(
+    env: &Env,
+    name: &'static str,
+    common: &Common,
+    measure: impl AsyncFn() -> Result<Measured, AnyError>,
+) -> Result<(), AnyError> {
+    let baseline = baseline::measure(env, &common.baseline_dir).await?;
+    let mut runs = Vec::new();
+    for run in 1..=common.runs.max(1) {
+        if !common.json {
+            eprintln!("bench {name}: run {run} of {}, {} s", common.runs.max(1), common.seconds);
         }
-        runs.sort_by(|a, b| a.messages_per_s.total_cmp(&b.messages_per_s));
-        let median = runs.swap_remove(runs.len() / 2);
-        // Asked behind the runs: a leader that has just taken office may not be known to the NameServers before.
-        let durability = durability(env, common).await?;
-        Ok::<_, AnyError>(Report::new(name, durability, common, &baseline, median))
-    };
-    let report = measure.await.map_err(|error| format!("bench {name}: {error}"))?;
+        runs.push(measure().await?);
+    }
+    runs.sort_by(|a, b| a.messages_per_s.total_cmp(&b.messages_per_s));
+    let median = runs.swap_remove(runs.len() / 2);
+    // Asked behind the runs: a leader that has just taken office may not be known to the NameServers before.
+    let durability = durability(env, common).await?;
+    let report = Report::new(name, durability, common, &baseline, median);
     if common.json {
         println!("{}", serde_json::to_string(&report).expect("plain values"));
     } else {
