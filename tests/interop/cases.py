@@ -280,18 +280,22 @@ def trace(bench):
     demand(compare.exactly_once(sent, received))
 
 
+def dead_letters(bench, count):
+    """What lies in the group's dead-letter topic, once so many are there."""
+    topic = f"%DLQ%{bench.group}"
+    remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, topic), DEAD_LETTER_S, f"a route of {topic}")
+    reader = bench.consumer(topic=topic, group=f"{bench.group}-dlq")
+    bench.await_deliveries(count, reader)
+    return bench.received(reader)
+
+
 def retry_dlq(bench):
     """Every attempt fails: the first delivery, the retries, then the dead-letter topic, each once."""
     remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
     consumer = bench.consumer("--fail-times", 99, "--max-reconsume", RETRIES, "--retry-level", 1)
     bench.probe([consumer])
     sent = bench.sent(bench.producer())
-    dead_letters = f"%DLQ%{bench.group}"
-    remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, dead_letters), DEAD_LETTER_S,
-                             f"a route of {dead_letters}")
-    reader = bench.consumer(topic=dead_letters, group=f"{bench.group}-dlq")
-    bench.await_deliveries(len(sent), reader)
-    received, dead = bench.received(consumer), bench.received(reader)
+    dead, received = dead_letters(bench, len(sent)), bench.received(consumer)
     shown = sent
     if not bench.client.sees_every_attempt:  # perhaps none of a message's: then only the dead letter tells of them
         bodies = {line["body"] for line in received}
@@ -427,12 +431,7 @@ def pop_dlq(bench):
     remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
     consumer, = pop_consumers(bench, 1, "--fail-times", 99, "--max-reconsume", RETRIES)
     sent = bench.sent(bench.producer())
-    dead_letters = f"%DLQ%{bench.group}"
-    remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, dead_letters), DEAD_LETTER_S,
-                             f"a route of {dead_letters}")
-    reader = bench.consumer(topic=dead_letters, group=f"{bench.group}-dlq")
-    bench.await_deliveries(len(sent), reader)
-    received, dead = bench.received(consumer), bench.received(reader)
+    dead, received = dead_letters(bench, len(sent)), bench.received(consumer)
     demand(compare.exactly_once(sent, dead, same=["id"]) + compare.tried(dead, RETRIES + 1)
            + compare.at_least_once(sent, received) + compare.retried(received, RETRIES))
 
