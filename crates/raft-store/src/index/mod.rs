@@ -7,14 +7,15 @@
 //! Rows are a set: a replay that adds them again adds nothing.
 //!
 //! - Derived. The newest rows are in memory; a derived sync seals them into a part: sorted, immutable, checksummed.
+//! - A part of keys says of which times its rows are: who asks about other times reads nothing of it.
 //! - A part is merged with the one before it until that one is more than twice as large, so there are few of them; rows of
 //!   keys, of which every message has some, only up to a size at which reading a part through is still nothing.
 //!
 //! ```text
 //! index/<sequence, 20 digits>          by-reference rows     pages of 4096 bytes, little-endian
 //! index/<sequence, 20 digits>.keys     rows of keys
-//! page 0   0 magic u32 "RMQX" or "RMQK" | 4 version u8 = 1 | 5 zero u8 x 3 | 8 row count u64
-//!          16 keys only: highest physical offset of a row u64
+//! page 0   0 magic u32 "RMQX" or "RMQK" | 4 version u8 = 1, of keys 2 | 5 zero u8 x 3 | 8 row count u64
+//!          keys only: 16 highest physical offset of a row u64 | 24 lowest visible at i64 | 32 highest visible at i64
 //! page n   0 row count u16 | 2 zero u16 | 4 zero u32 | 8 rows, ascending:
 //!            by reference, 24 bytes: physical offset u64 | topic id u32 | queue u32 | queue offset u64
 //!            keys, 40 bytes: hash u64 | visible at i64 | physical offset u64 | topic id u32 | queue u32 | queue offset u64
@@ -228,8 +229,15 @@ impl<R: Row> Index<R> {
             return Ok(found);
         }
         let searched: io::Result<_> = aside(&self.env, async move {
-            for part in parts {
-                part.find(first, last, limit, &mut found).await?;
+            // The newest first: when enough is found, older parts need not be looked into.
+            let mut first = first;
+            for part in parts.iter().rev() {
+                if let Some(least) = found.first().filter(|_| found.len() >= limit) {
+                    first = *least;
+                }
+                if part.may_hold(&first, &last) {
+                    part.find(first, last, limit, &mut found).await?;
+                }
                 while surplus(&found) > 0 {
                     found.pop_first();
                 }
@@ -269,27 +277,18 @@ impl Index<IndexRow> {
 
 impl Index<KeyRow> {
     /// From now on it is known without a look into parts which keys are new among those of the last `span_ms`. To be
-    /// called before rows are added: reads those of the newest parts that are as young as that.
+    /// called before rows are added: reads the parts that have rows as young as that, and no others.
     pub async fn remember(&self, span_ms: i64) -> io::Result<()> {
         let parts = self.inner.read().parts.clone();
-        let (mut since, mut young) = (Timestamp(i64::MIN), Vec::new());
-        // Rows are sealed in the order in which they were added: no part has a younger one than the part behind it.
-        for part in parts.iter().rev() {
-            let (mut rows, mut newest) = (Rows::of(part), None);
+        let newest = parts.iter().map(|part| part.bounds.newest.0).max().unwrap_or(i64::MIN);
+        let (since, mut young) = (Timestamp(newest.saturating_sub(span_ms)), Vec::new());
+        for part in parts.iter().filter(|part| part.bounds.newest >= since) {
+            let mut rows = Rows::of(part);
             while rows.peek().await?.is_some() {
                 let KeyRow { hash, visible_at, .. } = rows.next().expect("peeked");
-                newest = newest.max(Some(visible_at));
-                // Rows are in the order of their hashes: what is too old for one that was seen need not be kept.
-                if visible_at.0 >= newest.unwrap_or(visible_at).0.saturating_sub(span_ms) {
+                if visible_at >= since {
                     young.push((visible_at, hash));
                 }
-            }
-            if let Some(newest) = newest.filter(|_| since.0 == i64::MIN) {
-                since = Timestamp(newest.0.saturating_sub(span_ms));
-            }
-            young.retain(|(time, _)| *time >= since);
-            if newest.is_some_and(|newest| newest < since) {
-                break;
             }
         }
         young.sort_unstable();
@@ -532,6 +531,64 @@ mod tests {
             (1_000_005, 2_000, true),
         ] {
             assert_eq!(index.is_new(hash, Timestamp(from)), is_new, "{hash} from {from}");
+        }
+    }
+
+    /// From now on every look into the rows of these parts fails.
+    fn make_unreadable(disk: &SimDisk, parts: impl IntoIterator<Item = u64>) {
+        for sequence in parts {
+            let path = Path::new("/index").join(part_name::<KeyRow>(sequence));
+            disk.fail_reads(path, PAGE_BYTES as u64..u64::MAX);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_about_some_times_reads_no_part_that_has_none_of_them() {
+        let rng = Rng::seeded(8);
+        let disk = SimDisk::new(rng.fork());
+        let index = open_keys(&disk, None).await.unwrap();
+        // Parts of falling size, which are not merged: of the times 0..=90, 100..=190, 200..=290, 300..=390.
+        let mut parts = Vec::new();
+        for (part, count) in [(0, 1_000), (1, 400), (2, 150), (3, 50)] {
+            let rows = (0..count).map(|n| KeyRow { hash: n / 10, ..key_row(&rng, part * 100 + n as i64 % 10 * 10) });
+            parts = index.seal(rows.collect(), None).await.unwrap().parts;
+        }
+        assert_eq!(parts.len(), 4);
+        let reopened = async |readable: &[usize]| {
+            let mount = disk.fork();
+            let hidden = parts.iter().enumerate().filter(|(part, _)| !readable.contains(part));
+            make_unreadable(&mount, hidden.map(|(_, sequence)| *sequence));
+            open_keys(&mount, Some(&parts)).await.unwrap()
+        };
+        let find = async |readable: &[usize], times: RangeInclusive<i64>, limit| {
+            let times = Timestamp(*times.start())..=Timestamp(*times.end());
+            reopened(readable).await.find(4, times, limit).await.map(|found| found.len()).map_err(|error| error.kind())
+        };
+        for (readable, times, limit, found) in [
+            // Times of one part, of two, of some between two, of some before and behind all of them.
+            (&[1][..], 100..=190, 99, 10),
+            (&[1, 2][..], 190..=200, 99, 2),
+            (&[][..], 91..=99, 99, 0),
+            (&[][..], i64::MIN..=-1, 99, 0),
+            (&[][..], 391..=i64::MAX, 99, 0),
+            // Enough is found in the newest ones; else the next one is looked into.
+            (&[3][..], 0..=i64::MAX, 10, 10),
+            (&[2, 3][..], 0..=i64::MAX, 11, 11),
+            (&[0, 1, 2, 3][..], i64::MIN..=i64::MAX, 99, 40),
+        ] {
+            assert_eq!(find(readable, times.clone(), limit).await, Ok(found), "{times:?}, {readable:?}");
+            for part in readable {
+                let others: Vec<usize> = readable.iter().copied().filter(|other| other != part).collect();
+                assert!(find(&others, times.clone(), limit).await.is_err(), "{times:?} without part {part}");
+            }
+        }
+        // A start reads what is as young as the span behind the newest, 390.
+        for (readable, span_ms) in [(&[3][..], 99), (&[2, 3][..], 100), (&[2, 3][..], 199), (&[1, 2, 3][..], 200)] {
+            let index = reopened(readable).await;
+            index.remember(span_ms).await.unwrap();
+            assert!(!index.is_new(4, Timestamp(390 - span_ms)) && index.is_new(4_000, Timestamp(390 - span_ms)));
+            assert!(!index.is_new(4_000, Timestamp(389 - span_ms)), "of what is older nothing is known");
+            assert!(reopened(&readable[1..]).await.remember(span_ms).await.is_err(), "{span_ms} ms need all of these");
         }
     }
 

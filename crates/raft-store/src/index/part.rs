@@ -11,9 +11,8 @@ use env::disk::Open;
 use env::{Env, File};
 
 use super::row::{KeyRow, Row, u64_at};
-use crate::position::PhysicalOffset;
+use crate::position::{PhysicalOffset, Timestamp};
 
-const VERSION: u8 = 1;
 pub const PAGE_BYTES: usize = 4096;
 pub(super) const ROWS_AT: usize = 8;
 /// What the name of a part ends with while it is written.
@@ -39,16 +38,42 @@ fn checked_page(page: &[u8], sequence: u64, number: u64) -> Option<&[u8]> {
     (checksum == page_checksum(content, sequence, number)).then_some(content)
 }
 
-fn head_page<R: Row>(sequence: u64, row_count: u64, highest: PhysicalOffset) -> Vec<u8> {
+fn head_page<R: Row>(sequence: u64, row_count: u64, bounds: Bounds) -> Vec<u8> {
     let mut page = vec![0; PAGE_BYTES];
     page[0..4].copy_from_slice(&R::MAGIC);
-    page[4] = VERSION;
+    page[4] = R::VERSION;
     page[8..16].copy_from_slice(&row_count.to_le_bytes());
     if !R::IS_BY_PLACE {
-        page[16..24].copy_from_slice(&highest.0.to_le_bytes());
+        page[16..24].copy_from_slice(&bounds.highest.0.to_le_bytes());
+        page[24..32].copy_from_slice(&bounds.oldest.0.to_le_bytes());
+        page[32..40].copy_from_slice(&bounds.newest.0.to_le_bytes());
     }
     seal_page(&mut page, sequence, 0);
     page
+}
+
+/// What the head of a part says of its rows, unless they are in the order of their places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// The last record that one is of.
+    highest: PhysicalOffset,
+    /// When the first of them became visible,
+    pub oldest: Timestamp,
+    /// and the last. Before `oldest` if there are no rows.
+    pub newest: Timestamp,
+}
+
+impl Bounds {
+    const OF_NONE: Bounds =
+        Bounds { highest: PhysicalOffset(0), oldest: Timestamp(i64::MAX), newest: Timestamp(i64::MIN) };
+
+    fn with(self, row: &impl Row) -> Bounds {
+        let highest = self.highest.max(row.physical_offset());
+        match row.hash() {
+            Some((_, at)) => Bounds { highest, oldest: self.oldest.min(at), newest: self.newest.max(at) },
+            None => Bounds { highest, ..self },
+        }
+    }
 }
 
 fn rows_page<R: Row>(sequence: u64, number: u64, rows: &[R]) -> Vec<u8> {
@@ -69,7 +94,7 @@ pub(super) struct Part<R> {
     file: Arc<dyn File>,
     pub row_count: u64,
     /// As the head says it.
-    highest: PhysicalOffset,
+    pub bounds: Bounds,
     rows: PhantomData<R>,
 }
 
@@ -78,11 +103,16 @@ impl<R: Row> Part<R> {
         let file = env.disk.open(&dir.join(part_name::<R>(sequence)), Open::ToRead).await?;
         let page = file.read_at(0, PAGE_BYTES).await?;
         let content = checked_page(&page, sequence, 0).ok_or_else(|| damaged(sequence))?;
-        if content[0..4] != R::MAGIC || content[4] != VERSION {
+        if content[0..4] != R::MAGIC {
             return Err(damaged(sequence));
         }
-        let (row_count, highest) = (u64_at(content, 8), PhysicalOffset(u64_at(content, 16)));
-        let part = Part { sequence, file, row_count, highest, rows: PhantomData };
+        if content[4] != R::VERSION {
+            let what = format!("index part {sequence} has version {}, not {}", content[4], R::VERSION);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let time = |at| Timestamp(u64_at(content, at) as i64);
+        let bounds = Bounds { highest: PhysicalOffset(u64_at(content, 16)), oldest: time(24), newest: time(32) };
+        let part = Part { sequence, file, row_count: u64_at(content, 8), bounds, rows: PhantomData };
         match part.file.len()? == (1 + part.page_count()) * PAGE_BYTES as u64 {
             true => Ok(part),
             false => Err(damaged(sequence)),
@@ -97,7 +127,7 @@ impl<R: Row> Part<R> {
     pub async fn highest(&self) -> io::Result<Option<PhysicalOffset>> {
         match self.page_count().checked_sub(1) {
             Some(last) if R::IS_BY_PLACE => Ok(self.rows(last, 1).await?.last().map(R::physical_offset)),
-            Some(_) => Ok(Some(self.highest)),
+            Some(_) => Ok(Some(self.bounds.highest)),
             None => Ok(None),
         }
     }
@@ -118,6 +148,14 @@ impl<R: Row> Part<R> {
             return Err(damaged(self.sequence));
         }
         Ok(rows)
+    }
+
+    /// Whether a row between `first` and `last` may be here, which are of one hash if they have any: by their times.
+    pub fn may_hold(&self, first: &R, last: &R) -> bool {
+        match (first.hash(), last.hash()) {
+            (Some((_, from)), Some((_, to))) => self.bounds.oldest <= to && self.bounds.newest >= from,
+            _ => true,
+        }
     }
 
     /// Adds the rows between `first` and `last`, and these, to `found`; of many about `limit`, the last ones.
@@ -181,15 +219,15 @@ pub(super) struct PartWriter<R> {
     next_page: u64,
     rows: Vec<R>,
     last: Option<R>,
-    highest: PhysicalOffset,
+    bounds: Bounds,
 }
 
 impl<R: Row> PartWriter<R> {
     pub async fn begin(env: &Env, dir: &Path, sequence: u64) -> io::Result<PartWriter<R>> {
         let file = env.disk.open(&beside::<R>(dir, sequence), Open::OrCreate).await?;
         file.set_len(0).await?;
-        let highest = PhysicalOffset::default();
-        Ok(PartWriter { file, sequence, row_count: 0, next_page: 1, rows: Vec::new(), last: None, highest })
+        let (rows, last, bounds) = (Vec::new(), None, Bounds::OF_NONE);
+        Ok(PartWriter { file, sequence, row_count: 0, next_page: 1, rows, last, bounds })
     }
 
     pub async fn add(&mut self, row: R) -> io::Result<()> {
@@ -198,7 +236,7 @@ impl<R: Row> PartWriter<R> {
         }
         assert!(self.last < Some(row), "rows of a part ascend");
         self.last = Some(row);
-        self.highest = self.highest.max(row.physical_offset());
+        self.bounds = self.bounds.with(&row);
         self.row_count += 1;
         self.rows.push(row);
         if self.rows.len() == R::PER_PAGE * MERGE_PAGES as usize { self.flush().await } else { Ok(()) }
@@ -218,12 +256,12 @@ impl<R: Row> PartWriter<R> {
     /// The part, durable and under its name.
     pub async fn finish(mut self, env: &Env, dir: &Path) -> io::Result<Part<R>> {
         self.flush().await?;
-        let PartWriter { file, sequence, row_count, highest, .. } = self;
-        file.write_at(0, &[Bytes::from(head_page::<R>(sequence, row_count, highest))]).await?;
+        let PartWriter { file, sequence, row_count, bounds, .. } = self;
+        file.write_at(0, &[Bytes::from(head_page::<R>(sequence, row_count, bounds))]).await?;
         file.sync_data().await?;
         env.disk.rename(&beside::<R>(dir, sequence), &dir.join(part_name::<R>(sequence))).await?;
         env.disk.sync_dir(dir).await?;
-        Ok(Part { sequence, file, row_count, highest, rows: PhantomData })
+        Ok(Part { sequence, file, row_count, bounds, rows: PhantomData })
     }
 }
 
@@ -260,7 +298,8 @@ pub async fn read_part<R: Row>(env: &Env, dir: &Path, sequence: u64) -> Result<V
         let read = part.rows(page, 1).await.map_err(|error| (Some(page + 1), error))?;
         rows.extend(read);
     }
-    match rows.len() as u64 == part.row_count && rows.is_sorted() {
+    let is_bounded = R::IS_BY_PLACE || part.bounds == rows.iter().fold(Bounds::OF_NONE, Bounds::with);
+    match rows.len() as u64 == part.row_count && rows.is_sorted() && is_bounded {
         true => Ok(rows),
         false => Err((None, damaged(sequence))),
     }
@@ -283,7 +322,8 @@ mod tests {
         let page = rows_page(5, 1, &[row(1), row(2)]);
         assert_eq!(page[..16], [2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(page[16..40], [2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-        let checksums = [head_page::<IndexRow>(5, 2, PhysicalOffset(2)), page]
+        let bounds = [row(1), row(2)].iter().fold(Bounds::OF_NONE, Bounds::with);
+        let checksums = [head_page::<IndexRow>(5, 2, bounds), page]
             .map(|page| u32::from_le_bytes(page[4092..].try_into().unwrap()));
         assert_eq!(checksums, [3_738_306_635, 1_438_710_665]);
 
@@ -294,8 +334,9 @@ mod tests {
             queue: QueueId { topic: TopicId(4), queue: 5 },
             queue_offset: QueueOffset(6),
         };
-        let (head, page) = (head_page::<KeyRow>(5, 1, PhysicalOffset(3)), rows_page(5, 1, &[row]));
-        assert_eq!((&head[..4], head[16]), (&b"RMQK"[..], 3));
+        let bounds = Bounds { oldest: Timestamp(1), ..Bounds::OF_NONE.with(&row) };
+        let (head, page) = (head_page::<KeyRow>(5, 1, bounds), rows_page(5, 1, &[row]));
+        assert_eq!((&head[..5], head[16], head[24], head[32]), (&b"RMQK\x02"[..], 3, 1, 2));
         let numbers: Vec<u8> = page[8..48].iter().copied().filter(|byte| *byte != 0).collect();
         assert_eq!((numbers, page[32], page[36]), (vec![1, 2, 3, 4, 5, 6], 4, 5));
         assert_eq!(KeyRow::decode(&page[8..48]), row);

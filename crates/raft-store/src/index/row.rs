@@ -32,12 +32,15 @@ pub struct KeyRow {
 /// A kind of rows. Their order is that of their fields.
 pub trait Row: Copy + Ord + std::fmt::Debug + Send + Sync + 'static {
     const MAGIC: [u8; 4];
+    /// Of the layout of parts.
+    const VERSION: u8;
     const BYTES: usize;
     /// Of file names.
     const SUFFIX: &'static str;
     /// Parts that would have more together are not merged.
     const MERGED_ROWS_MAX: u64;
-    /// Whether the last row of a part is also that of the last record; else the head says where that is.
+    /// Whether the last row of a part is also that of the last record; else the head says where that is, and of which
+    /// times the rows are.
     const IS_BY_PLACE: bool;
 
     const PER_PAGE: usize = (PAGE_BYTES - ROWS_AT - 4) / Self::BYTES;
@@ -46,7 +49,7 @@ pub trait Row: Copy + Ord + std::fmt::Debug + Send + Sync + 'static {
     fn decode(bytes: &[u8]) -> Self;
     fn physical_offset(&self) -> PhysicalOffset;
 
-    /// The hash by which it is looked for, and its time, if whether there is one is asked often.
+    /// The hash by which it is looked for, and its time, of a kind that is looked for by these.
     fn hash(&self) -> Option<(u64, Timestamp)> {
         None
     }
@@ -62,6 +65,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 impl Row for IndexRow {
     const MAGIC: [u8; 4] = *b"RMQX";
+    const VERSION: u8 = 1;
     const BYTES: usize = 24;
     const SUFFIX: &'static str = "";
     const MERGED_ROWS_MAX: u64 = u64::MAX;
@@ -89,6 +93,7 @@ impl Row for IndexRow {
 
 impl Row for KeyRow {
     const MAGIC: [u8; 4] = *b"RMQK";
+    const VERSION: u8 = 2;
     const BYTES: usize = 40;
     const SUFFIX: &'static str = ".keys";
     const MERGED_ROWS_MAX: u64 = 4 << 20;
