@@ -16,11 +16,15 @@ use env::Env;
 use protocol::body::{LockBatchRequest, LockBatchResponse, MessageQueue, SubscriptionGroupConfig};
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
-use protocol::header::CreateTopicRequest;
+use protocol::header::{
+    BoundaryType, CreateTopicRequest, OffsetResponse, QueryMessageRequest, SearchOffsetRequest, ViewMessageRequest,
+};
+use protocol::message_id::MessageId;
 use protocol::record::RecordView;
 use raft_store::position::QueueId;
+use remoting::NoRequests;
 use tests::raw::{Heard, RawConnection, encoded};
-use tests::wait::until_there;
+use tests::wait::{until, until_there};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -550,6 +554,269 @@ async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
     late_consumer.shutdown().await;
     client.shutdown().await;
     cluster.shutdown().await;
+}
+
+/// Something that a person or a tool wants to know of messages, and what any replica must answer.
+#[derive(Debug)]
+struct Question {
+    request: RemotingCommand,
+    answer: Answered,
+}
+
+/// As many messages are asked for: fewer than have one key.
+const ANSWER_MESSAGES: usize = 20;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Answered {
+    Offset(i64),
+    Messages(Vec<String>),
+    /// There is no such message, or none any more; it is said in these words, and more.
+    NotFound(ResponseCode, String),
+}
+
+impl Question {
+    fn search(topic: &str, timestamp: i64, boundary_type: BoundaryType, offset: i64) -> Question {
+        let header = SearchOffsetRequest { topic: topic.to_owned(), timestamp, boundary_type, ..Default::default() };
+        let request = RemotingCommand::request_with(RequestCode::SEARCH_OFFSET_BY_TIMESTAMP, &header);
+        Question { request, answer: Answered::Offset(offset) }
+    }
+
+    fn by_key(topic: &str, key: &str, unique: bool, times: std::ops::RangeInclusive<i64>, bodies: &[&str]) -> Question {
+        let header = QueryMessageRequest {
+            topic: topic.to_owned(),
+            key: key.to_owned(),
+            max_num: ANSWER_MESSAGES as i32,
+            begin_timestamp: *times.start(),
+            end_timestamp: *times.end(),
+            unique_key_query: unique,
+            ..QueryMessageRequest::default()
+        };
+        let answer = match bodies {
+            [] => Answered::NotFound(ResponseCode::QUERY_NOT_FOUND, "can not find message".to_owned()),
+            bodies => Answered::Messages(bodies.iter().copied().map(str::to_owned).collect()),
+        };
+        Question { request: RemotingCommand::request_with(RequestCode::QUERY_MESSAGE, &header), answer }
+    }
+
+    /// By its offset id; the body if it is kept.
+    fn view(offset_id: &str, body: Option<&str>) -> Question {
+        let id: MessageId = offset_id.parse().expect("an offset id");
+        let header = ViewMessageRequest { offset: id.physical_offset, ..ViewMessageRequest::default() };
+        let answer = match body {
+            // RocketMQ's answer, and why.
+            None => {
+                let words = format!("can not find message by the offset, {}: kept is what lies at", id.physical_offset);
+                Answered::NotFound(ResponseCode::SYSTEM_ERROR, words)
+            }
+            Some(body) => Answered::Messages(vec![body.to_owned()]),
+        };
+        Question { request: RemotingCommand::request_with(RequestCode::VIEW_MESSAGE_BY_ID, &header), answer }
+    }
+
+    /// Puts it to a replica; panics if it answers anything else. Whether it answered: nobody may lead just now.
+    async fn is_answered(&self, client: &remoting::Client<NoRequests>, replica: &str) -> bool {
+        let Ok(response) = client.call(replica, self.request.clone(), PATIENCE).await else { return false };
+        let code = response.response_code();
+        let given = match &self.answer {
+            _ if code == ResponseCode::SERVICE_NOT_AVAILABLE => return false,
+            Answered::Offset(_) if code == ResponseCode::SUCCESS => {
+                Answered::Offset(response.header::<OffsetResponse>().expect("an offset").offset)
+            }
+            Answered::NotFound(code_wanted, words) if code == *code_wanted => {
+                assert!(response.remark_text().starts_with(words), "{replica}: {self:?}: {response:?}");
+                Answered::NotFound(code, words.clone())
+            }
+            _ if code == ResponseCode::SUCCESS => {
+                let body = |record: &bytes::Bytes| {
+                    let record = RecordView::parse(record).expect("a record");
+                    String::from_utf8(record.body().to_vec()).expect("text")
+                };
+                let records = protocol::record::split(&response.body).map(|record| body(&record.expect("whole")));
+                Answered::Messages(records.collect())
+            }
+            _ => panic!("{replica}: {self:?}: {response:?}"),
+        };
+        assert_eq!(given, self.answer, "{replica}: {self:?}");
+        true
+    }
+}
+
+/// Puts all questions to a replica while somebody leads.
+async fn answers_all(client: &remoting::Client<NoRequests>, replica: &str, questions: &[Question]) {
+    for some in questions.chunks(32) {
+        let answered =
+            futures::future::join_all(some.iter().map(|question| question.is_answered(client, replica))).await;
+        assert!(answered.iter().all(|answered| *answered), "{replica}: {some:?}: {answered:?}");
+    }
+}
+
+/// A message of the story below.
+struct Asked {
+    body: String,
+    receipt: SendReceipt,
+    stored_ms: i64,
+}
+
+/// All that can be asked about the messages of queue 0, and the answers: by RocketMQ's rules, from `min` on they are kept.
+fn questions_about(topic: &str, asked: &[Asked], min: i64) -> Vec<Question> {
+    let kept: Vec<&Asked> = asked.iter().filter(|one| one.receipt.queue_offset >= min).collect();
+    let max = asked.len() as i64;
+    let around = asked.iter().flat_map(|one| one.stored_ms - 1..=one.stored_ms + 1);
+    let times: BTreeSet<i64> = around.chain([0, i64::MAX]).collect();
+    let mut questions = Vec::new();
+    for time in times {
+        let lower = kept.iter().find(|one| one.stored_ms >= time).map_or(max, |one| one.receipt.queue_offset);
+        let upper = kept.iter().rfind(|one| one.stored_ms <= time).map_or(min, |one| one.receipt.queue_offset);
+        questions.push(Question::search(topic, time, BoundaryType::Lower, lower));
+        questions.push(Question::search(topic, time, BoundaryType::Upper, upper));
+    }
+    for one in asked {
+        let body = (one.receipt.queue_offset >= min).then_some(one.body.as_str());
+        let bodies = body.as_slice();
+        let at = one.stored_ms..=one.stored_ms;
+        questions.push(Question::by_key(topic, &one.body, false, 0..=i64::MAX, bodies));
+        questions.push(Question::by_key(topic, &one.body, false, at, bodies));
+        questions.push(Question::by_key(topic, &one.body, false, one.stored_ms + 1..=i64::MAX, &[]));
+        questions.push(Question::by_key(topic, &one.receipt.unique_key, true, 0..=i64::MAX, bodies));
+        questions.push(Question::view(&one.receipt.offset_message_id, body));
+    }
+    // One key that all of them have: of those that are kept the newest, of one time those of that time.
+    let newest: Vec<&str> = kept.iter().rev().take(ANSWER_MESSAGES).rev().map(|one| one.body.as_str()).collect();
+    questions.push(Question::by_key(topic, "all", false, 0..=i64::MAX, &newest));
+    let middle = kept[kept.len() / 2].stored_ms;
+    let of_then: Vec<&str> = kept.iter().filter(|one| one.stored_ms == middle).map(|one| one.body.as_str()).collect();
+    questions.push(Question::by_key(topic, "all", false, middle..=middle, &of_then));
+    questions
+}
+
+/// Messages are looked for by time, key, unique key, offset id after retention has taken the first ones: at the leader, at a
+/// follower that saw it all, at one that was away and began with an image, and while the leader dies. Each gives the same
+/// answers, those of RocketMQ, and says of what is gone that it is not there, not that something is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_about_messages_are_answered_alike_by_all_replicas_after_retention_and_while_the_leader_dies() {
+    const SEGMENT: u64 = 16 << 20;
+    const LIMIT: u64 = 2 * SEGMENT;
+    const TOPIC: &str = "Asked";
+    const COUNT: i64 = 120;
+    let _machine = MACHINE.lock().await;
+    let retention = Retention {
+        bytes: Some(LIMIT),
+        look_interval: Duration::from_millis(100),
+        warning_level_percent: 100,
+        ..Retention::default()
+    };
+    let messages = MessagePolicy { idempotent_window: Duration::from_millis(100), ..MessagePolicy::default() };
+    let cluster = Cluster::builder().messages(messages).retention(retention).segment_bytes(SEGMENT);
+    let mut cluster = cluster.start().await.expect("a cluster");
+    make_topic(&cluster, TOPIC, 1).await;
+    make_topic(&cluster, "Bulk", 1).await;
+    let client = client_of(&cluster);
+    let producer = producer_of(&client);
+
+    let admin = admin_of(&cluster);
+    let at = |cluster: &Cluster, node: usize| cluster.address(node).to_string();
+
+    // Two small ones with a megabyte beside them, again and again. A pair often has one store time.
+    let bulk = bytes::Bytes::from(vec![b'x'; 1_000_000]);
+    let send = async |number: usize| {
+        let body = format!("asked-{number}");
+        let message = Message::new(TOPIC, body.clone()).with_key(&body).with_key("all");
+        (body, producer.send(message).await.expect("sent"))
+    };
+    let (mut sent, mut stored) = (Vec::new(), BTreeMap::new());
+    let group = |cluster: &Cluster, node: usize| cluster.broker(node).expect("alive").groups()[0].raft().clone();
+    let leader = cluster.leader().await.expect("a leader");
+    let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let mut away_since = None;
+    while sent.len() < COUNT as usize {
+        let bulky = producer.send(Message::new("Bulk", bulk.clone()));
+        let (one, two, bulky) = tokio::join!(send(sent.len()), send(sent.len() + 1), bulky);
+        bulky.expect("sent");
+        sent.extend([one, two]);
+        stored.extend(read_times(&admin, &at(&cluster, leader), TOPIC, stored.len() as i64).await);
+        if sent.len() == 20 {
+            away_since = group(&cluster, away).log().last();
+            cluster.kill(away).await;
+        }
+    }
+    let purged = |node: usize| group(&cluster, node).log().last_purged();
+    let is_trimmed = async || {
+        let raft = group(&cluster, leader);
+        let kept = raft.log().tip().end.physical_offset.0 - raft.reader().min_physical().0;
+        kept <= LIMIT && purged(leader) > away_since
+    };
+    until(PATIENCE, "the log is as short as it may be", is_trimmed).await;
+    cluster.restart(away).await.expect("it starts again");
+    let applied = |node: usize| group(&cluster, node).reader().applied();
+    let is_equal = async || group(&cluster, away).is_caught_up() && (0..3).all(|node| applied(node) == applied(leader));
+    until(PATIENCE, "the one that was away is equal to the others", is_equal).await;
+    assert!(group(&cluster, away).log().last_purged() > away_since, "it began with an image");
+
+    let min = admin.min_offset(&at(&cluster, leader), TOPIC, 0).await.expect("an offset");
+    assert!(min > 20 && min < COUNT - 20, "of {COUNT} messages the first is {min}");
+    assert_eq!(admin.max_offset(&at(&cluster, leader), TOPIC, 0).await.expect("an offset"), COUNT);
+    let asked =
+        |(body, receipt): (String, SendReceipt)| Asked { body, stored_ms: stored[&receipt.queue_offset], receipt };
+    let mut asked: Vec<Asked> = sent.into_iter().map(asked).collect();
+    asked.sort_by_key(|one| one.receipt.queue_offset);
+    let questions = Arc::new(questions_about(TOPIC, &asked, min));
+    let wire = remoting::Client::new(&Env::real(), remoting::Limits::default(), Arc::new(NoRequests));
+    for node in [leader, other, away] {
+        answers_all(&wire, &at(&cluster, node), &questions).await;
+    }
+
+    // Both followers are asked all the time, a moment before the leader dies, while nobody leads, and after that.
+    let stop = Arc::new(AtomicBool::new(false));
+    let asker = |node: usize| {
+        let (wire, stop, questions, replica) = (wire.clone(), stop.clone(), questions.clone(), at(&cluster, node));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let count = answered.clone();
+        let asker = tokio::spawn(async move {
+            for question in questions.iter().cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                count.fetch_add(usize::from(question.is_answered(&wire, &replica).await), Ordering::Relaxed);
+            }
+        });
+        (asker, answered)
+    };
+    let askers = [other, away].map(asker);
+    let count = || askers.iter().map(|(_, answered)| answered.load(Ordering::Relaxed)).min().unwrap_or(0);
+    until(PATIENCE, "both answer", async || count() > 10).await;
+    cluster.kill(leader).await;
+    let next = cluster.leader().await.expect("another leader");
+    assert_ne!(next, leader);
+    let before = count();
+    until(PATIENCE, "both answer again", async || count() > before + 10).await;
+    stop.store(true, Ordering::Relaxed);
+    for (asker, _) in askers {
+        asker.await.expect("whatever was answered was right");
+    }
+    for node in [other, away] {
+        answers_all(&wire, &at(&cluster, node), &questions).await;
+    }
+    println!("{} questions, from offset {min} on; then {next} led", questions.len());
+    wire.close().await;
+    admin.close().await;
+    client.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// When each message of queue 0 was stored, by its offset, from `from` on.
+async fn read_times(admin: &Admin, replica: &str, topic: &str, from: i64) -> BTreeMap<i64, i64> {
+    let (mut times, mut next) = (BTreeMap::new(), from);
+    loop {
+        let pulled = admin.pull(replica, "audit", topic, 0, next, 32).await.expect("an answer");
+        if pulled.code != ResponseCode::SUCCESS {
+            return times;
+        }
+        for record in &pulled.records {
+            let record = RecordView::parse(record).expect("a whole record");
+            times.insert(record.queue_offset(), record.store_timestamp());
+        }
+        next = pulled.bounds.next_begin_offset;
+    }
 }
 
 fn log_dir_of(cluster: &Cluster, node: usize) -> std::path::PathBuf {

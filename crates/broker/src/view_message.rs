@@ -64,8 +64,11 @@ impl BrokerGroup {
     pub(crate) async fn message_at(&self, offset: i64) -> Result<FoundMessage, RequestError> {
         let not_found = || RequestError::Failed(format!("can not find message by the offset, {offset}"));
         let at = PhysicalOffset(u64::try_from(offset).map_err(|_| not_found())?);
-        if at < self.reader.min_physical() {
-            return Err(not_found());
+        let begin = self.reader.min_physical();
+        if at < begin {
+            let remark =
+                format!("can not find message by the offset, {offset}: kept is what lies at {begin} or behind");
+            return Err(RequestError::Failed(remark));
         }
         let size = self.reader.record(at, 4).await.map_err(|_| not_found())?;
         let size = u32::from_be_bytes(size.as_ref().try_into().map_err(|_| not_found())?);
