@@ -13,7 +13,7 @@ pub type Queue = u32;
 /// A map whose order, which nothing depends on, is the same in every run.
 type Index<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
-/// A value that was to be appended.
+/// A value that was to be appended. All that was sent under one unique key is one of these.
 #[derive(Clone, Copy, Debug)]
 pub struct Send {
     /// Where to.
@@ -35,6 +35,21 @@ pub struct Send {
 }
 
 impl Send {
+    /// Takes in how the same message fared when it was sent again under its unique key.
+    fn join(&mut self, again: &Send) {
+        let is_better = match (self.outcome, again.outcome) {
+            // It is there when the first answer says so.
+            (Outcome::Ok, Outcome::Ok) => again.end < self.end,
+            (Outcome::Ok, _) | (Outcome::Info, Outcome::Info | Outcome::Fail) => false,
+            (Outcome::Info, Outcome::Ok) | (Outcome::Fail, Outcome::Ok | Outcome::Info) => true,
+            // It can take effect as long as one of them can.
+            (Outcome::Fail, Outcome::Fail) => again.end > self.end,
+        };
+        if is_better {
+            (self.outcome, self.offset, self.end) = (again.outcome, again.offset, again.end);
+        }
+    }
+
     /// Whether an acknowledgement means that the message is visible.
     pub fn is_plain(&self) -> bool {
         self.delay_ms.is_none() && !self.is_half
@@ -145,7 +160,8 @@ impl Log {
             return Err(malformed(call.invocation, "as many answers as sends"));
         }
         let delay_ms = number(call.invocation, "delay-ms")?;
-        let is_half = call.invocation.extra("transaction").and_then(Edn::as_bool) == Some(true);
+        let is_half = flag(call.invocation, "transaction");
+        let is_again = flag(call.invocation, "again");
         for (k, item) in asked.iter().enumerate() {
             let (queue, value) = match item.as_vector() {
                 Some([f, queue, Edn::Int(value)]) if f.as_keyword() == Some("send") => (queue_of(queue), *value),
@@ -159,10 +175,17 @@ impl Log {
                 })?,
             };
             let (start, end, outcome) = (call.start, call.end(), call.outcome());
-            if self.by_value.insert(value, self.sends.len() as u32).is_some() {
-                return Err(malformed(call.invocation, "values that are sent once"));
+            let send = Send { queue, value, offset, outcome, start, end, delay_ms, is_half };
+            match self.by_value.get(&value).map(|first| &mut self.sends[*first as usize]) {
+                None => {
+                    self.by_value.insert(value, self.sends.len() as u32);
+                    self.sends.push(send);
+                }
+                Some(first) if is_again && first.queue == queue => first.join(&send),
+                Some(_) => {
+                    return Err(malformed(call.invocation, "values that are sent once, or :again to their queue"));
+                }
             }
-            self.sends.push(Send { queue, value, offset, outcome, start, end, delay_ms, is_half });
         }
         Ok(())
     }
@@ -251,6 +274,11 @@ pub fn queue_of(edn: &Edn) -> Option<Queue> {
     edn.as_int().and_then(|queue| Queue::try_from(queue).ok())
 }
 
+/// Whether there is `true` under a key.
+pub fn flag(operation: &Operation, key: &str) -> bool {
+    operation.extra(key).and_then(Edn::as_bool) == Some(true)
+}
+
 /// The natural number under a key, if there is one.
 pub fn number(operation: &Operation, key: &str) -> Result<Option<u64>, Malformed> {
     let natural = |edn: &Edn| edn.as_int().and_then(|number| u64::try_from(number).ok());
@@ -280,6 +308,7 @@ fn items<'a>(operation: &Operation, value: &'a Edn) -> Result<&'a [Edn], Malform
 mod tests {
     use super::*;
     use crate::checker::testing::history;
+    use crate::history::NEVER;
 
     fn refused(text: &str, why: &str) {
         let error = Log::of(&history(text)).expect_err(why).to_string();
@@ -295,8 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_again_is_one_send_that_ends_as_the_best_of_them() {
+        let joined = |ends: [&str; 3]| {
+            let sent = |(k, end): (usize, &str)| {
+                let place = if end == "ok" { "[4 10]" } else { "10" };
+                format!("[{k} :invoke :send [[:send 1 10]] :again true] [{k} :{end} :send [[:send 1 {place}]]] ")
+            };
+            let log = Log::of(&history(&ends.into_iter().enumerate().map(sent).collect::<String>())).unwrap();
+            let [send] = log.sends[..] else { panic!("one send: {:?}", log.sends) };
+            (send.outcome, send.offset, send.start, send.end)
+        };
+        assert_eq!(joined(["info", "ok", "ok"]), (Outcome::Ok, Some(4), 0, 3));
+        assert_eq!(joined(["ok", "fail", "info"]), (Outcome::Ok, Some(4), 0, 1));
+        assert_eq!(joined(["fail", "info", "fail"]), (Outcome::Info, None, 0, NEVER));
+        assert_eq!(joined(["fail", "fail", "fail"]), (Outcome::Fail, None, 0, 5));
+    }
+
+    #[test]
     fn a_harness_that_records_wrongly_is_told() {
         refused("[0 :invoke :send [[:send 1 10]]] [1 :invoke :send [[:send 1 10]]]", "values that are sent once");
+        refused("[0 :invoke :send [[:send 1 10]]] [1 :invoke :send [[:send 2 10]] :again true]", "to their queue");
         refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send [[:send 2 [0 10]]]]", "[[:send queue [offset value]]]");
         refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send [[:send 1 [0 11]]]]", "[[:send queue [offset value]]]");
         refused("[0 :invoke :send [[:send 1 10]]] [0 :ok :send []]", "as many answers as sends");

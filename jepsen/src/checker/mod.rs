@@ -8,7 +8,7 @@
 //!
 //! | `:f` | `:value` of the invocation → of the `:ok` | extra keys |
 //! |---|---|---|
-//! | `:send` | `[[:send q v]]` → `[[:send q [o v]]]` | `:delay-ms`, `:transaction true` |
+//! | `:send` | `[[:send q v]]` → `[[:send q [o v]]]` | `:delay-ms`, `:transaction true`; `:again true` under the unique key that it had, and then `:duplicate` of the `:ok` |
 //! | `:end` | `[v :commit]`, `[v :rollback]`: the end of a transaction, as its producer asks for it | |
 //! | `:check` | `[v nil]` → `[v :commit]`, `[v :rollback]`, `[v nil]`: a producer is asked, and answers | |
 //! | `:settle` | `nil`: no transaction waits for its end any more | |
@@ -26,7 +26,7 @@
 //! | `:metadata-scan` | `nil` → `{key v}`, everything that one replica knows at the end | `:node` |
 //! | `:chain`, `:state-hash` | `nil` → `{node [index hash]}` | |
 //!
-//! Values are unique integers. A message that is sent twice is two values.
+//! Values are unique integers. A message that is sent twice is two values, unless it is sent `:again`.
 
 pub mod append;
 pub mod bounds;
@@ -42,6 +42,7 @@ pub mod metadata;
 pub mod offsets;
 pub mod one_value;
 pub mod orderly;
+pub mod resends;
 pub mod stats;
 pub mod transactions;
 pub mod verdict;
@@ -114,6 +115,11 @@ pub const CLAUSES: &[Clause] = &[
         check: leases::check,
     },
     Clause { name: "delay", promise: "A delayed message is never early, and becomes visible.", check: delay::check },
+    Clause {
+        name: "resends",
+        promise: "A message sent again under its unique key is one message, and every answer names its place.",
+        check: resends::check,
+    },
     Clause {
         name: "transactions",
         promise: "A committed half message appears, a rolled-back one never; the end is final.",

@@ -6,6 +6,7 @@
 mod append;
 mod consumption;
 mod delay;
+mod idempotent;
 pub(super) mod metadata;
 mod offsets;
 mod pop;
@@ -69,6 +70,8 @@ pub enum Workload {
     Metadata,
     /// Half messages that are committed, rolled back, both, or left to whoever is asked; and polls.
     Transactions,
+    /// Messages that are sent again on purpose under their unique keys, and polls.
+    Idempotent,
 }
 
 impl Workload {
@@ -83,6 +86,7 @@ impl Workload {
             Workload::Pop => "pop",
             Workload::Metadata => "metadata",
             Workload::Transactions => "transactions",
+            Workload::Idempotent => "idempotent",
         }
     }
 
@@ -95,6 +99,7 @@ impl Workload {
             Workload::Pop => Some(pop::TOPIC),
             Workload::Delay => Some(delay::TOPIC),
             Workload::Transactions => Some(transactions::TOPIC),
+            Workload::Idempotent => Some(idempotent::TOPIC),
             Workload::Offsets | Workload::Metadata => None,
         }
     }
@@ -112,6 +117,9 @@ impl Workload {
             Workload::Pop => &["append", "one-value", "loss", "delivery", "leases", "equality", "liveness", "stats"],
             Workload::Metadata => &["metadata", "equality", "liveness", "stats"],
             Workload::Transactions => &["one-value", "visibility", "transactions", "equality", "liveness", "stats"],
+            Workload::Idempotent => {
+                &["append", "one-value", "loss", "visibility", "resends", "equality", "liveness", "stats"]
+            }
         }
     }
 }
@@ -281,6 +289,7 @@ impl Clients {
             Workload::Pop => pop::start(&mut clients, rng).await,
             Workload::Metadata => metadata::start(&mut clients, rng),
             Workload::Transactions => transactions::start(&mut clients, rng).await,
+            Workload::Idempotent => idempotent::start(&mut clients, rng, senders),
         }?;
         Ok(clients)
     }
@@ -374,9 +383,14 @@ impl Worker {
 
     /// Records how a change ended; `true` if it was done. After an error it goes elsewhere, a little later.
     async fn ended(&mut self, outcome: Result<Edn, Failure>) -> io::Result<bool> {
+        self.ended_with(outcome, Vec::new()).await
+    }
+
+    /// The same, with what else the answer said if it was done.
+    async fn ended_with(&mut self, outcome: Result<Edn, Failure>, extra: Vec<(&str, Edn)>) -> io::Result<bool> {
         match outcome {
             Ok(value) => {
-                self.recorded.ok(value, Vec::new())?;
+                self.recorded.ok(value, extra)?;
                 self.site.succeeded();
                 return Ok(true);
             }
