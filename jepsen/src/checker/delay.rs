@@ -1,17 +1,21 @@
-//! Clause "delay": a delayed message is never early, and becomes visible.
+//! Clause "delay": a delayed message is never early, and becomes visible; one that is recalled never does.
 //!
 //! A message cannot be stored before its send was invoked, so it may not be seen before that and its delay have passed, less
 //! the declared bound of the clocks. How late it is counts from its acknowledgement; one of unknown outcome may have waited in
-//! a cut link for as long as its connection lives, and its delay begins where it is stored. O(n log n).
+//! a cut link for as long as its connection lives, and its delay begins where it is stored. A recall that failed has changed
+//! nothing; one of unknown outcome may or may not have been in time. O(n log n).
 //!
 //! - `early`: seen before its time.
 //! - `late`: seen later than the declared limit after its time, with no fault at work since.
 //! - `lost`: acknowledged, its time and the limit are over, the readers are done, and nobody has seen it.
+//! - `recalled-seen`: seen, although a recall of it was acknowledged.
+
+use std::collections::BTreeMap;
 
 use super::bounds::MS;
 use super::delivery::delivery;
 use super::liveness::last_disturbance;
-use super::log::Send;
+use super::log::{Send, malformed};
 use super::verdict::percentiles;
 use super::{Checked, Evidence, Verdict};
 use crate::history::edn::Edn;
@@ -30,12 +34,15 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     let readers_done = readers_done(evidence);
     let mut lateness = Vec::new();
     let mut pending = 0_u64;
-    for (send, seen) in log.sends.iter().zip(&seen) {
+    let recalls = recalls(evidence)?;
+    for (k, (send, seen)) in (0..).zip(log.sends.iter().zip(&seen)) {
         let Some(delay) = send.delay_ms.map(|delay_ms| delay_ms * MS) else { continue };
         let acknowledged = history.operations().get(send.end as usize).filter(|_| send.outcome == Outcome::Ok);
         let due = acknowledged.map(|acknowledged| acknowledged.time + delay);
+        let recalled = recalls.get(&k).map(|recalls| recalls.outcome());
         let Some(seen) = seen.map(|seen| history.at(seen)) else {
             match (due, readers_done) {
+                _ if matches!(recalled, Some(Outcome::Ok | Outcome::Info)) => {}
                 (Some(due), Some(done)) if due + bounds.late_limit <= done => {
                     verdict.anomaly("lost", || shown(send, evidence, &[]));
                 }
@@ -43,6 +50,9 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
             }
             continue;
         };
+        if recalled == Some(Outcome::Ok) {
+            verdict.anomaly("recalled-seen", || shown(send, evidence, &[("seen", seen.time)]));
+        }
         let earliest = (history.at(send.start).time + delay).saturating_sub(bounds.clock_bound);
         if seen.time < earliest {
             verdict.anomaly("early", || shown(send, evidence, &[("seen", seen.time), ("by-ns", earliest - seen.time)]));
@@ -61,7 +71,42 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     lateness.sort_unstable();
     verdict.figure("seen-count", lateness.len());
     verdict.figure("lateness-ns", percentiles(&lateness));
+    let count = |which: fn(&Recalls) -> bool| recalls.values().filter(|recalls| which(recalls)).count();
+    verdict.figure("recalled-count", count(|recalls| recalls.ok > 0));
+    verdict.figure("recalled-twice-count", count(|recalls| recalls.ok > 1));
+    verdict.figure("recall-too-late-count", count(|recalls| recalls.outcome() == Outcome::Fail));
+    verdict.figure("recall-unknown-count", count(|recalls| recalls.outcome() == Outcome::Info));
     Ok(Some(verdict))
+}
+
+/// How often somebody wanted a message recalled, and how that ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recalls {
+    ok: u32,
+    unknown: u32,
+}
+
+impl Recalls {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Recalls { ok: 0, unknown: 0 } => Outcome::Fail,
+            Recalls { ok: 0, .. } => Outcome::Info,
+            _ => Outcome::Ok,
+        }
+    }
+}
+
+/// The recalls of each send.
+fn recalls(evidence: &Evidence<'_>) -> Result<BTreeMap<u32, Recalls>, Malformed> {
+    let mut recalls: BTreeMap<u32, Recalls> = BTreeMap::new();
+    for call in evidence.history.calls_of("recall") {
+        let send = call.invocation.value.as_int().and_then(|value| evidence.log.send_of(value));
+        let send = send.ok_or_else(|| malformed(call.invocation, "a value that was sent"))?;
+        let recalls = recalls.entry(send).or_default();
+        recalls.ok += u32::from(call.outcome() == Outcome::Ok);
+        recalls.unknown += u32::from(call.outcome() == Outcome::Info);
+    }
+    Ok(recalls)
 }
 
 /// Of each send the first operation that shows its value: a poll or final read that completed, a delivery that began.
@@ -153,5 +198,34 @@ mod tests {
         assert_eq!(anomalies(check, &drained(17000)), [("lost", 1)]);
         assert_eq!(validity(check, &drained(16999)), Validity::Unknown, "its time is not surely over");
         assert_eq!(validity(check, SENT), Validity::Unknown, "nobody looked");
+    }
+
+    fn recalled(end: &str, history: &str) -> String {
+        format!("{SENT} [3 :invoke :recall 10] {end} {}", history.strip_prefix(SENT).expect("what was sent"))
+    }
+
+    #[test]
+    fn what_is_recalled_is_not_owed_and_what_perhaps_is_neither() {
+        assert_eq!(validity(check, &recalled("[3 :ok :recall 10]", &drained(17000))), Validity::Valid);
+        let unknown = "[3 :info :recall 10]";
+        assert_eq!(validity(check, &recalled(unknown, &drained(17000))), Validity::Valid, "it was in time");
+        assert_eq!(validity(check, &recalled(unknown, &seen(7000))), Validity::Valid, "it was not");
+        let again = "[3 :info :recall 10] [4 :invoke :recall 10] [4 :ok :recall 10]";
+        assert_eq!(validity(check, &recalled(again, &drained(17000))), Validity::Valid);
+        assert_eq!(validity(check, &recalled("[3 :fail :recall 10]", &seen(7000))), Validity::Valid, "too late");
+    }
+
+    #[test]
+    fn recalled_seen() {
+        let ok = "[3 :ok :recall 10]";
+        assert_eq!(anomalies(check, &recalled(ok, &seen(7000))), [("recalled-seen", 1)]);
+        assert_eq!(anomalies(check, &recalled(ok, &consumed(7000))), [("recalled-seen", 1)]);
+        let unknown_first = format!("[3 :info :recall 10] [4 :invoke :recall 10] {}", ok.replace("[3", "[4"));
+        assert_eq!(anomalies(check, &recalled(&unknown_first, &seen(7000))), [("recalled-seen", 1)]);
+    }
+
+    #[test]
+    fn lost_though_its_recall_failed() {
+        assert_eq!(anomalies(check, &recalled("[3 :fail :recall 10]", &drained(17000))), [("lost", 1)]);
     }
 }

@@ -9,6 +9,7 @@
 //! | `:f` | `:value` of the invocation → of the `:ok` | extra keys |
 //! |---|---|---|
 //! | `:send` | `[[:send q v]]` → `[[:send q [o v]]]` | `:delay-ms`, `:transaction true`; `:again true` under the unique key that it had, and then `:duplicate` of the `:ok` |
+//! | `:recall` | `v`: it is delayed, and is not to be seen; a `:fail` has changed nothing | |
 //! | `:end` | `[v :commit]`, `[v :rollback]`: the end of a transaction, as its producer asks for it | |
 //! | `:check` | `[v nil]` → `[v :commit]`, `[v :rollback]`, `[v nil]`: a producer is asked, and answers | |
 //! | `:settle` | `nil`: no transaction waits for its end any more | |
@@ -114,7 +115,11 @@ pub const CLAUSES: &[Clause] = &[
         promise: "A popped message is in one consumer's hands at a time; what was acknowledged does not come again.",
         check: leases::check,
     },
-    Clause { name: "delay", promise: "A delayed message is never early, and becomes visible.", check: delay::check },
+    Clause {
+        name: "delay",
+        promise: "A delayed message is never early, and becomes visible; one that is recalled never does.",
+        check: delay::check,
+    },
     Clause {
         name: "resends",
         promise: "A message sent again under its unique key is one message, and every answer names its place.",

@@ -60,7 +60,7 @@ pub enum Workload {
     Offsets,
     /// Push consumers that come, go and crash, some messages that always fail, and what lies in the dead-letter queue.
     Delivery,
-    /// Messages with a delay level, and polls.
+    /// Messages with a delay level, some of them recalled, and polls.
     Delay,
     /// Orderly push consumers that come, go and crash.
     Orderly,
