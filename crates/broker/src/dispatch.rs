@@ -220,9 +220,19 @@ pub async fn dispatch(
     }
 }
 
-/// Carries the request out here or at the leader, and tries again as long as it was certainly not carried out.
+/// Carries the request out here or at the leader.
 async fn at_leader(broker: &Arc<BrokerGroup>, route: &Route, call: &Call) -> Answer {
     let _work = broker.work.begin();
+    let mut in_doubt = false;
+    let answer = tried_at_leader(broker, route, call, &mut in_doubt).await;
+    let is_done = matches!(&answer, Ok(answer) if answer.is_success());
+    // Whatever the last copy met, an earlier one may yet be carried out.
+    if in_doubt && !is_done { Err(RequestError::Unknown) } else { answer }
+}
+
+/// Tries again as long as it was certainly not carried out, or nothing changes if it is carried out twice. `in_doubt`: an
+/// earlier try may have had its effect.
+async fn tried_at_leader(broker: &Arc<BrokerGroup>, route: &Route, call: &Call, in_doubt: &mut bool) -> Answer {
     let arrived = broker.env.clock.monotonic();
     let patience = (arrived + broker.config.limits.leader_wait).min(call.deadline);
     loop {
@@ -232,12 +242,58 @@ async fn at_leader(broker: &Arc<BrokerGroup>, route: &Route, call: &Call) -> Ans
             Leader::At(leader) if call.is_forwarded => return Err(RequestError::NotLeader { leader: Some(leader) }),
             Leader::At(leader) => forward::forward(broker, call, &leader).await,
         };
-        match answer {
-            Err(RequestError::NotLeader { leader }) if broker.env.clock.monotonic() < patience => {
+        let may_try_again = match &answer {
+            Err(RequestError::NotLeader { leader }) => {
                 tracing::debug!(code = call.request.code, ?leader, "certainly not carried out; looking for the leader");
-                broker.role_changed_within(NEXT_TRY).await;
+                true
             }
-            answer => return answer,
+            Err(RequestError::Unknown) => match Repeat::of(broker, call) {
+                Repeat::Reads => true,
+                Repeat::ChangesNothing => {
+                    *in_doubt = true;
+                    true
+                }
+                Repeat::IsAnother => false,
+            },
+            _ => false,
+        };
+        if !may_try_again || broker.env.clock.monotonic() >= patience {
+            return answer;
+        }
+        broker.role_changed_within(NEXT_TRY).await;
+    }
+}
+
+/// What a request does that may have been carried out before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    /// It has no effect in any case.
+    Reads,
+    /// It is answered as it was the first time.
+    ChangesNothing,
+    /// The same once more.
+    IsAnother,
+}
+
+impl Repeat {
+    fn of(broker: &BrokerGroup, call: &Call) -> Repeat {
+        match call.request.request_code() {
+            RequestCode::QUERY_CONSUMER_OFFSET
+            | RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
+            | RequestCode::GET_MAX_OFFSET
+            | RequestCode::GET_MIN_OFFSET
+            | RequestCode::GET_EARLIEST_MSG_STORETIME
+            | RequestCode::PULL_MESSAGE
+            | RequestCode::LITE_PULL_MESSAGE
+            | RequestCode::VIEW_MESSAGE_BY_ID
+            | RequestCode::QUERY_MESSAGE
+            | RequestCode::NOTIFICATION
+            | RequestCode::PEEK_MESSAGE
+            | RequestCode::POLLING_INFO => Repeat::Reads,
+            // The first end counts.
+            RequestCode::END_TRANSACTION => Repeat::ChangesNothing,
+            _ if send::is_stored_once(broker, call) => Repeat::ChangesNothing,
+            _ => Repeat::IsAnother,
         }
     }
 }

@@ -114,7 +114,8 @@ impl BrokerGroup {
         all
     }
 
-    fn is_idempotent(&self, call: &Call, topic: &str) -> bool {
+    /// Whether this request's sends to the topic look at unique keys.
+    pub(crate) fn is_idempotent(&self, call: &Call, topic: &str) -> bool {
         if names::group_of_retry_topic(topic).is_some() || names::group_of_dlq_topic(topic).is_some() {
             return false;
         }

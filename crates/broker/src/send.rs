@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use env::Env;
 use protocol::batch;
-use protocol::code::ResponseCode;
+use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{DUPLICATE, SendMessageRequest, SendMessageResponse};
 use protocol::message_id::{MessageId, UniqueKey};
@@ -64,6 +64,23 @@ pub async fn send(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     } else {
         send_one(broker, call, &header, queue).await
     }
+}
+
+/// Whether the request is a send whose messages are stored once however often it comes: each has a key of its own, and the
+/// keys are looked at.
+pub(crate) fn is_stored_once(broker: &BrokerGroup, call: &Call) -> bool {
+    let code = call.request.request_code();
+    if !matches!(code, RequestCode::SEND_MESSAGE | RequestCode::SEND_MESSAGE_V2 | RequestCode::SEND_BATCH_MESSAGE) {
+        return false;
+    }
+    let Ok(header) = SendMessageRequest::of(&call.request) else { return false };
+    let has_key = |properties: &str| Found::in_properties(properties).unique_key.is_some();
+    let have_keys = if header.batch {
+        batch::decode(&call.request.body).is_ok_and(|all| all.iter().all(|message| has_key(message.properties)))
+    } else {
+        has_key(header.properties.as_deref().unwrap_or(""))
+    };
+    have_keys && broker.is_idempotent(call, &header.topic)
 }
 
 async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest, queue: Target) -> Answer {

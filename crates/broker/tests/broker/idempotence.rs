@@ -1,8 +1,9 @@
 //! Idempotent send: a message that is sent again under its unique key is stored once, however its copies come.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use broker::config::MessagePolicy;
 use bytes::BytesMut;
 use env::Env;
 use protocol::batch::{self, InnerMessage};
@@ -201,7 +202,7 @@ async fn of_a_batch_what_is_new_is_stored() {
 /// once in the end, and its copies have been told the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_on_both_sides_of_a_killed_leader_are_one_message() {
-    let three = Three::start_with(vec![Env::real(); 3], vec![], MessagePolicy::clone).await;
+    let three = Three::start(vec![]).await;
     let leader = three.leader().await;
     for at in 0..3 {
         until("they know", async || three.group(at).status().is_ready).await;
@@ -245,6 +246,62 @@ async fn copies_on_both_sides_of_a_killed_leader_are_one_message() {
     let mut bodies = pulled.bodies();
     bodies.sort_unstable();
     let mut expected: Vec<&str> = keys.iter().map(String::as_str).chain(["makes the topic"]).collect();
+    expected.sort_unstable();
+    assert_eq!(bodies, expected);
+}
+
+/// A follower passes messages on while the leader dies, and has no answer for some: with keys of their own they are carried
+/// out by the next leader, each once, and nobody who sent one hears anything of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_passed_on_to_a_leader_that_dies_is_carried_out_by_the_next() {
+    const SENDERS: usize = 16;
+    const BEFORE: usize = 100;
+    let patience = Duration::from_secs(30);
+    let three = Three::start_with(vec![Env::real(); 3], vec![], |group| {
+        (group.limits.leader_wait, group.limits.send_deadline) = (patience, patience);
+    })
+    .await;
+    let leader = three.leader().await;
+    let other = (leader + 1) % 3;
+    until("it knows", async || three.group(other).status().is_ready).await;
+    let wire = Wire::to(three.group(other));
+    wire.sent("T", "makes the topic", &[]).await;
+    let (stored, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (client, address) = (wire.client.clone(), wire.address.clone());
+            let (stored, stop) = (stored.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut sent = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let key = format!("{sender}-{}", sent.len());
+                    let request = marked(send_request("T", &[("UNIQ_KEY", &key)]), key.clone());
+                    let answer = client.call(&address, request, patience).await.expect("an answer");
+                    assert_eq!(answer.code, 0, "{key}: {}", answer.remark_text());
+                    sent.push(key);
+                    stored.fetch_add(1, Ordering::Relaxed);
+                }
+                sent
+            })
+        })
+        .collect();
+    let stored = || stored.load(Ordering::Relaxed);
+    until("messages are taken", async || stored() >= BEFORE).await;
+    three.brokers[leader].kill().await;
+    let at_the_kill = stored();
+    until("they are again", async || stored() >= at_the_kill + BEFORE).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut expected = vec!["makes the topic".to_owned()];
+    for sender in senders {
+        expected.extend(sender.await.expect("every message was stored"));
+    }
+    let mut bodies = Vec::new();
+    while bodies.len() < expected.len() {
+        let request = PullMessageRequest { max_msg_nums: 1000, ..pull_request("T", bodies.len() as i64) };
+        bodies.extend(wire.pull(request).await.bodies().into_iter().map(str::to_owned));
+    }
+    assert_eq!(wire.max_offset("T").await, expected.len() as i64, "each once");
+    bodies.sort_unstable();
     expected.sort_unstable();
     assert_eq!(bodies, expected);
 }

@@ -327,7 +327,7 @@ async fn in_order_one_batch_is_out_and_the_next_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_outlive_their_leader_and_any_replica_may_be_asked() {
-    let three = Three::start_with(vec![Env::real(); 3], vec![], Clone::clone).await;
+    let three = Three::start(vec![]).await;
     let leader = three.leader().await;
     let follower = (leader + 1) % 3;
     until("the follower knows", async || three.group(follower).status().is_ready).await;

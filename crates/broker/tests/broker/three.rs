@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use broker::config::{BrokerConfig, MessagePolicy};
+use broker::config::{BrokerConfig, GroupConfig};
 use broker::{Broker, BrokerGroup};
 use env::disk::simulated::SimDisk;
 use env::{Env, Rng};
@@ -28,18 +28,14 @@ impl Three {
 
     /// Each in surroundings of its own.
     async fn start_in(envs: Vec<Env>, name_servers: Vec<String>) -> Three {
-        Three::start_with(envs, name_servers, MessagePolicy::clone).await
+        Three::start_with(envs, name_servers, |_| {}).await
     }
 
-    /// With other rules for messages.
-    pub async fn start_with(
-        envs: Vec<Env>,
-        name_servers: Vec<String>,
-        rules: impl Fn(&MessagePolicy) -> MessagePolicy,
-    ) -> Three {
+    /// With a configuration that is `change`d.
+    pub async fn start_with(envs: Vec<Env>, name_servers: Vec<String>, change: impl Fn(&mut GroupConfig)) -> Three {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
         let mut groups: Vec<_> = dirs.iter().map(|dir| group_config(dir.path())).collect();
-        groups.iter_mut().for_each(|group| group.messages = rules(&group.messages));
+        groups.iter_mut().for_each(change);
         let founders: Vec<String> = groups.iter().map(|group| group.peer_address.clone()).collect();
         groups.iter_mut().for_each(|group| group.founders = founders.clone());
         let configs: Vec<_> = groups.into_iter().map(|group| broker_config(group, name_servers.clone())).collect();

@@ -221,7 +221,8 @@ async fn a_silent_producer_is_asked_until_it_answers_or_was_asked_often_enough()
 /// Of three producers of a group any may be asked, and one that has left is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_live_producer_of_the_group_is_asked_also_at_a_follower() {
-    let three = Three::start_with(vec![Env::real(); 3], vec![], impatient).await;
+    let three =
+        Three::start_with(vec![Env::real(); 3], vec![], |group| group.messages = impatient(&group.messages)).await;
     let leader = three.leader().await;
     let follower = (leader + 1) % 3;
     until("the follower knows", async || three.group(follower).status().is_ready).await;
@@ -264,7 +265,8 @@ async fn any_live_producer_of_the_group_is_asked_also_at_a_follower() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_leader_ends_transactions_and_asks_about_them() {
     const EACH: usize = 20;
-    let three = Three::start_with(vec![Env::real(); 3], vec![], impatient).await;
+    let three =
+        Three::start_with(vec![Env::real(); 3], vec![], |group| group.messages = impatient(&group.messages)).await;
     let leader = three.leader().await;
     let wire = Wire::to(three.group(leader));
     let mut halves = Vec::new();
