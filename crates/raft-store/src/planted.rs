@@ -84,11 +84,13 @@ pub enum Bug {
     PoppedTwice,
     /// A lease can be ended by one who had the message before.
     AckOfAnother,
+    /// A message that is given up again lies among the dead letters again.
+    DeadLetterTwice,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 38] = [
+    pub const ALL: [Bug; 39] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -127,6 +129,7 @@ impl Bug {
         Bug::ResetUndone,
         Bug::PoppedTwice,
         Bug::AckOfAnother,
+        Bug::DeadLetterTwice,
     ];
 
     /// What it is called on a command line.
@@ -170,6 +173,7 @@ impl Bug {
             Bug::ResetUndone => "reset-undone",
             Bug::PoppedTwice => "popped-twice",
             Bug::AckOfAnother => "ack-of-another",
+            Bug::DeadLetterTwice => "dead-letter-twice",
         }
     }
 }

@@ -179,6 +179,15 @@ pub struct Ack {
     pub end: End<()>,
 }
 
+/// A message that was given up by a group.
+#[derive(Clone, Debug)]
+pub struct GivenUp {
+    /// What it says.
+    pub value: u64,
+    /// What became of that.
+    pub end: End<()>,
+}
+
 /// What a replica holds of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -226,12 +235,16 @@ pub struct History {
     pub grants: Vec<Grant>,
     /// Popped messages.
     pub leases: Vec<Lease>,
+    /// Messages given up, each as often as it was.
+    pub given_up: Vec<GivenUp>,
     /// In the end somebody has popped until nothing was left.
     pub is_drained: bool,
     /// How long a queue lock holds.
     pub lease_ms: u64,
     /// At the end: what each replica holds of each queue. The last queue is that of the delayed.
     pub replicas: BTreeMap<String, Vec<Held>>,
+    /// At the end: the dead letters of the group that gives up, on each replica.
+    pub dead_letters: BTreeMap<String, Held>,
     /// Whether retention lets go what is old.
     pub is_trimmed: bool,
     /// Whether wall clocks were left alone.
@@ -255,6 +268,7 @@ impl History {
     pub fn operations(&self) -> usize {
         let consumed =
             self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len() + self.leases.len();
-        self.appends.len() + self.delayed.len() + self.transactions.len() + self.moves.len() + consumed
+        let told = self.transactions.len() + self.moves.len() + self.given_up.len();
+        self.appends.len() + self.delayed.len() + told + consumed
     }
 }

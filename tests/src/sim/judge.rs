@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::dead_letters::dead_letters_lie_once;
 use super::history::{Copies, End, History, Moment, Move, Recall};
 use super::leases::{leases_hold, nothing_unacknowledged_is_lost};
 use super::registers::{locks_are_exclusive, offsets_are_registers, pushed_offsets_grow};
@@ -23,7 +24,7 @@ type Clause = (&'static str, fn(&History) -> Verdict);
 
 /// Judges all of it; every clause that does not hold.
 pub fn judge(history: &History) -> Vec<Violation> {
-    let clauses: [Clause; 17] = [
+    let clauses: [Clause; 18] = [
         ("appends are linearizable", appends_are_linearizable),
         ("one offset, one value", one_offset_one_value),
         ("nothing acknowledged is lost", nothing_is_lost),
@@ -40,6 +41,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
         ("a transaction ends once", transactions_end_once),
         ("pop leases hold", leases_hold),
         ("nothing popped is lost", nothing_unacknowledged_is_lost),
+        ("a dead letter lies there once", dead_letters_lie_once),
         ("replicas are equal", replicas_are_equal),
     ];
     let judged = clauses.into_iter().map(|(clause, holds)| (clause, holds(history)));

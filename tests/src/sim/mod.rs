@@ -5,14 +5,15 @@
 //! everything is healed, and in the *liveness phase* there must be a leader, service and equal replicas in time.
 //!
 //! - [`plan`]: what a seed decides. [`world`], [`host`]: what there is. [`nemesis`], [`points`]: what is done to it.
-//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`poppers`], [`movers`], [`operators`], [`history`]: what is
-//!   asked and answered.
+//! - [`workload`], [`clients`], [`consumers`], [`transactors`], [`poppers`], [`dead_letters`], [`movers`], [`operators`],
+//!   [`history`]: what is asked and answered.
 //! - [`invariants`], [`judge`], [`registers`], [`leases`]: what must hold.
 //! - [`scenarios`]: what went wrong elsewhere, step by step.
 //! - [`sweep`]: many seeds, one process each. [`planted`]: which of them catch which bug.
 
 pub mod clients;
 pub mod consumers;
+pub mod dead_letters;
 pub mod history;
 pub mod host;
 pub mod invariants;
@@ -252,6 +253,7 @@ impl<'p> Run<'p> {
         clients.extend((0..self.plan.movers).map(|_| world.client("recaller", |caller| caller.recall())));
         clients.extend((0..self.plan.movers).map(|_| world.client("mover", |caller| caller.move_groups())));
         clients.extend((0..self.plan.poppers).map(|_| world.client("popper", |caller| caller.pop())));
+        clients.extend((0..self.plan.givers).map(|_| world.client("giver", |caller| caller.give_up())));
         self.clients = clients;
         self.transactors =
             (0..self.plan.transactors).map(|_| world.client("transactor", |caller| caller.transact())).collect();

@@ -9,9 +9,11 @@ use client::admin::Admin;
 use protocol::body::SubscriptionGroupConfig;
 use protocol::code::ResponseCode;
 use protocol::header::CreateTopicRequest;
+use protocol::names::dlq_topic;
 
 use super::clients::{Caller, shown};
-use super::history::Held;
+use super::dead_letters::GIVING_GROUP;
+use super::history::{End, Held};
 use super::poppers::{POP_GROUP, POP_RETRIES};
 use super::workload::{DELAYED_TOPIC, GROUP, QUEUES, TOPIC, place};
 
@@ -29,6 +31,7 @@ impl Caller {
             ..CreateTopicRequest::default()
         };
         let group = SubscriptionGroupConfig { group_name: GROUP.to_owned(), ..SubscriptionGroupConfig::default() };
+        let givers = SubscriptionGroupConfig::new(GIVING_GROUP);
         let poppers =
             SubscriptionGroupConfig { retry_max_times: POP_RETRIES, ..SubscriptionGroupConfig::new(POP_GROUP) };
         loop {
@@ -36,6 +39,7 @@ impl Caller {
             if admin.put_topic(&broker, &topic(TOPIC, QUEUES)).await.is_ok()
                 && admin.put_topic(&broker, &topic(DELAYED_TOPIC, 1)).await.is_ok()
                 && admin.put_group(&broker, &group).await.is_ok()
+                && (self.work.givers == 0 || admin.put_group(&broker, &givers).await.is_ok())
                 && (self.work.poppers == 0 || admin.put_group(&broker, &poppers).await.is_ok())
             {
                 return;
@@ -70,12 +74,17 @@ impl Caller {
     /// Reads every queue of every replica from where it begins to its end.
     pub async fn audit(self, replicas: Vec<usize>) {
         let admin = self.admin();
+        let are_given_up = self.work.history.borrow().given_up.iter().any(|given| matches!(given.end, End::Ok(..)));
         for at in replicas {
             let address = self.work.brokers[at].to_string();
             let mut queues = Vec::new();
             for queue in 0..=QUEUES {
                 let (topic, queue_id) = place(queue);
                 queues.push(self.all_values(&admin, &address, topic, queue_id).await);
+            }
+            if are_given_up {
+                let dead_letters = self.all_values(&admin, &address, &dlq_topic(GIVING_GROUP), 0).await;
+                self.work.history.borrow_mut().dead_letters.insert(address.clone(), dead_letters);
             }
             self.work.history.borrow_mut().replicas.insert(address, queues);
         }

@@ -157,6 +157,8 @@ pub struct Plan {
     pub movers: usize,
     /// Clients that pop.
     pub poppers: usize,
+    /// Clients that give messages up.
+    pub givers: usize,
     /// Longest pause of a client between two requests.
     pub pause_ms: u64,
     /// How long a queue lock holds.
@@ -222,6 +224,7 @@ impl Plan {
             copiers: 0,
             movers: 0,
             poppers: 0,
+            givers: 0,
             pause_ms: 10,
             lease: Duration::from_secs(1),
             keeps: None,
@@ -255,6 +258,7 @@ impl Plan {
             movers: 0,
             // In another quarter.
             poppers: if matches!(seed % 8, 4 | 5) { 3 } else { 0 },
+            givers: if seed % 16 == 9 { 2 } else { 0 },
             pause_ms: within(&rng, 5..=30),
             faults_ms: within(&rng, 6000..=10_000),
             lease: Duration::from_millis(within(&rng, 300..=1500)),

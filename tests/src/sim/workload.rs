@@ -36,6 +36,8 @@ pub struct Workload {
     pub copies: Copies,
     /// How many clients pop.
     pub poppers: usize,
+    /// How many clients give messages up.
+    pub givers: usize,
     /// Set to let the clients end.
     pub stops: Cell<bool>,
     /// Set when no transaction waits any more: nobody needs to be there to be asked.
@@ -58,6 +60,7 @@ impl Workload {
             // Where retention lets go what was sent a moment ago, nobody remembers it.
             copies: if plan.lets_go() { Copies::Any } else { Copies::Recognised },
             poppers: plan.poppers,
+            givers: plan.givers,
             stops: Cell::new(false),
             is_settled: Cell::new(false),
             next_value: Cell::new(1),

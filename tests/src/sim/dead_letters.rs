@@ -1,0 +1,121 @@
+//! Clients that give messages up, most of them again and again, as consumers do that crash before their offset is stored; and
+//! the judge of that: a message that was given up lies among its group's dead letters, once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::code::RequestCode;
+use protocol::command::RemotingCommand;
+use protocol::header::ConsumerSendMessageBackRequest;
+use protocol::record::RecordView;
+
+use super::clients::{Caller, value_of};
+use super::history::{End, GivenUp, History};
+use super::judge::Verdict;
+use super::workload::TOPIC;
+
+/// Who gives up.
+pub const GIVING_GROUP: &str = "givers";
+
+/// The queue whose messages are given up: one, so that clients meet.
+const QUEUE: i32 = 0;
+
+impl Caller {
+    /// Reads a queue from its beginning, and gives up some of it, at whichever replica answers.
+    pub async fn give_up(mut self) {
+        let admin = self.admin();
+        let mut next = 0;
+        while !self.work.stops.get() {
+            match admin.pull(&self.broker(), GIVING_GROUP, TOPIC, QUEUE, next, 16).await {
+                Ok(pulled) => {
+                    for record in &pulled.records {
+                        let view = RecordView::parse(record).expect("a broker sends whole records");
+                        let value = value_of(view.body());
+                        // The same ones for every client.
+                        if value.is_multiple_of(3) {
+                            for _ in 0..=self.rng.below(3) {
+                                self.give_one_up(view.physical_offset(), value).await;
+                            }
+                        }
+                    }
+                    next = pulled.bounds.next_begin_offset;
+                }
+                Err(_) => self.try_next(),
+            }
+            self.pause().await;
+        }
+    }
+
+    async fn give_one_up(&mut self, physical_offset: i64, value: u64) {
+        let header = ConsumerSendMessageBackRequest {
+            offset: physical_offset,
+            group: GIVING_GROUP.to_owned(),
+            delay_level: -1,
+            origin_topic: Some(TOPIC.to_owned()),
+            ..ConsumerSendMessageBackRequest::default()
+        };
+        let at = self.work.invoke(|history, _| {
+            history.given_up.push(GivenUp { value, end: End::Info });
+            history.given_up.len() - 1
+        });
+        let end = match self.call(RemotingCommand::request_with(RequestCode::CONSUMER_SEND_MSG_BACK, &header)).await {
+            Ok(_) => End::Ok((), self.work.ends(value)),
+            Err(lost) => lost.end(),
+        };
+        self.work.history.borrow_mut().given_up[at].end = end;
+    }
+}
+
+/// Nothing is a dead letter that nobody gave up, or twice; and what was acknowledged is one.
+pub(super) fn dead_letters_lie_once(history: &History) -> Verdict {
+    // Whether somebody was told that it lies there, of all that may.
+    let mut given_up: BTreeMap<u64, bool> = BTreeMap::new();
+    for given in history.given_up.iter().filter(|given| given.end != End::Fail) {
+        *given_up.entry(given.value).or_default() |= given.end != End::Info;
+    }
+    for (replica, held) in &history.dead_letters {
+        let mut lie_there = BTreeSet::new();
+        for (offset, value) in (held.first..).zip(&held.values) {
+            if !given_up.contains_key(value) {
+                return Err(format!("value {value}, dead letter {offset} on {replica}: nobody has given it up"));
+            }
+            if !lie_there.insert(*value) {
+                return Err(format!("value {value}, dead letter {offset} on {replica}, lies there before"));
+            }
+        }
+        let is_missing = |value: &u64| !lie_there.contains(value) && held.first == 0;
+        if let Some((lost, _)) = given_up.iter().find(|(value, is_known)| **is_known && is_missing(value)) {
+            return Err(format!("value {lost} was given up, and is no dead letter on {replica}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::Held;
+    use super::*;
+
+    fn judged(given_up: &[(u64, End<()>)], first: u64, values: &[u64]) -> Verdict {
+        dead_letters_lie_once(&History {
+            given_up: given_up.iter().map(|(value, end)| GivenUp { value: *value, end: end.clone() }).collect(),
+            dead_letters: [("a".to_owned(), Held { first, values: values.to_vec() })].into(),
+            ..History::default()
+        })
+    }
+
+    #[test]
+    fn dead_letters_that_are_twice_there_or_lost_or_made_up_are_told() {
+        let given = [(7, End::Ok((), 1)), (7, End::Ok((), 2)), (8, End::Info), (9, End::Fail)];
+        assert_eq!(judged(&given, 0, &[7]), Ok(()));
+        assert_eq!(judged(&given, 0, &[8, 7]), Ok(()), "nobody knows of 8");
+        assert_eq!(judged(&given, 1, &[8]), Ok(()), "retention has taken 7");
+        for (values, what) in [
+            (&[7, 8, 7][..], "value 7, dead letter 2 on a, lies there before"),
+            (&[8], "value 7 was given up, and is no dead letter on a"),
+            (&[7, 9], "value 9, dead letter 1 on a: nobody has given it up"),
+            (&[7, 6], "value 6, dead letter 1 on a: nobody has given it up"),
+        ] {
+            assert_eq!(judged(&given, 0, values), Err(what.to_owned()));
+        }
+    }
+}
