@@ -192,6 +192,8 @@ pub struct Limits {
     pub sends_in_flight_bytes: usize,
     /// Messages that wait for their time or the end of their transaction.
     pub scheduled_messages: u64,
+    /// Messages of one queue in the hands of one consumer group that pops: `popInflightMessageThreshold`.
+    pub popped_messages: usize,
     /// Client connections.
     pub connections: usize,
     /// Topics, retry and dead-letter topics among them. Also consumer groups.
@@ -238,6 +240,7 @@ impl Default for Limits {
         Limits {
             sends_in_flight_bytes: 256 * 1024 * 1024,
             scheduled_messages: 5_000_000,
+            popped_messages: 10_000,
             connections: 10_000,
             topics: 100_000,
             queues: 1_000_000,

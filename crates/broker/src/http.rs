@@ -260,6 +260,7 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             dead_letters_ever.push((labels(), ever as f64));
         }
     }
+    let pops = pop_numbers(groups);
     let mut lag = Vec::new();
     let mut roles = Vec::new();
     let mut syncs = Vec::new();
@@ -288,7 +289,7 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             roles.push((labels, f64::from(u8::from(holds))));
         }
     }
-    vec![
+    let mut all = vec![
         ("raftmq_role", "1 for the role that this replica has", false, roles),
         (
             "raftmq_ready",
@@ -558,6 +559,35 @@ fn numbers(groups: &[Arc<BrokerGroup>]) -> Vec<Metric> {
             true,
             each(&|group, _| group.rates.get_bytes.total() as f64),
         ),
+    ];
+    all.extend(pops);
+    all
+}
+
+/// What consumer groups pop. Every replica says the same of what it has applied, the counters since its start.
+fn pop_numbers(groups: &[Arc<BrokerGroup>]) -> [Metric; 5] {
+    let [mut in_flight, mut popped, mut acknowledged, mut ended, mut given_up] = [const { Vec::new() }; 5];
+    for group in groups {
+        let tables = group.reader.tables();
+        for ((consumer_group, topic), usage) in tables.pops().usage() {
+            let put = |numbers: &mut Vec<Number>, number: f64| {
+                let name = |label, name: &str| (label, name.to_owned());
+                let group = name("group", group.broker_name());
+                numbers.push((vec![group, name("consumer_group", consumer_group), name("topic", topic)], number));
+            };
+            put(&mut in_flight, usage.in_flight as f64);
+            put(&mut popped, usage.counts.popped as f64);
+            put(&mut acknowledged, usage.counts.acknowledged as f64);
+            put(&mut ended, usage.counts.ended as f64);
+            put(&mut given_up, usage.counts.given_up as f64);
+        }
+    }
+    [
+        ("raftmq_popped_in_flight", "Popped messages that are leased or wait to be popped again", false, in_flight),
+        ("raftmq_popped_messages", "Messages popped, each delivery counted", true, popped),
+        ("raftmq_popped_acknowledged", "Popped messages that were acknowledged", true, acknowledged),
+        ("raftmq_popped_leases_ended", "Leases that ended without an acknowledgement", true, ended),
+        ("raftmq_popped_dead_letters", "Popped messages given up after their last try", true, given_up),
     ]
 }
 

@@ -175,6 +175,7 @@ struct GroupFile {
     waiting_mib: Option<u64>,
     sends_in_flight_mib: Option<usize>,
     scheduled_messages: Option<u64>,
+    popped_messages: Option<usize>,
     connections: Option<usize>,
     topics: Option<usize>,
     queues: Option<u64>,
@@ -391,6 +392,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         limits: Limits {
             sends_in_flight_bytes,
             scheduled_messages: file.scheduled_messages.unwrap_or(limits.scheduled_messages),
+            popped_messages: bounded("popped_messages", file.popped_messages.unwrap_or(limits.popped_messages))?,
             connections: bounded("connections", file.connections.unwrap_or(limits.connections))?,
             topics: bounded("topics", file.topics.unwrap_or(limits.topics))?,
             queues: file.queues.unwrap_or(limits.queues),
@@ -452,7 +454,7 @@ fn name_server_from(text: &str) -> Result<NameServerConfig, Problem> {
 }
 
 /// RocketMQ's names for what has another name here.
-const ROCKETMQ_KEYS: [(&str, &str); 25] = [
+const ROCKETMQ_KEYS: [(&str, &str); 26] = [
     ("autoCreateSubscriptionGroup", "auto_create_groups"),
     ("autoCreateTopicEnable", "auto_create_topics"),
     ("brokerClusterName", "cluster"),
@@ -475,6 +477,7 @@ const ROCKETMQ_KEYS: [(&str, &str); 25] = [
     ("messageDelayLevel", "delay_levels"),
     ("metricsPromExporterPort", "http"),
     ("namesrvAddr", "namesrv"),
+    ("popInflightMessageThreshold", "popped_messages"),
     ("storePathRootDir", "data_dir"),
     ("timerMaxDelaySec", "longest_delay_seconds"),
     ("traceTopicEnable", "trace_topic"),
@@ -590,20 +593,21 @@ founders = ["127.0.0.1:10912"]
     fn units_and_switches_arrive() {
         let text = format!(
             "http = \"\"\nnameserver = \"127.0.0.1:9877\"\n{GROUP}segment_mib = 64\nvip = false\nqueue_lock_ms = 5\n\
-             sends_in_flight_mib = 2\nelection_min_ms = 300\nelection_max_ms = 600\ndelay_levels = \"2s 1h\"\n"
+             sends_in_flight_mib = 2\npopped_messages = 7\nelection_min_ms = 300\nelection_max_ms = 600\ndelay_levels = \"2s 1h\"\n"
         );
         let process = broker_from(&text).expect("it works");
         assert_eq!(process.name_server.expect("asked for").listen.port(), 9877);
         let group = &process.broker.groups[0];
         assert_eq!((process.broker.http, group.vip, group.segment_bytes), (None, false, 64 << 20));
         assert_eq!((group.messages.queue_lock.as_millis(), group.limits.sends_in_flight_bytes), (5, 2 << 20));
+        assert_eq!(group.limits.popped_messages, 7);
         assert_eq!(group.raft.election, (Duration::from_millis(300), Duration::from_millis(600)));
         assert_eq!(group.messages.delay_levels, [Duration::from_secs(2), Duration::from_secs(3600)]);
     }
 
     #[test]
     fn errors_say_file_line_key_and_what_to_do() {
-        let cases: [(String, &str); 22] = [
+        let cases: [(String, &str); 25] = [
             (
                 format!("{GROUP}fileReservedTime = 48"),
                 "broker.toml:7: `fileReservedTime`: unknown key: RocketMQ's name for `file_reserved_hours`",
@@ -662,6 +666,15 @@ founders = ["127.0.0.1:10912"]
                  against a living leader",
             ),
             (format!("{GROUP}topics = 0"), "broker.toml:7: `topics`: 0 would refuse everything"),
+            (format!("{GROUP}popped_messages = 0"), "broker.toml:7: `popped_messages`: 0 would refuse everything"),
+            (
+                format!("{GROUP}popped_messages = -1"),
+                "broker.toml:7: `popped_messages`: invalid value: integer `-1`, expected usize",
+            ),
+            (
+                format!("{GROUP}popInflightMessageThreshold = 1"),
+                "broker.toml:7: `popInflightMessageThreshold`: unknown key: RocketMQ's name for `popped_messages`",
+            ),
             (
                 format!("{GROUP}delay_levels = \"1w\""),
                 "broker.toml:7: `delay_levels`: \"1w\" is not a number and one of s, m, h, d",

@@ -48,9 +48,6 @@ use crate::tables::pops::{Order, Popped};
 /// Messages in one answer.
 const MESSAGES_MAX: i32 = 32;
 
-/// Messages of one queue in the hands of one group: `popInflightMessageThreshold`. Beyond it only these are delivered again.
-const IN_FLIGHT_MAX: usize = 10_000;
-
 /// The longest lease that can be asked for.
 const LONGEST_LEASE_MS: i64 = 24 * 3600 * 1000;
 
@@ -376,13 +373,15 @@ impl BrokerGroup {
             None if ask.begins_at_end && !self.is_young(&key).await? => end,
             None => first,
         };
-        let (again, may_go_on, is_new) = {
+        let (again, new_max, is_new) = {
             let tables = self.reader.tables();
             let pops = tables.pops();
-            let (again, may_go_on) = match ask.is_orderly {
+            // At the limit only those that are in flight are delivered again.
+            let left = self.config.limits.popped_messages.saturating_sub(pops.in_flight(&key));
+            let (again, new_max) = match ask.is_orderly {
                 false => {
                     events.ends_in(pops.next_end_ms(&key, now));
-                    (pops.ended(&key, now, room.messages), pops.in_flight(&key) < IN_FLIGHT_MAX)
+                    (pops.ended(&key, now, room.messages), left)
                 }
                 true => match pops.order(&key, now, &ask.attempt) {
                     Order::Blocked => {
@@ -392,11 +391,11 @@ impl BrokerGroup {
                     Order::Open(mut again) => {
                         let is_short = again.len() < room.messages;
                         again.truncate(room.messages);
-                        (again, is_short)
+                        (again, if is_short { left } else { 0 })
                     }
                 },
             };
-            (again, may_go_on, pops.next(&key).is_none())
+            (again, new_max, pops.next(&key).is_none())
         };
 
         let mut wish = PopWish { queue: queue_id, from, next: from, ..PopWish::default() };
@@ -419,10 +418,10 @@ impl BrokerGroup {
         }
         let mut is_full = false;
         let room = room.less(plan.units.len(), plan.bytes);
-        let may_go_on = may_go_on && wish.wanted.len() + wish.gone.len() == again_count;
+        let may_go_on = new_max > 0 && wish.wanted.len() + wish.gone.len() == again_count;
         if may_go_on && !room.is_none() {
             // What was trimmed is passed over; beyond the end no message is, whoever set the offset there.
-            wanted.records_max = room.messages;
+            wanted.records_max = room.messages.min(new_max);
             let chosen = wanted.choose(self, &queue, from.clamp(first, end.max(first))).await?;
             wish.wanted.extend(chosen.units.iter().map(|(offset, _)| offset.0));
             plan.units.extend(chosen.units.iter().map(|(offset, unit)| (offset.0, *unit)));

@@ -110,6 +110,29 @@ pub struct GivenUp {
     pub deliveries: u32,
 }
 
+/// What became of the messages of a queue that a group has popped, as far as this replica has applied it since its start.
+/// Like a delay's lateness it is counted and not kept: no row says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Deliveries: a message that is popped again counts again.
+    pub popped: u64,
+    /// Messages that were acknowledged.
+    pub acknowledged: u64,
+    /// Leases that ended without that: seen when the message is popped again, given up, or found to be gone.
+    pub ended: u64,
+    /// Messages that were given up after their last try.
+    pub given_up: u64,
+}
+
+/// What a group has popped of a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Messages that are leased, or wait to be popped again.
+    pub in_flight: usize,
+    /// What became of them and of those before.
+    pub counts: Counts,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     row: PopQueue,
@@ -126,6 +149,8 @@ pub struct Pops {
     /// Leases without another try, by their end.
     last: BTreeSet<(i64, OffsetKey, u64)>,
     count: usize,
+    /// Also of queues whose leases were forgotten because somebody set the group's offset.
+    counts: BTreeMap<OffsetKey, Counts>,
 }
 
 impl Pops {
@@ -137,6 +162,22 @@ impl Pops {
     /// How many of them are the group's on that queue.
     pub fn in_flight(&self, key: &OffsetKey) -> usize {
         self.queues.get(key).map_or(0, |queue| queue.leases.len())
+    }
+
+    /// By group and topic, over all its queues.
+    pub fn usage(&self) -> BTreeMap<(&str, &str), Usage> {
+        let mut usage: BTreeMap<(&str, &str), Usage> = BTreeMap::new();
+        for (key, queue) in &self.queues {
+            usage.entry((&key.group, &key.topic)).or_default().in_flight += queue.leases.len();
+        }
+        for (key, counts) in &self.counts {
+            let sum = &mut usage.entry((&key.group, &key.topic)).or_default().counts;
+            sum.popped += counts.popped;
+            sum.acknowledged += counts.acknowledged;
+            sum.ended += counts.ended;
+            sum.given_up += counts.given_up;
+        }
+        usage
     }
 
     /// The offset from which on the group has popped nothing; `None` if it pops from elsewhere, or never did.
@@ -227,6 +268,7 @@ impl Pops {
             .entry(key.clone())
             .or_insert_with(|| Queue { row: PopQueue { next: first, ..PopQueue::default() }, ..Queue::default() });
         let mut popped = Popped { queue: key.queue, messages: Vec::new() };
+        let mut ended = 0;
         let is_again = terms.is_orderly && queue.is_again(terms.attempt);
         if terms.is_orderly && queue.is_held(clock) && !is_again {
             return popped;
@@ -235,6 +277,7 @@ impl Pops {
             if queue.leases.get(offset).is_some_and(|lease| !lease.is_last && lease.ends_ms <= clock) {
                 queue.remove(*offset, &mut self.last, key);
                 self.count -= 1;
+                ended += 1;
             }
         }
         // In order: nothing overtakes a message that is to come first and was not asked for.
@@ -260,7 +303,9 @@ impl Pops {
                 deliveries: earlier.saturating_add(1),
                 is_last: i64::from(earlier) >= i64::from(terms.max_retries.max(0)),
             };
-            self.count += usize::from(!queue.leases.contains_key(&offset));
+            let replaced = queue.leases.get(&offset);
+            self.count += usize::from(replaced.is_none());
+            ended += u64::from(replaced.is_some_and(|lease| lease.ends_ms <= clock));
             queue.put(offset, lease, &mut self.last, key);
             popped.messages.push((offset, earlier));
         }
@@ -273,6 +318,9 @@ impl Pops {
             queue.row.last_pop_ms = terms.pop_ms;
             terms.attempt.clone_into(&mut queue.row.attempt);
         }
+        let counts = counted(&mut self.counts, key);
+        counts.popped += popped.messages.len() as u64;
+        counts.ended += ended;
         popped
     }
 
@@ -289,6 +337,7 @@ impl Pops {
         }
         queue.remove(id.offset, &mut self.last, key);
         self.count -= 1;
+        counted(&mut self.counts, key).acknowledged += 1;
         Ok(true)
     }
 
@@ -321,6 +370,9 @@ impl Pops {
         }
         queue.remove(id.offset, &mut self.last, key);
         self.count -= 1;
+        let counts = counted(&mut self.counts, key);
+        counts.ended += 1;
+        counts.given_up += 1;
         true
     }
 
@@ -345,6 +397,7 @@ impl Pops {
 
     /// Forgets what `forget` says; each queue that is gone, with its leases' offsets.
     pub(super) fn forget(&mut self, forget: impl Fn(&OffsetKey) -> bool) -> Vec<(OffsetKey, Vec<u64>)> {
+        self.counts.retain(|key, _| !forget(key));
         let gone: Vec<OffsetKey> = self.queues.keys().filter(|key| forget(key)).cloned().collect();
         gone.into_iter().filter_map(|key| self.forget_queue(&key).map(|offsets| (key, offsets))).collect()
     }
@@ -372,6 +425,13 @@ impl Pops {
     pub(super) fn restore_clock(&mut self, clock: LeaseClock) {
         self.clock = clock;
     }
+}
+
+fn counted<'a>(counts: &'a mut BTreeMap<OffsetKey, Counts>, key: &OffsetKey) -> &'a mut Counts {
+    if !counts.contains_key(key) {
+        counts.insert(key.clone(), Counts::default());
+    }
+    counts.get_mut(key).expect("it is there")
 }
 
 impl Lease {
@@ -455,6 +515,41 @@ mod tests {
 
     fn story() -> Story {
         Story(Pops::default())
+    }
+
+    #[test]
+    fn what_became_of_messages_is_counted_and_outlives_the_leases() {
+        let mut one = story();
+        let usage = |one: &Story| one.0.usage().get(&("g", "t")).copied().unwrap_or_default();
+        let counts = |popped, acknowledged, ended, given_up| Counts { popped, acknowledged, ended, given_up };
+        one.pop(5_000, 0, &[0, 1]);
+        assert_eq!(one.ack(5_100, 0, 5_000), Ok(true));
+        assert_eq!(one.ack(5_100, 0, 5_000), Ok(false));
+        assert_eq!(usage(&one), Usage { in_flight: 1, counts: counts(2, 1, 0, 0) });
+        assert_eq!(one.pop(6_000, 2, &[1]).1, [(1, 1)]);
+        assert_eq!(usage(&one), Usage { in_flight: 1, counts: counts(3, 1, 1, 0) }, "its lease had ended");
+        let (pop_ms, _) = one.pop(7_000, 2, &[1]);
+        let last = LeaseId { queue: 0, offset: 1, pop_ms };
+        assert!(one.0.bury(&key(0), &last) && !one.0.bury(&key(0), &last));
+        assert_eq!(usage(&one), Usage { in_flight: 0, counts: counts(4, 1, 3, 1) }, "given up once");
+        one.pop(8_000, 2, &[2]);
+        let wish = PopWish { queue: 0, from: 3, next: 3, wanted: vec![], gone: vec![2] };
+        let terms = Terms { pop_ms: 9_000, lease_ms: 1_000, max_retries: 2, is_orderly: false, attempt: "" };
+        one.0.pop(&key(0), 3, &wish, terms, Timestamp(9_000));
+        assert_eq!(usage(&one), Usage { in_flight: 0, counts: counts(5, 1, 4, 1) }, "retention took it");
+        one.0.forget_queue(&key(0));
+        assert_eq!(usage(&one), Usage { in_flight: 0, counts: counts(5, 1, 4, 1) }, "somebody set the offset");
+        one.0.forget(|key| key.group == "g");
+        assert_eq!(one.0.usage().len(), 0);
+    }
+
+    #[test]
+    fn an_orderly_batch_taken_again_by_its_own_attempt_has_not_ended() {
+        let mut one = story();
+        one.pop_as(5_000, 0, &[0, 1], Some("one"));
+        assert_eq!(one.pop_as(5_500, 2, &[0, 1], Some("one")).1, [(0, 0), (1, 0)]);
+        let counts = Counts { popped: 4, ..Counts::default() };
+        assert_eq!(one.0.usage().get(&("g", "t")), Some(&Usage { in_flight: 2, counts }));
     }
 
     #[test]
@@ -590,6 +685,7 @@ mod tests {
                 restored.restore_lease(LeaseKey { queue: key.clone(), offset: *offset }, *lease);
             }
         }
+        one.0.counts.clear(); // counted since the start, and no row
         assert_eq!(format!("{restored:?}"), format!("{:?}", one.0));
         let gone = restored.forget(|key| key.topic == "t");
         assert_eq!(gone, [(key(0), vec![0, 1, 2])]);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use broker::config::BrokerConfig;
 use env::Env;
 use protocol::body::{BatchAck, BatchAckRequest, SubscriptionGroupConfig};
 use protocol::code::RequestCode;
@@ -289,6 +290,56 @@ async fn a_message_in_vain_ends_once_among_the_dead_letters() {
     let dead = wire.pull(pull_request("%DLQ%g", 0)).await.messages.remove(0);
     assert_eq!(dead.property("RETRY_TOPIC").as_deref(), Some("T"));
     assert_eq!(dead.property("KEYS").as_deref(), Some("bad"));
+}
+
+/// A group takes no more of a queue than the limit allows until something of it is done; what it has may come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_in_flight_than_the_limit_allows_and_an_acknowledgement_makes_room() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut config = group_config(dir.path());
+    config.limits.popped_messages = 3;
+    let http = Some(free_address());
+    let broker = start(BrokerConfig { http, ..broker_config(config, vec![]) }).await;
+    let wire = Wire::to(&broker.groups()[0]);
+    wire.group_with_retries("g", 1).await;
+    for body in ["a", "b", "c", "d", "e"] {
+        wire.sent("T", body, &[]).await;
+    }
+    let parked = PopMessageRequest { poll_time: PATIENCE.as_millis() as i64, ..pop_request("g") };
+    let two = wire.pop(&PopMessageRequest { max_msg_nums: 2, ..pop_request("g") }).await;
+    assert_eq!(two.seen(), [("a", 0), ("b", 0)], "below the limit");
+    let third = wire.pop(&pop_request("g")).await;
+    assert_eq!((third.seen(), third.header.rest_num), (vec![("c", 0)], 2), "up to the limit, whatever is asked for");
+    let refused = wire.pop(&pop_request("g")).await;
+    assert_eq!((refused.code, refused.messages.len()), (210, 0), "at the limit: as if there were nothing");
+    let others = PopMessageRequest { order: true, ..pop_request("another") };
+    assert_eq!(
+        wire.pop(&others).await.seen(),
+        [("a", 0), ("b", 0), ("c", 0)],
+        "it is a limit of each group, in order too"
+    );
+
+    let (fourth, acknowledged) = tokio::join!(wire.pop(&parked), wire.ack("g", &two, 0));
+    assert_eq!((fourth.seen(), acknowledged), (vec![("d", 0)], 0), "who waits gets what there is room for");
+    let (again, given_back) = tokio::join!(wire.pop(&parked), wire.change("g", &two, 1, SHORT_MS));
+    assert!(given_back.is_ok());
+    assert_eq!(again.seen(), [("b", 1)], "at the limit what is in flight comes again");
+    let (fifth, given_back) = tokio::join!(wire.pop(&parked), wire.change("g", &again, 0, SHORT_MS));
+    assert!(given_back.is_ok());
+    assert_eq!(fifth.seen(), [("e", 0)], "a dead letter makes room, too");
+    assert_eq!(wire.dead_letters("g").await, [("b".to_owned(), 2)]);
+
+    let page = http_get(&broker.http_address().expect("it is on").to_string(), "/metrics").await;
+    for (metric, number) in [
+        ("in_flight", 3),
+        ("messages_total", 6),
+        ("acknowledged_total", 1),
+        ("leases_ended_total", 2),
+        ("dead_letters_total", 1),
+    ] {
+        let line = format!("raftmq_popped_{metric}{{group=\"{BROKER}\",consumer_group=\"g\",topic=\"T\"}} {number}");
+        assert!(page.lines().any(|found| found.trim_end_matches(".0") == line), "{line}: {page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

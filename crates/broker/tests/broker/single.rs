@@ -541,7 +541,6 @@ async fn a_nameserver_hears_of_the_broker_its_topics_and_its_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_and_health_are_served() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let dir = tempfile::tempdir().expect("a directory");
     let http = Some(free_address());
     let broker = start(broker::config::BrokerConfig { http, ..broker_config(group_config(dir.path()), vec![]) }).await;
@@ -549,14 +548,7 @@ async fn metrics_and_health_are_served() {
     wire.sent("T", "m", &[("TIMER_DELAY_MS", "1")]).await;
     until("it is visible", async || wire.max_offset("T").await == 1).await;
     let address = broker.http_address().expect("it is on").to_string();
-    let get = async |path: &str| {
-        let (mut read, mut write) = Env::real().net.connect(&address).await.expect("a connection").into_split();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        write.write_all(request.as_bytes()).await.expect("it is sent");
-        let mut page = String::new();
-        read.read_to_string(&mut page).await.expect("an answer");
-        page
-    };
+    let get = async |path: &str| http_get(&address, path).await;
     let page = get("/metrics").await;
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     assert!(page.contains("raftmq_role{group=\"broker-t\",role=\"leader\"} 1"), "{page}");

@@ -24,7 +24,7 @@ use protocol::header::{
 use protocol::record::{RecordView, split};
 use protocol::sys_flag::PullSysFlag;
 use remoting::{CallError, Client, Connection, Handler, Server};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const CLUSTER: &str = "TestCluster";
 pub const BROKER: &str = "broker-t";
@@ -87,6 +87,16 @@ pub async fn start_in(env: Env, config: BrokerConfig) -> Broker {
     let starting = Broker::start(env, config);
     let started = Env::real().clock.timeout(PATIENCE, starting).await.expect("it starts in time");
     started.expect("it starts")
+}
+
+/// Head and body of a page of the HTTP port.
+pub async fn http_get(address: &str, path: &str) -> String {
+    let (mut read, mut write) = Env::real().net.connect(address).await.expect("a connection").into_split();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    write.write_all(request.as_bytes()).await.expect("it is sent");
+    let mut page = String::new();
+    read.read_to_string(&mut page).await.expect("an answer");
+    page
 }
 
 /// Resolves when `condition` holds.
