@@ -35,10 +35,13 @@ class World:
                 self.placed.append({**remoting.send(servers.leader(), self.topic, queue, body, TAG), "body": body})
         self.consume()
 
-    def consumer(self, topic, group):
+    def consumer(self, topic, group, *options):
+        return self.driver("consume", topic, "--group", group, *options)
+
+    def driver(self, verb, topic, *options):
         command = clients.java(clients.HOME / f"java-{self.line}", "interop.Main", self.home)
-        words = [*map(str, command), "consume", "--namesrv", self.servers.namesrv, "--topic", topic, "--group", group]
-        return Driver(f"admin-consumer-{self.line}-{topic}", words, self.environment(), self.home)
+        words = [*map(str, command), verb, "--namesrv", self.servers.namesrv, "--topic", topic, *options]
+        return Driver(f"admin-{verb}-{self.line}-{topic}", words, self.environment(), self.home)
 
     def consume(self):
         consumer = self.consumer(self.topic, self.group)
@@ -273,6 +276,74 @@ def clone_group_offset(world):
     equal("progress", progress(world, to, world.topic), expected)
 
 
+def set_consume_mode(world):
+    """Of a group whose consumer runs and lets the broker divide the queues: it pulls, then pops, then is told to pull."""
+    topic, group = sent_to_one_queue(world, "mode", 1)
+    bodies = ["mode-0"]
+    consumer = world.consumer(topic, group, "--pop")
+
+    def seen(is_popped):
+        found = consumer.seen("message")
+        return [line["body"] for line in found if ("pop_ck" in line) == is_popped]
+
+    def assigned():
+        address = world.servers.leader()
+        return [share for member in remoting.consumers(address, group) for share in remoting.assignments(address, group, topic, member)]
+
+    def switched_to(mode, expected):
+        text = world.mqadmin("setConsumeMode", "-c", CLUSTER_NAME, "-t", topic, "-g", group, "-m", mode)
+        for address in remoting.masters(world.servers.namesrv):
+            equal("answer", f"set consume mode to {address} success." in text, True)
+        equal(f"assignment, {mode}", assigned(), expected)
+
+    try:
+        remoting.await_condition(lambda: "mode-0" in seen(False), COMMAND_S, "a message pulled")
+        equal("assignment before", assigned(), [(0, "PULL")])
+        switched_to("POP", [(-1, "POP")])  # -1: all queues of a broker
+
+        def popped_one():  # the client asks for its assignment every 20 s
+            bodies.append(f"mode-{len(bodies)}")
+            remoting.send(world.servers.leader(), topic, 0, bodies[-1], TAG)
+            remoting.await_condition(lambda: bodies[-1] in seen(True) + seen(False), COMMAND_S, f"{bodies[-1]} consumed")
+            return seen(True)
+
+        remoting.await_condition(popped_one, COMMAND_S, "a message popped")
+        equal("consumed", sorted(set(seen(True) + seen(False))), sorted(bodies))
+        switched_to("PULL", [(0, "PULL")])
+    finally:
+        consumer.close()
+
+
+def query_trace(world):
+    """What a producer and a consumer with their traces switched on told of each message: one sent it, the other consumed it."""
+    topic, group = f"{world.topic}-traced", f"{world.group}-traced"
+    remoting.create_topic(world.servers.namesrv, topic, 1)
+    consumer = world.consumer(topic, group, "--trace")
+    producer = world.driver("produce", topic, "--prefix", "traced", "--count", "2", "--group", f"{group}-producers", "--trace")
+    try:
+        remoting.await_condition(lambda: len(consumer.seen("message")) >= 2, COMMAND_S, "the traced messages consumed")
+        for sent in producer.seen("ack"):
+            expected = [("Pub", f"{group}-producers", "success"), ("Sub", group, "success")]
+            found = []
+
+            def told():  # a client tells its traces in batches, a little later
+                try:
+                    text = world.mqadmin("queryMsgTraceById", "-i", sent["id"])
+                except Failed:
+                    return False
+                found[:] = [(words[0], words[1], words[-1]) for words in map(str.split, text.splitlines())
+                            if words and words[0] in ("Pub", "Sub")]
+                return len(found) >= len(expected)
+
+            try:
+                remoting.await_condition(told, COMMAND_S, "both traces")
+            finally:
+                equal(f"traces of {sent['body']}", sorted(found), expected)
+    finally:
+        producer.close()
+        consumer.close()
+
+
 COMMANDS = {
     "clusterList": cluster_list,
     "topicRoute": topic_route,
@@ -290,7 +361,10 @@ COMMANDS = {
     "resetOffsetByTime": reset_offset_by_time,
     "skipAccumulatedMessage": skip_accumulated_message,
     "cloneGroupOffset": clone_group_offset,
+    "setConsumeMode": set_consume_mode,
+    "queryMsgTraceById": query_trace,
 }
+LACKS = {"4.9.8": {"setConsumeMode": "rocketmq-tools MQAdminStartup.java (no such command in 4.9, whose clients cannot pop)"}}
 
 COLUMNS = [f"mqadmin-{line}" for line in clients.JAVA_LINES]
 
@@ -298,12 +372,17 @@ COLUMNS = [f"mqadmin-{line}" for line in clients.JAVA_LINES]
 def run(servers, column, chosen, home):
     """Command -> cell for one release line."""
     cells, world = {}, None
+    line = column.removeprefix("mqadmin-")
+    lacks = LACKS.get(line, {})
     for name in chosen:
         began = time.monotonic()
         try:
-            world = world or World(servers, column.removeprefix("mqadmin-"), home)
-            COMMANDS[name](world)
-            cells[name] = table.PASS
+            if name in lacks:
+                cells[name] = table.lacks(lacks[name])
+            else:
+                world = world or World(servers, line, home)
+                COMMANDS[name](world)
+                cells[name] = table.PASS
         except (Failed, TimeoutError, OSError, KeyError, json.JSONDecodeError, remoting.Refused, subprocess.TimeoutExpired) as failure:
             cells[name] = " ".join(f"FAIL: {type(failure).__name__} {failure}".split())
         table.show(column, name, cells[name], time.monotonic() - began)

@@ -16,6 +16,7 @@ CONSUMER_LIST = 38
 ROUTE = 105
 CLUSTER = 106
 UPDATE_GROUP = 200
+QUERY_ASSIGNMENT = 400
 SET_MESSAGE_REQUEST_MODE = 401
 
 MASTER = "0"
@@ -118,6 +119,14 @@ def set_request_mode(namesrv, group, topic, mode):
     body = json.dumps({"consumerGroup": group, "mode": mode, "popShareQueueNum": 0, "topic": topic}).encode()
     for address in masters(namesrv):
         call(address, SET_MESSAGE_REQUEST_MODE, body=body)
+
+
+def assignments(address, group, topic, client_id):
+    """(queue, mode) of each share that the broker gives to that member of the group."""
+    body = json.dumps({"topic": topic, "consumerGroup": group, "clientId": client_id, "strategyName": "AVG",
+                       "messageModel": "CLUSTERING"}).encode()
+    found = json.loads(call(address, QUERY_ASSIGNMENT, body=body)[1])["messageQueueAssignments"] or []
+    return sorted((share["messageQueue"]["queueId"], share["mode"]) for share in found)
 
 
 def send(address, topic, queue, body, tag=None):

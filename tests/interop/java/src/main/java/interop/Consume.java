@@ -9,6 +9,7 @@ import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.client.consumer.rebalance.AllocateMessageQueueAveragely;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
@@ -24,7 +25,8 @@ final class Consume {
 
     static void run(Options options) throws Exception {
         int failTimes = options.number("fail-times", 0);
-        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(options.text("group"));
+        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(
+            options.text("group"), null, new AllocateMessageQueueAveragely(), options.flag("trace"), null);
         consumer.setNamesrvAddr(options.text("namesrv"));
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setMaxReconsumeTimes(options.number("max-reconsume", -1));
@@ -110,6 +112,7 @@ final class Consume {
                 .put("tag", message.getTags())
                 .put("keys", message.getKeys())
                 .put("retry", message.getReconsumeTimes())
+                .put("pop_ck", message.getProperty("POP_CK"))
                 .put("at", System.currentTimeMillis())
                 .print();
             failed |= message.getReconsumeTimes() < failTimes;
