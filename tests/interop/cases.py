@@ -279,9 +279,9 @@ def trace(bench):
     demand(compare.exactly_once(sent, received))
 
 
-def dead_letters(bench, count):
+def dead_letters(bench, count, group=None):
     """What lies in the group's dead-letter topic, once so many are there."""
-    topic = f"%DLQ%{bench.group}"
+    topic = f"%DLQ%{group or bench.group}"
     remoting.await_condition(lambda: remoting.route(bench.servers.namesrv, topic), DEAD_LETTER_S, f"a route of {topic}")
     reader = bench.consumer(topic=topic, group=f"{bench.group}-dlq")
     bench.await_deliveries(count, reader)
@@ -302,6 +302,33 @@ def retry_dlq(bench):
     demand(compare.exactly_once(sent, dead, same=["id"]) + compare.tried(dead, RETRIES + 1)
            + compare.at_least_once(shown, received, same=["id"])
            + compare.retried(received, RETRIES, every=bench.client.sees_every_attempt))
+
+
+def namespace(bench):
+    """A client's namespace is a prefix to the servers: of its topic, of its group and so of what it retries and gives up.
+    The same names without it are somebody else's."""
+    prefix = f"ns-{bench.prefix}%"
+    options = ["--namespace", prefix[:-1]]
+    remoting.create_topic(bench.servers.namesrv, prefix + bench.topic, QUEUES)
+    remoting.create_group(bench.servers.namesrv, prefix + bench.group, RETRIES)
+    consumer = bench.consumer("--fail-times", 99, "--max-reconsume", RETRIES, "--retry-level", 1, *options)
+    outsider = bench.consumer(topic=bench.topic, group=bench.group)
+    bench.probe([outsider])
+    sent = bench.sent(bench.producer(*options))
+    dead, received = dead_letters(bench, len(sent), prefix + bench.group), bench.received(consumer)
+    topics = {line["topic"] for line in received}
+    demand(compare.exactly_once(sent, dead, same=["id"]) + compare.tried(dead, RETRIES + 1)
+           + compare.at_least_once(sent, received, same=["id"]) + compare.retried(received, RETRIES)
+           + ([f"a client that has a namespace is shown {topics}"] if topics != {bench.topic} else [])
+           + ([] if remoting.route(bench.servers.namesrv, f"%RETRY%{prefix}{bench.group}") else ["no retry topic"])
+           + compare.sample("consumed without the namespace", [line["body"] for line in bench.received(outsider)]))
+
+
+def namespace_v2(bench):
+    """5.x may tell its namespace in every header instead (`ns`, `nsd`), and leaves the names as they are."""
+    options = ["--namespace-v2", f"ns-{bench.prefix}"]
+    sent, received = one_consumer(bench, options, options)
+    demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
 
 
 def restart(bench):
@@ -460,6 +487,8 @@ CASES = {
     "idempotent-send": idempotent_send,
     "request-reply": request_reply,
     "trace": trace,
+    "namespace": namespace,
+    "namespace-v2": namespace_v2,
     "pop": pop,
     "pop-dlq": pop_dlq,
     "pop-leader-kill": pop_leader_kill,
@@ -469,4 +498,4 @@ CASES = {
 # refuses expressions and recalls and has no topic of traces, it stores what is sent again again, and what it pops it copies,
 # so that a message has another place each time.
 JAVA_ONLY = {"leader-kill", "recall", "sql92", "transaction", "transaction-leader-kill", "idempotent-send", "request-reply",
-             "trace", "pop", "pop-dlq", "pop-leader-kill"}
+             "trace", "namespace", "namespace-v2", "pop", "pop-dlq", "pop-leader-kill"}

@@ -13,7 +13,11 @@ REFERENCE, REFERENCE_LINE = "reference", "5.5.0"
 
 # What the drivers need of the heap is small, and a driver lives for seconds: start fast, stay small.
 NO_POP = "rocketmq-client DefaultMQPushConsumer.java (no `setClientRebalance` in 4.9)"
-JAVA_LACKS = {"4.9.8": {"recall": "rocketmq-client 4.9.8 DefaultMQProducer.java (no `recallMessage`)", "pop": NO_POP, "pop-dlq": NO_POP, "pop-leader-kill": NO_POP}}
+JAVA_LACKS = {"4.9.8": {
+    "recall": "rocketmq-client 4.9.8 DefaultMQProducer.java (no `recallMessage`)",
+    "namespace-v2": "rocketmq-client 4.9.8 ClientConfig.java (no `setNamespaceV2`)",
+    "pop": NO_POP, "pop-dlq": NO_POP, "pop-leader-kill": NO_POP,
+}}
 JAVA_FLAGS = ["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
               "--add-opens=java.base/java.nio=ALL-UNNAMED", "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED"]
 

@@ -28,6 +28,7 @@ final class Consume {
         DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(
             options.text("group"), null, new AllocateMessageQueueAveragely(), options.flag("trace"), null);
         consumer.setNamesrvAddr(options.text("namesrv"));
+        Namespaces.set(consumer, options);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setMaxReconsumeTimes(options.number("max-reconsume", -1));
         String expression = options.text("sql", "");

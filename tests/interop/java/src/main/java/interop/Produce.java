@@ -32,7 +32,7 @@ final class Produce {
         new Produce(options).run();
     }
 
-    private Produce(Options options) {
+    private Produce(Options options) throws ReflectiveOperationException {
         this.options = options;
         this.tags = options.text("tags", "").split(",");
         this.shards = options.number("shards", 0);
@@ -40,6 +40,7 @@ final class Produce {
         this.producer = options.text("mode", "sync").equals("transaction") ? transactional(group)
             : new DefaultMQProducer(group, null, options.flag("trace"), null);
         producer.setNamesrvAddr(options.text("namesrv"));
+        Namespaces.set(producer, options);
     }
 
     private void run() throws Exception {
