@@ -46,9 +46,10 @@ demo *arguments:
 interop *arguments:
     tests/interop/run {{arguments}}
 
-# Fuzz one decoder for a while: `just fuzz frame 60`.
+# Fuzz one decoder for a while: `just fuzz frame 60`. It needs `cargo install cargo-fuzz`.
 fuzz target seconds="60":
-    cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} --sanitizer none -- \
+        -max_total_time={{seconds}} $(test ! -f {{target}}.dict || echo -dict={{target}}.dict)
 
 # Licences, sources, duplicates, advisories.
 deny:
