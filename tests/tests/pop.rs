@@ -257,3 +257,25 @@ async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, us
         }
     }
 }
+
+/// What could go wrong: workers that are started before the first job ask as fast as they can, and are told as fast that
+/// there is no such topic, also by a route from before it was made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pop_waits_for_its_topic_as_it_does_for_messages() {
+    let cluster = Cluster::builder().nodes(1).start().await.expect("a cluster of one");
+    let client = cluster.client().build().expect("a client");
+    let consumer = client.pop_consumer("early").expect("a group");
+    let clock = Env::real().clock;
+    let began = clock.monotonic();
+    let error = consumer.pop("Nobodys", Duration::from_secs(1)).await.expect_err("no such topic");
+    assert!(clock.monotonic() - began >= Duration::from_secs(1), "{error} after {:?}", clock.monotonic() - began);
+    assert!(error.to_string().contains("Nobodys"), "{error}");
+
+    let producer = client.producer("early").timeout(PATIENCE).start().expect("a producer");
+    let (popped, sent) = tokio::join!(consumer.pop("Jobs", PATIENCE), producer.send(Message::new("Jobs", "1")));
+    sent.expect("it is stored");
+    let popped = popped.expect("the topic is there by now");
+    assert_eq!(popped.iter().map(number_of).collect::<Vec<_>>(), [1]);
+    client.shutdown().await;
+    cluster.shutdown().await;
+}

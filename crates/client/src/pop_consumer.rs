@@ -203,7 +203,7 @@ impl PopConsumer {
     }
 
     /// The next messages of the topic that nobody of the group has; none if there were none within `wait`. An error only if
-    /// no broker has answered: then ask again.
+    /// no broker has answered in that time, also because nobody knows the topic: then ask again.
     ///
     /// Not cancel-safe: messages of an answer that nobody waits for come again when their leases are over.
     pub async fn pop(&self, topic: &str, wait: Duration) -> Result<Vec<PoppedMessage>, RequestError> {
@@ -212,14 +212,20 @@ impl PopConsumer {
         let deadline = clock.monotonic() + wait;
         let (mut answered, mut asked) = (false, 0);
         loop {
-            let brokers = self.brokers(topic).await?;
-            let first = self.turn.fetch_add(1, Ordering::Relaxed);
-            let broker_name = &brokers[first % brokers.len()];
-            // All of them first, before one of them is waited for.
             let remaining = deadline.saturating_sub(clock.monotonic());
-            let patience = if asked + 1 < brokers.len() { Duration::ZERO } else { remaining.min(LONG_POLL) };
-            asked += 1;
-            let error = match self.pop_from(topic, broker_name, patience).await {
+            // Without a route all that can be asked is where the topic is.
+            let (brokers, popped) = match self.brokers(topic).await {
+                Err(error) => (0, Err(error)),
+                Ok(brokers) => {
+                    let first = self.turn.fetch_add(1, Ordering::Relaxed);
+                    let broker_name = &brokers[first % brokers.len()];
+                    // All of them first, before one of them is waited for.
+                    let patience = if asked + 1 < brokers.len() { Duration::ZERO } else { remaining.min(LONG_POLL) };
+                    asked += 1;
+                    (brokers.len(), self.pop_from(topic, broker_name, patience).await)
+                }
+            };
+            let error = match popped {
                 Ok(messages) if !messages.is_empty() => return Ok(messages),
                 Ok(_) => {
                     answered = true;
@@ -227,12 +233,12 @@ impl PopConsumer {
                 }
                 Err(error) => Some(error),
             };
-            let is_over = clock.monotonic() >= deadline && asked >= brokers.len();
+            let is_over = clock.monotonic() >= deadline && asked >= brokers;
             match error {
                 Some(error) if is_over && !answered => return Err(error),
                 Some(error) if !is_over => {
                     tracing::debug!(group = %self.group, topic, %error, "a pop failed");
-                    // A failure may mean that the leader is another by now.
+                    // A failure may mean that the leader is another by now, or that the topic is not known yet.
                     let _ = self.client.0.routes.refresh(topic).await;
                     clock.sleep(PAUSE.min(deadline.saturating_sub(clock.monotonic()))).await;
                 }
