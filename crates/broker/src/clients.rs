@@ -86,6 +86,8 @@ pub struct Clients {
 struct Known {
     /// What it calls itself.
     client_id: String,
+    /// What its last whole heartbeat called its subscriptions; 0 if that was of the first version.
+    fingerprint: i32,
     /// What it is a member of, so that its farewell need not look into every group.
     groups: BTreeSet<(Role, String)>,
 }
@@ -140,7 +142,13 @@ impl Clients {
         member: Member,
         heartbeat: &HeartbeatData,
     ) -> Result<Heard, TooManyGroups> {
-        self.know(connection, &member.client_id, heartbeat)?;
+        let known = self.know(connection, &member.client_id, heartbeat)?;
+        let is_told = if heartbeat.without_sub {
+            known.fingerprint == heartbeat.heartbeat_fingerprint
+        } else {
+            known.fingerprint = heartbeat.heartbeat_fingerprint;
+            true
+        };
         let member = Arc::new(member);
         let mut heard = Heard::default();
         for producer in &heartbeat.producer_data_set {
@@ -157,7 +165,7 @@ impl Clients {
             let joined = group.members.insert(connection, member.clone()).is_none();
             let mut resubscribed = false;
             if heartbeat.without_sub {
-                heard.needs_subscriptions |= joined;
+                heard.needs_subscriptions |= joined || !is_told;
             } else {
                 group.described = without_subscriptions(described);
                 resubscribed = group.subscribe(&described.subscription_data_set);
@@ -175,7 +183,7 @@ impl Clients {
         connection: ConnectionId,
         client_id: &str,
         heartbeat: &HeartbeatData,
-    ) -> Result<(), TooManyGroups> {
+    ) -> Result<&mut Known, TooManyGroups> {
         let producers = heartbeat.producer_data_set.iter().map(|group| (Role::Producer, group.group_name.clone()));
         let consumers = heartbeat.consumer_data_set.iter().map(|group| (Role::Consumer, group.group_name.clone()));
         let mut groups: BTreeSet<(Role, String)> = producers.chain(consumers).collect();
@@ -195,7 +203,7 @@ impl Clients {
         }
         self.memberships = of_all;
         known.groups.append(&mut groups);
-        Ok(())
+        Ok(known)
     }
 
     /// A client leaves one group, or both of its roles.
@@ -460,6 +468,15 @@ mod tests {
         assert!(heard.needs_subscriptions && !heard.changed.is_empty(), "a member of unknown subscriptions");
         hear(&mut clients, 1, member("a", 0), &heartbeat("g", &[("T", "*", 1)]));
         assert_eq!(hear(&mut clients, 1, member("a", 30), &short), Heard::default());
+        let changed = HeartbeatData { heartbeat_fingerprint: 7, ..short };
+        assert!(hear(&mut clients, 1, member("a", 30), &changed).needs_subscriptions, "it has others by now");
+        hear(
+            &mut clients,
+            1,
+            member("a", 30),
+            &HeartbeatData { heartbeat_fingerprint: 7, ..heartbeat("g", &[("T", "*", 1)]) },
+        );
+        assert_eq!(hear(&mut clients, 1, member("a", 30), &changed), Heard::default());
         assert!(clients.consumer_group("g").expect("a group").subscriptions.contains_key("T"));
     }
 

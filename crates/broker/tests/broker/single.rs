@@ -6,12 +6,12 @@ use broker::Broker;
 use bytes::BytesMut;
 use env::Env;
 use protocol::batch::{self, InnerMessage};
-use protocol::body::{ConsumerIdList, RegisterBrokerBody};
+use protocol::body::{ConsumerConnection, ConsumerIdList, RegisterBrokerBody};
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    ConsumerGroupRequest, PullMessageRequest, RegisterBrokerRequest, SearchOffsetRequest, SendMessageRequest,
-    SendMessageRequestV2, SendMessageResponse, UnregisterClientRequest, ViewMessageRequest,
+    ConsumerGroupRequest, HeartbeatResponse, PullMessageRequest, RegisterBrokerRequest, SearchOffsetRequest,
+    SendMessageRequest, SendMessageRequestV2, SendMessageResponse, UnregisterClientRequest, ViewMessageRequest,
 };
 use protocol::message_id::MessageId;
 use protocol::record::RecordView;
@@ -537,6 +537,53 @@ async fn a_nameserver_hears_of_the_broker_its_topics_and_its_end() {
     broker.stop().await.expect("it stops");
     let said_farewell = heard.0.lock().iter().any(|request| request.request_code() == RequestCode::UNREGISTER_BROKER);
     assert!(said_farewell);
+}
+
+/// Heartbeats of the second version leave the subscriptions out as long as they are what the broker was told last. As Java says
+/// them, byte for byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_heartbeat_counts_where_its_fingerprint_is_known_and_else_the_whole_one_is_asked_for() {
+    let one = one().await;
+    let said = async |wire: &Wire, topic: Option<&str>, fingerprint: i32| {
+        let subscription = topic.map_or(String::new(), |topic| {
+            format!(
+                r#"{{"classFilterMode":false,"codeSet":[],"expressionType":"TAG","subString":"*","subVersion":{fingerprint},"tagsSet":[],"topic":"{topic}"}}"#
+            )
+        });
+        let body = format!(
+            r#"{{"clientID":"10.0.0.9@4242#1","consumerDataSet":[{{"consumeFromWhere":"CONSUME_FROM_FIRST_OFFSET","consumeType":"CONSUME_PASSIVELY","groupName":"cg","messageModel":"CLUSTERING","subscriptionDataSet":[{subscription}],"unitMode":false}}],"heartbeatFingerprint":{fingerprint},"producerDataSet":[],"withoutSub":{}}}"#,
+            topic.is_none()
+        );
+        let answer = wire.call(RemotingCommand::request(RequestCode::HEART_BEAT).with_body(body)).await;
+        assert_eq!(answer.code, 0, "{}", answer.remark_text());
+        let header: HeartbeatResponse = answer.header().expect("a header");
+        assert!(header.is_support_heart_beat_v2);
+        header.is_sub_change
+    };
+    let subscribed = async |wire: &Wire| {
+        let header = ConsumerGroupRequest { consumer_group: "cg".to_owned(), ..ConsumerGroupRequest::default() };
+        let request = RemotingCommand::request_with(RequestCode::GET_CONSUMER_CONNECTION_LIST, &header);
+        let found: ConsumerConnection = wire.call(request).await.json().expect("the group");
+        let topics = found.subscription_table.into_keys().filter(|topic| !topic.starts_with('%'));
+        (found.connection_set.len(), topics.collect::<Vec<_>>())
+    };
+    let wire = &one.wire;
+    assert!(said(wire, None, 7).await, "nothing is known of it");
+    assert_eq!(subscribed(wire).await, (1, vec![]), "a member all the same");
+    assert!(!said(wire, Some("T"), 7).await, "now it is: the client may leave it out");
+    assert!(!said(wire, None, 7).await);
+    assert_eq!(subscribed(wire).await, (1, vec!["T".to_owned()]), "what was left out is kept");
+    assert!(said(wire, None, 8).await, "it has other subscriptions than those told here");
+    assert_eq!(subscribed(wire).await, (1, vec!["T".to_owned()]));
+    assert!(!said(wire, Some("U"), 8).await);
+    assert!(!said(wire, None, 8).await);
+    assert_eq!(subscribed(wire).await, (1, vec!["U".to_owned()]));
+    assert!(said(wire, None, 7).await, "the one before is no longer known");
+
+    let again = Wire::to(&one.broker.groups()[0]);
+    assert!(said(&again, None, 8).await, "a fingerprint is known of a connection");
+    assert!(said(wire, Some("T"), 0).await, "the first version says everything every time");
+    assert!(said(wire, None, 8).await, "and has no fingerprint that could be known");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
