@@ -35,6 +35,7 @@ use protocol::record;
 use remoting::{Client, Limits, NoRequests};
 use serde::de::DeserializeOwned;
 
+pub use crate::compression::decompressed_body;
 pub use crate::errors::{RequestError, RouteError};
 /// The words that requests and answers are made of.
 pub use protocol;

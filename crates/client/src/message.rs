@@ -179,15 +179,15 @@ pub struct ReceivedMessage {
 }
 
 impl ReceivedMessage {
-    /// Reads one record of `queue`. The body stays where it is in `record` unless it must be inflated.
+    /// Reads one record of `queue`. The body stays where it is in `record` unless it must be decompressed.
     pub(crate) fn from_record(record: &Bytes, queue: &Arc<MessageQueue>) -> Result<ReceivedMessage, RecordError> {
         let view = RecordView::parse(record)?;
         let mut body = record.slice(view.body_range());
         let mut still_compressed = view.sys_flag().compression();
-        if still_compressed == Some(Compression::Zlib)
-            && let Some(inflated) = compression::inflate(&body, compression::MAX_INFLATED_BYTES)
+        if let Some(kind) = still_compressed
+            && let Some(decompressed) = compression::decompress(&body, kind, compression::MAX_BYTES)
         {
-            body = inflated;
+            body = decompressed;
             still_compressed = None;
         }
         // A retried message lies in the group's retry topic; its handler knows it by the topic it was sent to.
@@ -217,12 +217,12 @@ impl ReceivedMessage {
         &self.topic
     }
 
-    /// Its body, decompressed if this client can: see [`ReceivedMessage::still_compressed`].
+    /// Its body, decompressed (zlib, lz4, zstd) if that can be done: see [`ReceivedMessage::still_compressed`].
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// How the body is still compressed: lz4 or zstd, which this client does not read, or a broken zlib stream.
+    /// How the body is still compressed, because what it holds is no such stream, or too much.
     pub fn still_compressed(&self) -> Option<Compression> {
         self.still_compressed
     }
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn what_cannot_be_undone_is_handed_on_as_it_is() {
         let queue = Arc::new(MessageQueue::new("T", "b", 1));
-        for compression in [Compression::Zstd, Compression::Zlib] {
+        for compression in [Compression::Zstd, Compression::Lz4, Compression::Zlib] {
             let flag = SysFlag(0).with_compression(compression);
             let message = ReceivedMessage::from_record(&record("T", b"xx", "RETRY_TOPIC\u{1}U\u{2}", flag), &queue);
             let message = message.unwrap();

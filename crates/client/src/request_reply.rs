@@ -16,7 +16,7 @@ use protocol::body::MessageQueue;
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{FieldError, PushReplyRequest};
-use protocol::sys_flag::{Compression, SysFlag};
+use protocol::sys_flag::SysFlag;
 use protocol::{names, properties};
 use tokio::sync::oneshot;
 
@@ -97,10 +97,10 @@ impl Waiting {
         let properties = header.properties.unwrap_or_default();
         let id = properties::get(&properties, properties::CORRELATION_ID).unwrap_or_default().to_owned();
         let mut body = request.body.clone();
-        if SysFlag(header.sys_flag).compression() == Some(Compression::Zlib)
-            && let Some(inflated) = compression::inflate(&body, compression::MAX_INFLATED_BYTES)
+        if let Some(kind) = SysFlag(header.sys_flag).compression()
+            && let Some(decompressed) = compression::decompress(&body, kind, compression::MAX_BYTES)
         {
-            body = inflated;
+            body = decompressed;
         }
         match self.replies.lock().remove(&id) {
             Some(waiter) => drop(waiter.send(Reply { body, properties })),
@@ -177,6 +177,7 @@ impl Producer {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use protocol::sys_flag::Compression;
 
     use super::*;
 

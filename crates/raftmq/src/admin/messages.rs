@@ -11,8 +11,7 @@ use client::admin::protocol::names::AUTO_CREATE_TOPIC;
 use client::admin::protocol::permission::Permission;
 use client::admin::protocol::properties::{self, Properties};
 use client::admin::protocol::record::RecordView;
-use client::admin::protocol::sys_flag::SysFlag;
-use client::admin::{RequestError, address_of};
+use client::admin::{RequestError, address_of, decompressed_body};
 use serde_json::{Map, Value, json};
 
 use super::report::{Column, Report, Table, date};
@@ -32,9 +31,12 @@ fn describe(record: &[u8]) -> Result<(String, Value), String> {
     let property = |name: &str| view.property(name).map_or(Value::Null, Value::from);
     let listed = properties::iter(view.properties()).map(|(name, value)| (name.to_owned(), Value::from(value)));
     let listed: Map<String, Value> = listed.collect();
-    let body = match std::str::from_utf8(view.body()) {
-        Ok(text) if !view.sys_flag().has(SysFlag::COMPRESSED) => Value::from(text),
-        _ => Value::from(format!("{} bytes that are no text", view.body().len())),
+    let body = match decompressed_body(&view) {
+        Ok(body) => match std::str::from_utf8(&body) {
+            Ok(text) => Value::from(text),
+            Err(_) => Value::from(format!("{} bytes that are no text", body.len())),
+        },
+        Err(kind) => Value::from(format!("{} bytes that are no {kind:?} stream", view.body().len())),
     };
     let fields = [
         ("OffsetID", "offsetMsgId", id.to_string().into()),
@@ -424,11 +426,11 @@ impl Execute for ConsumeMessage {
 #[cfg(test)]
 mod tests {
     use client::admin::protocol::record::NewRecord;
+    use client::admin::protocol::sys_flag::{Compression, SysFlag};
 
     use super::*;
 
-    #[test]
-    fn a_message_is_described_field_by_field() {
+    fn described(body: &[u8], sys_flag: SysFlag) -> (String, Value) {
         let mut properties = Properties::new();
         properties.set(properties::TAGS, "red");
         properties.set(properties::UNIQ_KEY, "0A");
@@ -437,17 +439,31 @@ mod tests {
             topic: "T",
             queue_id: 3,
             flag: 0,
-            sys_flag: SysFlag(0),
+            sys_flag,
             born_timestamp: 1_700_000_000_000,
             born_host: host,
             store_timestamp: 1_700_000_000_001,
             store_host: host,
             reconsume_times: 2,
             prepared_transaction_offset: 0,
-            body: "grüße".as_bytes(),
+            body,
             properties: properties.encoded(),
         };
-        let (text, value) = describe(&record.to_bytes().expect("it fits")).expect("a record");
+        describe(&record.to_bytes().expect("it fits")).expect("a record")
+    }
+
+    #[test]
+    fn a_compressed_body_is_shown_as_its_producer_had_it() {
+        // zlib of "hi".
+        let zlib = [0x78, 0x9c, 0xcb, 0xc8, 0x04, 0x00, 0x01, 0x3b, 0x00, 0xd2];
+        let shown = |kind| described(&zlib, SysFlag(0).with_compression(kind)).1["body"].clone();
+        assert_eq!(shown(Compression::Zlib), "hi");
+        assert_eq!(shown(Compression::Zstd), "10 bytes that are no Zstd stream");
+    }
+
+    #[test]
+    fn a_message_is_described_field_by_field() {
+        let (text, value) = described("grüße".as_bytes(), SysFlag(0));
         assert!(
             text.starts_with("OffsetID:            0A00000200002A9F0000000000000000\nTopic:               T\n"),
             "{text}"
