@@ -190,7 +190,7 @@ pub fn parse_hours(text: &str) -> Result<Vec<u8>, ConfigError> {
 pub struct Limits {
     /// Bytes of messages that may wait for their quorum.
     pub sends_in_flight_bytes: usize,
-    /// Messages that wait for their time or the end of their transaction.
+    /// Messages that wait for their time or the end of their transaction. Of each a row of up to 512 bytes is in memory.
     pub scheduled_messages: u64,
     /// Messages of one queue in the hands of one consumer group that pops: `popInflightMessageThreshold`.
     pub popped_messages: usize,
