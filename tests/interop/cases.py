@@ -4,6 +4,7 @@ Consumers start first and are proved live on every queue by probes; only then th
 nothing depends on how long a client takes to find its queues.
 """
 import itertools
+import json
 import time
 
 import compare
@@ -24,6 +25,9 @@ DEAD_LETTER_S = 180  # where the broker sets the delays: 10 s, 30 s, and the cli
 SHARDS = 8
 PRODUCERS = 8
 RESENT_MESSAGES, RESENDS = 600, 1000  # that many messages take a minute or so, and are sent again at least so often
+# The ways in which each producer compresses, and the bits of `sysFlag` that say so.
+COMPRESSION_BITS = 0x701
+COMPRESSIONS = {"java-4.9.8": {"ZLIB": 0x301}, "java-5.5.0": {"ZLIB": 0x301, "LZ4": 0x101, "ZSTD": 0x201}}
 TRACE_TOPIC = "RMQ_SYS_TRACE_TOPIC"
 
 
@@ -331,6 +335,29 @@ def namespace_v2(bench):
     demand(compare.exactly_once(sent, received) + compare.one_value_per_place(received))
 
 
+def compressed(bench):
+    """Bodies that a producer compresses in each way it knows are stored as they are: consumers get them as they were, and
+    `raftmq admin` shows them so, from the topic and from the dead letters."""
+    kinds = COMPRESSIONS[bench.client.name]
+    remoting.create_group(bench.servers.namesrv, bench.group, RETRIES)
+    consumer = bench.consumer("--fail-times", 99, "--max-reconsume", RETRIES, "--retry-level", 1)
+    bench.probe([consumer])
+    by_kind = {kind: bench.sent(bench.producer("--compress", kind, first=first, count=count))
+               for kind, (first, count) in zip(kinds, parts(bench.count, len(kinds)))}
+    sent = sum(by_kind.values(), [])
+    dead, received = dead_letters(bench, len(sent)), bench.received(consumer)
+    demand(compare.exactly_once(sent, dead, same=["id"]) + compare.at_least_once(sent, received, same=["id"])
+           + compare.retried(received, RETRIES))
+    buried = {line["body"]: line["offset_id"] for line in dead}
+    for kind, flag in kinds.items():
+        first = by_kind[kind][0]
+        for words in (["queryMsgByUniqueKey", "-t", bench.topic, "-i", first["id"]],
+                      ["dlqShow", "-g", bench.group, "-i", buried[first["body"]]]):
+            shown, = json.loads(bench.servers.admin(*words, "-o", "json"))
+            found = (shown["body"], shown["sysFlag"] & COMPRESSION_BITS)
+            demand([] if found == (first["body"], flag) else [f"{words[0]} shows {found} of {first['body']}, {kind}"])
+
+
 def restart(bench):
     """A consumer that comes back goes on where the stored offsets say: nothing again, nothing left out."""
     half = bench.count // 2
@@ -487,6 +514,7 @@ CASES = {
     "idempotent-send": idempotent_send,
     "request-reply": request_reply,
     "trace": trace,
+    "compressed": compressed,
     "namespace": namespace,
     "namespace-v2": namespace_v2,
     "pop": pop,
@@ -498,4 +526,4 @@ CASES = {
 # refuses expressions and recalls and has no topic of traces, it stores what is sent again again, and what it pops it copies,
 # so that a message has another place each time.
 JAVA_ONLY = {"leader-kill", "recall", "sql92", "transaction", "transaction-leader-kill", "idempotent-send", "request-reply",
-             "trace", "namespace", "namespace-v2", "pop", "pop-dlq", "pop-leader-kill"}
+             "trace", "compressed", "namespace", "namespace-v2", "pop", "pop-dlq", "pop-leader-kill"}

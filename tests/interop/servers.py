@@ -12,6 +12,7 @@ import socket
 import subprocess
 
 import remoting
+from drivers import Failed
 
 BIND_HOST = "127.0.0.1"
 READY_S = 60
@@ -141,6 +142,14 @@ class Product(Servers):
             process = Process(f"broker-{node + 1}", [binary, "broker", "-c", config], directory)
             self.processes.append(process)
             self.brokers[f"{client_host}:{clients[node]}"] = process
+
+    def admin(self, *words):
+        """What `raftmq admin` prints."""
+        command = [self.processes[0].command[0], "admin", *words, "-n", self.namesrv]
+        done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=READY_S)
+        if done.returncode != 0:
+            raise Failed(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[:400]}")
+        return done.stdout
 
     def write(self, name, text):
         path = self.directory / name
