@@ -143,9 +143,15 @@ fn tell_outcome(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
 
 fn print(outcome: &Outcome) {
     println!(
-        "seed {}: {} operations, {} sends acknowledged, {} entries compared, {} ms simulated, {:?}",
-        outcome.seed, outcome.operations, outcome.acknowledged, outcome.entries, outcome.simulated_ms, outcome.faults
+        "seed {}: {} sends acknowledged, {} entries compared, {} ms simulated, {} changes of leader, {:?}",
+        outcome.seed,
+        outcome.acknowledged,
+        outcome.entries,
+        outcome.simulated_ms,
+        outcome.leader_changes,
+        outcome.faults
     );
+    println!("{:?}", outcome.operations);
     println!("seen {} things, hash {}", outcome.seen, outcome.hash);
     for violation in &outcome.violations {
         println!("VIOLATED {violation}");

@@ -3,7 +3,7 @@
 //! An operation ends `ok`, `fail` (certainly nothing happened) or `info` (nobody knows): a time-out or a lost answer is
 //! `info`, and so is whatever was never answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A number in the order of all invocations and ends.
 pub type Moment = u64;
@@ -71,11 +71,22 @@ pub enum Recall {
     Unknown,
 }
 
+/// How a group is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It was told an offset.
+    Reset,
+    /// It was told a group, to go on where that one is.
+    Cloned,
+}
+
 /// A consumer offset that was read behind the answer that its group was moved, by whoever had it before.
 #[derive(Clone, Debug)]
 pub struct Move {
     /// The group, which was moved once.
     pub group: String,
+    /// How.
+    pub how: Moved,
     /// Where to.
     pub to: u64,
     /// What was read.
@@ -264,11 +275,34 @@ impl History {
         appends + self.delayed.iter().filter(|delayed| matches!(delayed.end, End::Ok(..))).count()
     }
 
-    /// How many operations were asked for.
-    pub fn operations(&self) -> usize {
-        let consumed =
-            self.pulls.len() + self.accesses.len() + self.sightings.len() + self.grants.len() + self.leases.len();
-        let told = self.transactions.len() + self.moves.len() + self.given_up.len();
-        self.appends.len() + self.delayed.len() + told + consumed
+    /// How many operations there were of each kind. Of those that take back or repeat another one, that were answered.
+    pub fn operations(&self) -> BTreeMap<&'static str, u64> {
+        let again: BTreeSet<u64> =
+            self.appends.iter().filter(|append| append.copies != Copies::One).map(|append| append.value).collect();
+        let copies = self.appends.iter().filter(|append| append.copies != Copies::One).count() - again.len();
+        let recalled = |which: Recall| self.delayed.iter().filter(|delayed| delayed.recall == which).count();
+        let moved = |how: Moved| {
+            let groups = self.moves.iter().filter(|moved| moved.how == how).map(|moved| &moved.group);
+            groups.collect::<BTreeSet<_>>().len()
+        };
+        let stored = self.accesses.iter().filter(|access| access.stores.is_some()).count();
+        let kinds = [
+            ("send", self.appends.len() - copies),
+            ("send-again", copies),
+            ("delayed-send", self.delayed.len()),
+            ("recall", recalled(Recall::Done)),
+            ("late-recall", recalled(Recall::TooLate)),
+            ("transaction", self.transactions.len()),
+            ("pull", self.pulls.len()),
+            ("offset-stored", stored),
+            ("offset-read", self.accesses.len() - stored + self.sightings.len()),
+            ("group-reset", moved(Moved::Reset)),
+            ("group-cloned", moved(Moved::Cloned)),
+            ("lock", self.grants.len()),
+            ("given-up", self.given_up.len()),
+            ("pop", self.leases.len()),
+            ("ack", self.leases.iter().map(|lease| lease.acks.len()).sum()),
+        ];
+        kinds.into_iter().map(|(kind, count)| (kind, count as u64)).collect()
     }
 }

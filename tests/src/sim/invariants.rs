@@ -95,6 +95,11 @@ impl Invariants {
         }
     }
 
+    /// In how many terms, behind the first, somebody was seen to lead.
+    pub fn leader_changes(&self) -> u64 {
+        (self.seen.borrow().leaders.len() as u64).saturating_sub(1)
+    }
+
     /// The newest term that any replica was ever seen in.
     pub fn newest_term(&self) -> u64 {
         self.seen.borrow().terms.values().copied().max().unwrap_or_default()

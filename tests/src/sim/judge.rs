@@ -247,7 +247,7 @@ fn recalled_is_never_seen(history: &History) -> Verdict {
 /// Whatever consumers store that had the queue before, a group is where it was moved until somebody goes on from there.
 fn moves_hold(history: &History) -> Verdict {
     match history.moves.iter().find(|one| one.read != one.to) {
-        Some(Move { group, to, read }) => Err(format!("{group} was moved to {to}, and {read} was read after that")),
+        Some(Move { group, to, read, .. }) => Err(format!("{group} was moved to {to}, and {read} was read after that")),
         None => Ok(()),
     }
 }
@@ -300,7 +300,7 @@ fn replicas_are_equal(history: &History) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::{Append, Delayed, Held, Pull, Transaction};
+    use super::super::history::{Append, Delayed, Held, Moved, Pull, Transaction};
     use super::*;
 
     fn append(value: u64, invoked: Moment, end: End<u64>) -> Append {
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn a_group_is_where_it_was_moved_to() {
         let mut moved = history(&[10, 11], &[10, 11]);
-        let at = |read| Move { group: "g".to_owned(), to: 3, read };
+        let at = |read| Move { group: "g".to_owned(), how: Moved::Reset, to: 3, read };
         moved.moves = vec![at(3), at(3)];
         assert_eq!(judge(&moved), []);
         moved.moves.push(at(4));

@@ -77,8 +77,10 @@ pub struct Outcome {
     pub seed: u64,
     /// Clauses and invariants that do not hold, and how that was seen.
     pub violations: Vec<String>,
-    /// Operations asked for.
-    pub operations: usize,
+    /// Operations, by kind.
+    pub operations: BTreeMap<String, u64>,
+    /// How often somebody else has led, or the same one in another term.
+    pub leader_changes: u64,
     /// Sends acknowledged.
     pub acknowledged: usize,
     /// Entries whose chain was compared.
@@ -227,7 +229,8 @@ impl<'p> Run<'p> {
         Outcome {
             seed: plan.seed,
             violations: found.map(|violation| format!("{}: {}", violation.clause, violation.what)).collect(),
-            operations: history.operations(),
+            operations: history.operations().into_iter().map(|(kind, times)| (kind.to_owned(), times)).collect(),
+            leader_changes: world.invariants.leader_changes(),
             acknowledged: history.acknowledged(),
             entries: world.invariants.entries(),
             faults: faults.into_iter().map(|(fault, times)| (fault.name().to_owned(), times)).collect(),

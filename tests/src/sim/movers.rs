@@ -7,11 +7,12 @@ use client::admin::protocol::body::SubscriptionGroupConfig;
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    OffsetResponse, QueryConsumerOffsetRequest, RecallMessageRequest, ResetOffsetRequest, UpdateConsumerOffsetRequest,
+    CloneGroupOffsetRequest, OffsetResponse, QueryConsumerOffsetRequest, RecallMessageRequest, ResetOffsetRequest,
+    UpdateConsumerOffsetRequest,
 };
 
 use super::clients::{Caller, Lost};
-use super::history::{Delayed, End, Move, Recall};
+use super::history::{Delayed, End, Move, Moved, Recall};
 use super::workload::{DELAYED_TOPIC, TOPIC, now_ms};
 
 /// Reads behind a move, with offsets stored in between.
@@ -66,31 +67,49 @@ impl Caller {
     /// Moves groups, each once, while a consumer that knows nothing of it goes on storing offsets, one way and two ways: what
     /// is read from the answer on is where the group was moved to.
     pub async fn move_groups(mut self) {
-        while !self.work.stops.get() {
+        for how in [Moved::Reset, Moved::Cloned].into_iter().cycle() {
+            if self.work.stops.get() {
+                return;
+            }
             // A group of its own each time: a move whose outcome is not known may come about at any later time.
             let group = format!("moved-{}", self.work.value());
-            if self.move_group(&group).await.is_none() {
+            if self.move_group(&group, how).await.is_none() {
                 self.pause().await;
             }
         }
     }
 
     /// `None` if it came to nothing.
-    async fn move_group(&mut self, group: &str) -> Option<()> {
-        let config = SubscriptionGroupConfig { group_name: group.to_owned(), ..SubscriptionGroupConfig::default() };
-        let request = RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP).with_json(&config);
-        self.call(request).await.ok()?;
+    async fn move_group(&mut self, group: &str, how: Moved) -> Option<()> {
         let consumed = 1_000 + self.rng.below(1_000);
-        self.call(update_of(group, consumed)).await.ok()?;
-        let reset = ResetOffsetRequest {
-            topic: TOPIC.to_owned(),
-            group: group.to_owned(),
-            timestamp: -1,
-            is_force: true,
-            queue_id: Some(0),
-            offset: Some(0),
+        self.found_group(group, consumed).await?;
+        let to = match how {
+            Moved::Reset => {
+                let reset = ResetOffsetRequest {
+                    topic: TOPIC.to_owned(),
+                    group: group.to_owned(),
+                    timestamp: -1,
+                    is_force: true,
+                    queue_id: Some(0),
+                    offset: Some(0),
+                };
+                let request = RemotingCommand::request_with(RequestCode::INVOKE_BROKER_TO_RESET_OFFSET, &reset);
+                self.call(request).await.ok()?;
+                0
+            }
+            Moved::Cloned => {
+                let (src_group, to) = (format!("before-{group}"), consumed / 2);
+                self.found_group(&src_group, to).await?;
+                let clone = CloneGroupOffsetRequest {
+                    src_group,
+                    dest_group: group.to_owned(),
+                    topic: Some(TOPIC.to_owned()),
+                    offline: false,
+                };
+                self.call(RemotingCommand::request_with(RequestCode::CLONE_GROUP_OFFSET, &clone)).await.ok()?;
+                to
+            }
         };
-        self.call(RemotingCommand::request_with(RequestCode::INVOKE_BROKER_TO_RESET_OFFSET, &reset)).await.ok()?;
         for k in 1..=READS as u64 {
             let late = update_of(group, consumed + k);
             match k % 2 {
@@ -100,9 +119,18 @@ impl Caller {
             self.pause().await;
             if let Ok(read) = self.offset_of(group).await {
                 self.work.ends(read);
-                self.work.history.borrow_mut().moves.push(Move { group: group.to_owned(), to: 0, read });
+                self.work.history.borrow_mut().moves.push(Move { group: group.to_owned(), how, to, read });
             }
         }
+        Some(())
+    }
+
+    /// A group that has consumed so far.
+    async fn found_group(&mut self, group: &str, consumed: u64) -> Option<()> {
+        let config = SubscriptionGroupConfig { group_name: group.to_owned(), ..SubscriptionGroupConfig::default() };
+        let request = RemotingCommand::request(RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP).with_json(&config);
+        self.call(request).await.ok()?;
+        self.call(update_of(group, consumed)).await.ok()?;
         Some(())
     }
 

@@ -255,7 +255,7 @@ impl Plan {
             // In a quarter of the seeds, and no draw: the others are what they were before there were any.
             transactors: if seed % 8 >= 6 { 2 } else { 0 },
             copiers: if seed % 16 == 13 { 2 } else { 0 },
-            movers: 0,
+            movers: if seed % 16 == 10 { 2 } else { 0 },
             // In another quarter.
             poppers: if matches!(seed % 8, 4 | 5) { 3 } else { 0 },
             givers: if seed % 16 == 9 { 2 } else { 0 },

@@ -20,6 +20,9 @@ use super::plan::Fault;
 /// Every kind of fault strikes in at least this share of the seeds.
 const SHARE_PERCENT: usize = 5;
 
+/// Every kind of operation meets another leader in at least this share: it is in a sixteenth of the seeds or more.
+const OPERATION_SHARE_PERCENT: usize = 3;
+
 /// A run that takes longer has come to a standstill.
 const LONGEST: Duration = Duration::from_secs(180);
 
@@ -196,7 +199,30 @@ impl Totals {
                 found.push(format!("{fault} took effect in {seeds} of {} seeds only", self.good.len()));
             }
         }
+        // With fewer faults the leader may stay.
+        let operations = if without.is_empty() { self.by_operation() } else { BTreeMap::new() };
+        for (kind, Happened { seeds, .. }) in operations {
+            if seeds * 100 < self.good.len() * OPERATION_SHARE_PERCENT {
+                found.push(format!("there was {kind} and another leader in {seeds} of {} seeds only", self.good.len()));
+            }
+        }
         found
+    }
+
+    /// What happened of each kind of operation in seeds in which the leader has changed.
+    fn by_operation(&self) -> BTreeMap<&str, Happened> {
+        let mut kinds: BTreeMap<&str, Happened> = BTreeMap::new();
+        for outcome in &self.good {
+            for (kind, times) in &outcome.operations {
+                let happened = kinds.entry(kind).or_default();
+                if *times > 0 && outcome.leader_changes > 0 {
+                    happened.times += times;
+                    happened.seeds += 1;
+                    happened.leader_changes += outcome.leader_changes;
+                }
+            }
+        }
+        kinds
     }
 
     fn seeds_by_fault(&self) -> BTreeMap<Fault, usize> {
@@ -213,7 +239,7 @@ impl Totals {
             self.good.len() + self.failures.len(),
             self.took.as_secs_f64(),
             self.failures.len(),
-            sum(|outcome| outcome.operations as u64),
+            sum(|outcome| outcome.operations.values().sum()),
             sum(|outcome| outcome.acknowledged as u64),
             sum(|outcome| outcome.entries as u64),
             sum(|outcome| outcome.simulated_ms) / 1000,
@@ -221,10 +247,23 @@ impl Totals {
         );
         for (fault, seeds) in self.seeds_by_fault() {
             let times: u64 = self.good.iter().filter_map(|outcome| outcome.faults.get(fault.name())).sum();
-            text += &format!("  {:<12} {times:>6} times, in {seeds:>4} seeds\n", fault.name());
+            text += &format!("  {:<14} {times:>8} times, in {seeds:>4} seeds\n", fault.name());
+        }
+        for (kind, Happened { times, seeds, leader_changes }) in self.by_operation() {
+            text += &format!(
+                "  {kind:<14} {times:>8} times, in {seeds:>4} seeds with {leader_changes} changes of leader\n"
+            );
         }
         text
     }
+}
+
+/// How much of a kind there was.
+#[derive(Clone, Copy, Debug, Default)]
+struct Happened {
+    times: u64,
+    seeds: usize,
+    leader_changes: u64,
 }
 
 #[cfg(test)]
@@ -237,6 +276,8 @@ mod tests {
             acknowledged: 100,
             faults: faults.iter().map(|fault| (fault.name().to_owned(), 1)).collect(),
             faults_ms: 5000,
+            operations: BTreeMap::from([("recall".to_owned(), 1)]),
+            leader_changes: 1,
             ..Outcome::default()
         }
     }
@@ -255,6 +296,16 @@ mod tests {
         }
         assert_eq!(totals.shortcomings(&[]), ["clock-step took effect in 4 of 100 seeds only"]);
         assert_eq!(totals.shortcomings(&[Fault::ClockStep]), <[String; 0]>::default());
+        for (seed, outcome) in totals.good.iter_mut().enumerate() {
+            *outcome = self::outcome(outcome.seed, &all);
+            match seed {
+                0 | 1 => {}
+                _ if seed % 2 == 0 => outcome.leader_changes = 0,
+                _ => drop(outcome.operations.insert("recall".to_owned(), 0)),
+            }
+        }
+        let few = "there was recall and another leader in 2 of 100 seeds only";
+        assert_eq!(totals.shortcomings(&[]), [few]);
     }
 
     #[test]
