@@ -40,6 +40,8 @@ pub struct Nemesis {
     excused_until: Vec<u64>,
     /// Until when the faults of each host's disk that are over may still be felt.
     felt_until: Vec<u64>,
+    /// Hosts on whose disk a bit has turned: whoever reads it ends, whenever that is and whatever else is over by then.
+    is_rotten: Vec<bool>,
     /// Processes whose disk has failed, and when they must have ended by themselves.
     ends: Vec<Ends>,
     change: Option<Change>,
@@ -109,6 +111,7 @@ impl Nemesis {
             awaited: Vec::new(),
             excused_until: vec![0; world.hosts.len()],
             felt_until: vec![0; world.hosts.len()],
+            is_rotten: vec![false; world.hosts.len()],
             ends: Vec::new(),
             change: None,
             one_at_a_time: plan.flush != Flush::Sync,
@@ -350,7 +353,7 @@ impl Nemesis {
             return;
         }
         self.victim = Some(at);
-        self.excused_until[at] = u64::MAX;
+        self.is_rotten[at] = true;
         // Of the hard state there are two copies, of the log one on each replica.
         let (file, place) = match rng.below(8) {
             0 => ("hard-state/a".to_owned(), rng.below(HARD_STATE_BYTES)),
@@ -404,6 +407,7 @@ impl Nemesis {
     fn goes_on_whole(&mut self, at: usize) {
         self.excused_until[at] = 0;
         self.felt_until[at] = 0;
+        self.is_rotten[at] = false;
         self.awaited.retain(|awaited| awaited.at != at);
     }
 
@@ -446,7 +450,7 @@ impl Nemesis {
                 self.give_up_damaged(world, at, &reason);
                 continue;
             }
-            if self.excused_until[at] < world.now_ms() && !leaves {
+            if self.excused_until[at] < world.now_ms() && !self.is_rotten[at] && !leaves {
                 let what = format!("{}: {reason}", world.hosts[at].name);
                 world.invariants.violated("a replica goes on unless its disk fails", what);
             }
