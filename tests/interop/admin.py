@@ -307,7 +307,7 @@ def set_consume_mode(world):
             remoting.await_condition(lambda: bodies[-1] in seen(True) + seen(False), COMMAND_S, f"{bodies[-1]} consumed")
             return seen(True)
 
-        remoting.await_condition(popped_one, COMMAND_S, "a message popped")
+        remoting.await_condition(popped_one, 2 * COMMAND_S, "a message popped")
         equal("consumed", sorted(set(seen(True) + seen(False))), sorted(bodies))
         switched_to("PULL", [(0, "PULL")])
     finally:
