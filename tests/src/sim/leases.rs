@@ -7,13 +7,16 @@ use super::judge::Verdict;
 use super::workload::QUEUES;
 
 /// No message is in two hands at once, by group time, which names and ends leases. Once a message is acknowledged, it comes
-/// to nobody who asks later; and nobody acknowledges it under a lease that is another's by then.
+/// to nobody who asks later; and nobody acknowledges it under a lease that is another's by then, unless it is done: because of
+/// somebody else's acknowledgement, or because retention has taken it.
 pub(super) fn leases_hold(history: &History) -> Verdict {
     let mut places: BTreeMap<(u32, u64), Vec<&Lease>> = BTreeMap::new();
     for lease in &history.leases {
         places.entry((lease.queue, lease.offset)).or_default().push(lease);
     }
     for ((queue, offset), mut leases) in places {
+        let mut replicas = history.replicas.values().filter_map(|queues| queues.get(queue as usize));
+        let is_gone = history.is_trimmed && replicas.any(|held| held.first > offset);
         leases.sort_by_key(|lease| lease.pop_ms);
         let told = |what: &str, one: &Lease, other: &Lease| {
             let (one, other) = (one.pop_ms..one.ends_ms, other.pop_ms..other.ends_ms);
@@ -33,7 +36,7 @@ pub(super) fn leases_hold(history: &History) -> Verdict {
                 }
                 // Done is done, whoever says it: unless nobody else may have said so yet.
                 let others = leases.iter().filter(|other| other.pop_ms != lease.pop_ms);
-                let may_be_done = others.flat_map(|other| &other.acks).any(|other| other.invoked < ended);
+                let may_be_done = is_gone || others.flat_map(|other| &other.acks).any(|other| other.invoked < ended);
                 if let Some(holder) = later.iter().find(|later| later.answered < ack.invoked)
                     && !may_be_done
                 {
@@ -114,6 +117,14 @@ mod tests {
         assert_eq!(judged(&[before(9), holder]), Ok(()), "it was done");
         let refused = acked(lease(1_000, 2_000, 1), 9, End::Info);
         assert_eq!(judged(&[refused, lease(2_000, 3_000, 5)]), Ok(()));
+        let trimmed = |first| History {
+            leases: vec![before(9), lease(2_000, 3_000, 5)],
+            replicas: [("a".to_owned(), vec![Held { first, values: vec![] }])].into(),
+            is_trimmed: true,
+            ..History::default()
+        };
+        assert_eq!(leases_hold(&trimmed(1)), Ok(()), "it is gone");
+        assert!(leases_hold(&trimmed(0)).is_err());
     }
 
     #[test]
