@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use super::LogOptions;
 use super::segment::Segment;
 use super::state::Shared;
+use crate::keyed::is_circumstance;
 use crate::position::PhysicalOffset;
 
 /// How many pieces the preparer stays ahead of what was submitted, at least.
@@ -105,10 +106,17 @@ impl Preparation {
 
 /// Why a piece is not prepared.
 enum Failure {
-    /// A file could not be made: nothing is at stake yet, and it may work later.
+    /// There is no room for a file, or no handle: nothing is at stake yet, and it may work later.
     CannotGrow(io::Error),
-    /// A write or sync failed: the disk is not to be trusted any more.
+    /// The disk has failed: it is not to be trusted any more.
     Fatal(io::Error),
+}
+
+impl Failure {
+    /// Of making a file.
+    fn to_make(error: io::Error) -> Failure {
+        if is_circumstance(&error) { Failure::CannotGrow(error) } else { Failure::Fatal(error) }
+    }
 }
 
 /// The future that prepares until the log closes.
@@ -155,9 +163,9 @@ async fn prepare_piece(
     let is_new = shared.segment(first).is_none();
     // A handle of its own: the kernel reports a failed write-back once per handle, and the writer must not miss it.
     let how = if is_new { Open::New } else { Open::Existing };
-    let file = env.disk.open(&path, how).await.map_err(Failure::CannotGrow)?;
+    let file = env.disk.open(&path, how).await.map_err(Failure::to_make)?;
     if is_new {
-        file.allocate(layout.file_bytes()).await.map_err(Failure::CannotGrow)?;
+        file.allocate(layout.file_bytes()).await.map_err(Failure::to_make)?;
         file.write_zeros(0, layout.file_offset(at)).await.map_err(Failure::Fatal)?;
     }
     let mut written = at;
@@ -177,7 +185,7 @@ async fn prepare_piece(
     if is_new {
         env.disk.sync_dir(commitlog).await.map_err(Failure::Fatal)?;
         env::fault!("log.segment_made");
-        let file = env.disk.open(&path, Open::Existing).await.map_err(Failure::CannotGrow)?;
+        let file = env.disk.open(&path, Open::Existing).await.map_err(Failure::to_make)?;
         shared.add_segment(Segment { first, file });
     }
     Ok(end)

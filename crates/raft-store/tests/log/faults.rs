@@ -462,6 +462,26 @@ fn a_failed_sync_of_a_prepared_piece_is_final() {
     });
 }
 
+/// The next file is made ahead of its use. A disk that cannot is not waited for until the log needs it: unlike a full one it
+/// has failed.
+#[test]
+fn a_disk_that_fails_to_make_the_next_file_ends_the_log_at_once() {
+    simulate(async {
+        let disk = disk(20);
+        let log = open(&disk, small()).await.expect("opens");
+        let mut failure = log.failure();
+        disk.fail_write(segment_path(8192), 1);
+        let mut index = 0;
+        while disk.met().failed == 0 {
+            append(&log, vec![entry(1, index, 100)]).await.expect("the file is not needed yet");
+            index += 1;
+        }
+        let ended = Clock::simulated().timeout(Duration::from_secs(10), failure.wait_for(Option::is_some)).await;
+        ended.expect("nobody asks it for anything").expect("it says so");
+        assert!(log.is_poisoned());
+    });
+}
+
 #[test]
 fn a_full_disk_stops_the_log_when_it_must_grow_and_loses_nothing() {
     simulate(async {
