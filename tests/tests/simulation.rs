@@ -27,3 +27,10 @@ fn a_seed_sees_the_same_twice_and_nothing_is_violated() {
     let struck = Plan::draw(1, &[]).strikes[0].fault;
     assert_ne!(again.hash, run(1, Some(struck)).hash, "another run is seen to be another");
 }
+
+/// A full disk cuts a leader off for a moment, in one term. Whoever asks producers noticed, and gave the office up; whoever fires
+/// timers was busy, and held it: nobody was asked any more, and transactions waited for ever.
+#[test]
+fn a_leader_that_was_cut_off_for_a_moment_goes_on_with_all_its_duties() {
+    assert_eq!(run(20_015, None).violations, <[String; 0]>::default());
+}

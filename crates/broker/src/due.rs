@@ -93,6 +93,8 @@ pub(crate) struct Office<'a> {
     pub(crate) broker: &'a Arc<BrokerGroup>,
     term: Option<u64>,
     role: watch::Receiver<Role>,
+    /// Whether one of those who hold it has seen that it is lost: then it is for all of them.
+    is_lost: watch::Sender<bool>,
     scheduled: watch::Receiver<()>,
     advances: Advances,
 }
@@ -100,15 +102,28 @@ pub(crate) struct Office<'a> {
 impl Office<'_> {
     fn taken(broker: &Arc<BrokerGroup>, mut role: watch::Receiver<Role>) -> Office<'_> {
         let term = term_of(&role.borrow_and_update());
-        Office { broker, term, role, scheduled: broker.scheduled.subscribe(), advances: broker.env.clock.advances() }
+        let (scheduled, advances) = (broker.scheduled.subscribe(), broker.env.clock.advances());
+        Office { broker, term, role, is_lost: watch::Sender::new(false), scheduled, advances }
+    }
+
+    /// The same office, for somebody else's duties.
+    fn shared(&self) -> Self {
+        let Office { broker, term, .. } = *self;
+        let (role, is_lost, scheduled) = (self.role.clone(), self.is_lost.clone(), self.scheduled.clone());
+        Office { broker, term, role, is_lost, scheduled, advances: broker.env.clock.advances() }
     }
 
     /// Waits at most `limit`, less if something was scheduled meanwhile or the date was moved. Whether the office is lost by then.
     pub(crate) async fn is_lost_within(&mut self, limit: Duration) -> bool {
+        let mut told = self.is_lost.subscribe();
         let lost = self.role.wait_for(|role| term_of(role) != self.term);
         tokio::select! {
             biased;
-            _ = lost => true,
+            _ = told.wait_for(|is_lost| *is_lost) => true,
+            _ = lost => {
+                self.is_lost.send_replace(true);
+                true
+            }
             _ = self.scheduled.changed() => false,
             () = self.advances.next() => false,
             () = self.broker.env.clock.sleep(limit) => false,
@@ -118,18 +133,23 @@ impl Office<'_> {
 
 /// Does a leader's duties whenever this replica leads. Producers are asked, and dead letters laid down, beside the others: a
 /// replica that is asked to ask may be long in answering, and a message that is due does not wait for it.
+///
+/// The office is lost for all of them when it is for one: another may be in the middle of a step, and see nothing of it that this
+/// replica was cut off for a moment.
 pub async fn run(broker: Arc<BrokerGroup>) {
     let mut role = broker.raft.role();
     while role.wait_for(|role| matches!(role, Role::Leader { ready: true, .. })).await.is_ok() {
-        let office = || Office::taken(&broker, role.clone());
-        tokio::join!(hold_office(office()), check_back::ask_in_office(office()), pop::bury_in_office(office()));
+        let office = Office::taken(&broker, role.clone());
+        let (group, term, asking, burying) = (broker.broker_name(), office.term, office.shared(), office.shared());
+        tracing::info!(group, term, "leading");
+        tokio::join!(hold_office(office), check_back::ask_in_office(asking), pop::bury_in_office(burying));
+        tracing::info!(group, term, "no longer leading");
     }
 }
 
 /// Until the office is lost.
 async fn hold_office(mut office: Office<'_>) {
-    let (broker, term) = (office.broker, office.term);
-    tracing::info!(group = %broker.broker_name(), term, "leading");
+    let broker = office.broker;
     while let Err(error) = broker.ensure_system().await {
         tracing::warn!(group = %broker.broker_name(), %error, "system topics are not made yet");
         if office.is_lost_within(NEXT_TRY).await {
@@ -160,7 +180,6 @@ async fn hold_office(mut office: Office<'_>) {
             };
         }
         if office.is_lost_within(wait).await {
-            tracing::info!(group = %broker.broker_name(), term, "no longer leading");
             return;
         }
     }
