@@ -116,16 +116,16 @@ impl Plan {
     fn choose(&self, facts: &Facts) -> Option<Goal> {
         let used = facts.space.map_or(0, used_percent);
         let ahead = || facts.checkpoints.iter().filter(|point| point.end > facts.begin);
-        if used >= self.policy.clean_forcibly_percent {
-            let oldest = ahead().next();
-            return oldest.map(|point| Goal { end: point.end, cut: facts.needed_since });
-        }
         if self.policy.bytes.is_some_and(|limit| facts.end.0 - facts.begin.0 > limit) {
             let limit = self.policy.bytes.unwrap_or(u64::MAX);
             let enough = ahead().find(|point| facts.end.0 - point.end.0 <= limit).or(ahead().next_back());
             if let Some(point) = enough {
                 return Some(Goal { end: point.end, cut: facts.needed_since });
             }
+        }
+        if used >= self.policy.clean_forcibly_percent {
+            let oldest = ahead().next();
+            return oldest.map(|point| Goal { end: point.end, cut: facts.needed_since });
         }
         if !self.policy.hours.contains(&facts.hour) && used < self.policy.max_used_percent {
             return None;
@@ -330,6 +330,13 @@ mod tests {
         assert_eq!(next(limited(7), &sparse), reach(9, 99));
         let none_ahead = Facts { begin: PhysicalOffset(9 * GIB), end: PhysicalOffset(19 * GIB), ..sparse };
         assert_eq!(next(limited(7), &none_ahead), Step::Checkpoint);
+    }
+
+    #[test]
+    fn what_exceeds_the_size_goes_at_once_on_a_disk_that_is_nearly_full_too() {
+        let limited = |gib: u64| Retention { bytes: Some(gib * GIB), ..policy() };
+        assert_eq!(next(limited(7), &facts(85)), reach(3, 99), "not a checkpoint at a time");
+        assert_eq!(next(limited(10), &facts(85)), reach(1, 99));
     }
 
     #[test]
