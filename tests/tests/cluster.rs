@@ -450,12 +450,8 @@ async fn retention_bounds_the_disk_and_lets_nothing_go_that_waits() {
     const LIMIT: u64 = 6 * SEGMENT;
     const QUEUES: i32 = 4;
     let _machine = MACHINE.lock().await;
-    let retention = Retention {
-        bytes: Some(LIMIT),
-        look_interval: Duration::from_millis(200),
-        warning_level_percent: 100,
-        ..Retention::default()
-    };
+    let retention =
+        Retention { bytes: Some(LIMIT), look_interval: Duration::from_millis(200), ..Cluster::default_retention() };
     // Nothing goes that is needed to recognise what is sent again.
     let messages = MessagePolicy { idempotent_window: Duration::from_millis(500), ..MessagePolicy::default() };
     let cluster = Cluster::builder().messages(messages).retention(retention).segment_bytes(SEGMENT);
@@ -699,12 +695,8 @@ async fn questions_about_messages_are_answered_alike_by_all_replicas_after_reten
     const TOPIC: &str = "Asked";
     const COUNT: i64 = 120;
     let _machine = MACHINE.lock().await;
-    let retention = Retention {
-        bytes: Some(LIMIT),
-        look_interval: Duration::from_millis(100),
-        warning_level_percent: 100,
-        ..Retention::default()
-    };
+    let retention =
+        Retention { bytes: Some(LIMIT), look_interval: Duration::from_millis(100), ..Cluster::default_retention() };
     let messages = MessagePolicy { idempotent_window: Duration::from_millis(100), ..MessagePolicy::default() };
     let cluster = Cluster::builder().messages(messages).retention(retention).segment_bytes(SEGMENT);
     let mut cluster = cluster.start().await.expect("a cluster");

@@ -297,13 +297,18 @@ impl Cluster {
             advertised: Vec::new(),
             segment_bytes: 64 * 1024 * 1024,
             messages: MessagePolicy::default(),
-            // A workstation's disk is often fuller than a broker's may be.
-            retention: Retention {
-                max_used_percent: 95,
-                clean_forcibly_percent: 98,
-                warning_level_percent: 99,
-                ..Retention::default()
-            },
+            retention: Cluster::default_retention(),
+        }
+    }
+
+    /// How long messages are kept unless [`Builder::retention`] says otherwise: as a broker keeps them, on a workstation's disk,
+    /// which is often fuller than a broker's may be.
+    pub fn default_retention() -> Retention {
+        Retention {
+            max_used_percent: 95,
+            clean_forcibly_percent: 98,
+            warning_level_percent: 99,
+            ..Retention::default()
         }
     }
 
