@@ -228,6 +228,9 @@ pub struct History {
     pub now: Moment,
     /// Appends.
     pub appends: Vec<Append>,
+    /// Every value that the log has held among the appends, and the index of its entry, whether or not retention has let go of
+    /// it since.
+    pub stored: Vec<(u64, u64)>,
     /// Delayed messages.
     pub delayed: Vec<Delayed>,
     /// Transactions.

@@ -11,11 +11,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use broker::broker::BrokerGroup;
+use protocol::record::RecordView;
+use raft_store::entry::{EntryView, OperationView, decode_entry};
 use raft_store::group::{Role, Status};
-use raft_store::log::Vote;
+use raft_store::log::{Frame, Kind, Vote};
 use raft_store::position::{LogId, NodeId};
 
+use super::clients::value_of;
 use super::judge::Violation;
+use super::workload::TOPIC;
 
 /// What was seen so far.
 #[derive(Debug, Default)]
@@ -32,6 +36,8 @@ struct Seen {
     progress: BTreeMap<(String, u64), (Option<LogId>, Option<LogId>)>,
     /// The chain behind each entry, and who applied it first.
     applied: BTreeMap<u64, (LogId, u64, String)>,
+    /// What was appended, and in which entry.
+    stored: Vec<(u64, u64)>,
     violations: Vec<Violation>,
 }
 
@@ -74,8 +80,11 @@ impl Invariants {
             if let Some(now) = now {
                 for index in next.unwrap_or(now.index)..=now.index {
                     // What was purged meanwhile was seen on others.
-                    let (Ok(end), Some(id)) = (log.chain_before(index + 1).await, log.id_at(index)) else { continue };
-                    self.applied(&host, id, end.chain);
+                    let Some(frame) = log.read(index..index + 1, 1).await.ok().and_then(|mut frames| frames.pop())
+                    else {
+                        continue;
+                    };
+                    self.applied(&host, &frame);
                 }
                 next = Some(now.index + 1);
             }
@@ -85,8 +94,12 @@ impl Invariants {
         }
     }
 
-    fn applied(&self, host: &str, id: LogId, chain: u64) {
+    fn applied(&self, host: &str, frame: &Frame) {
+        let (id, chain) = (frame.id, frame.chain);
         let mut seen = self.seen.borrow_mut();
+        if !seen.applied.contains_key(&id.index) {
+            seen.stored.extend(appended(frame).into_iter().map(|value| (value, id.index)));
+        }
         let first = seen.applied.entry(id.index).or_insert_with(|| (id, chain, host.to_owned())).clone();
         if (first.0, first.1) != (id, chain) {
             let what =
@@ -110,6 +123,11 @@ impl Invariants {
         self.seen.borrow().applied.len()
     }
 
+    /// Every value that was appended, and the index of its entry, whether or not retention has let go of it since.
+    pub fn stored(&self) -> Vec<(u64, u64)> {
+        self.seen.borrow().stored.clone()
+    }
+
     /// Adds a violation that somebody else found.
     pub fn violated(&self, clause: &'static str, what: String) {
         self.seen.borrow_mut().violated(clause, what);
@@ -119,6 +137,21 @@ impl Invariants {
     pub fn violations(&self) -> Vec<Violation> {
         self.seen.borrow().violations.clone()
     }
+}
+
+/// What an entry appends to the queues that clients append to.
+fn appended(frame: &Frame) -> Vec<u64> {
+    let entry = (frame.kind == Kind::Entry).then(|| decode_entry(&frame.body).ok()).flatten();
+    let mut values = Vec::new();
+    for operation in entry.iter().flat_map(EntryView::operations) {
+        let OperationView::Record(place) = operation else { continue };
+        let record = &frame.body[place.position as usize..][..place.size as usize];
+        let record = RecordView::parse(record).expect("a broker stores whole records");
+        if record.topic() == TOPIC {
+            values.push(value_of(record.body()));
+        }
+    }
+    values
 }
 
 impl Seen {

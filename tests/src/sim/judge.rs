@@ -146,12 +146,22 @@ fn nothing_is_made_up(history: &History) -> Verdict {
         };
         return Err(format!("queue {queue} offset {offset} ({who}): {value} {what}"));
     }
-    Ok(())
+    let is_refused = |value: &u64| sent.get(value).is_some_and(|(_, is_refused)| *is_refused);
+    match history.stored.iter().find(|(value, _)| is_refused(value)) {
+        Some((value, index)) => Err(format!("entry {index} held {value}, which was refused")),
+        None => Ok(()),
+    }
 }
 
-/// What was sent once is at most at one place, and was never seen at another.
+/// What was sent once is at most in one entry and at one place, and was never seen at another.
 fn nothing_is_twice(history: &History) -> Verdict {
     let repeated: BTreeSet<u64> = sent_in(history, |copies| copies != Copies::One);
+    let mut entries: BTreeMap<u64, u64> = BTreeMap::new();
+    for (value, index) in history.stored.iter().filter(|(value, _)| !repeated.contains(value)) {
+        if let Some(other) = entries.insert(*value, *index) {
+            return Err(format!("value {value}, sent once, was in entry {other} and in entry {index}"));
+        }
+    }
     at_one_place(history, "sent once", |value| !repeated.contains(&value))
 }
 
@@ -361,6 +371,16 @@ mod tests {
         let mut shown = history(&[10, 11], &[10, 11]);
         shown.pulls = vec![pull(2, &[(2, 10)])];
         assert!(told(&shown).contains(&"nothing is stored twice"), "seen once, and trimmed");
+        let mut let_go = history(&[10, 11], &[10, 11]);
+        let_go.stored = vec![(10, 5), (11, 6)];
+        assert_eq!(judge(&let_go), []);
+        let_go.stored.push((10, 7));
+        assert_eq!(told(&let_go), ["nothing is stored twice"], "nobody saw the other one before retention took it");
+        let_go.appends[0].copies = Copies::Any;
+        assert_eq!(judge(&let_go), []);
+        let_go.appends[2].end = End::Fail;
+        let_go.stored.push((12, 8));
+        assert_eq!(told(&let_go), ["nothing is made up"], "refused, stored, and let go before anybody saw it");
         let mut repeated = history(&[10, 11, 10], &[10, 11, 10]);
         repeated.appends[0].copies = Copies::Any;
         assert_eq!(told(&repeated), <[&str; 0]>::default());

@@ -222,6 +222,7 @@ impl<'p> Run<'p> {
         if let Err(what) = came_to_the_end {
             world.invariants.violated("service comes back", what);
         }
+        world.work.history.borrow_mut().stored = world.invariants.stored();
         let history = world.work.history.borrow();
         let found = world.invariants.violations().into_iter().chain(judge(&history));
         let (hash, seen) = world.witness();
