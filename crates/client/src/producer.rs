@@ -53,6 +53,7 @@ struct Settings {
     attempt_timeout: Duration,
     max_attempts: u32,
     after_unknown: AfterUnknown,
+    is_idempotent: bool,
 }
 
 impl ProducerBuilder {
@@ -62,6 +63,7 @@ impl ProducerBuilder {
             attempt_timeout: Duration::from_secs(3),
             max_attempts: u32::MAX,
             after_unknown: AfterUnknown::default(),
+            is_idempotent: true,
         };
         ProducerBuilder { client: client.clone(), group, settings }
     }
@@ -87,6 +89,13 @@ impl ProducerBuilder {
     /// What to do when it is unknown whether an attempt has stored the message.
     pub fn after_unknown(mut self, policy: AfterUnknown) -> ProducerBuilder {
         self.settings.after_unknown = policy;
+        self
+    }
+
+    /// Whether what this producer sends again, because it does not know what became of it, is recognised by a raftmq broker and
+    /// stored once; so it is by default. Otherwise the topic's attribute and the broker's default say it, as for other clients.
+    pub fn idempotent(mut self, is_idempotent: bool) -> ProducerBuilder {
+        self.settings.is_idempotent = is_idempotent;
         self
     }
 
@@ -671,7 +680,7 @@ impl Inner {
         }
         ext.set_text("m", if outgoing.code == RequestCode::SEND_BATCH_MESSAGE { "true" } else { "false" });
         ext.set_text("n", &queue.broker_name);
-        if outgoing.is_alone {
+        if outgoing.is_alone && self.settings.is_idempotent {
             ext.set(IDEMPOTENT, true);
         }
         let mut request = RemotingCommand::request(outgoing.code).with_body(outgoing.body.clone());

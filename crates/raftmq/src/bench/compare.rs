@@ -1,5 +1,5 @@
-//! Plain, delayed and transactional messages in turn, on the same brokers in the same run: how many a second of each, from
-//! their sends to the arrival of the last one at a consumer, and that all of them arrive, once.
+//! Plain, delayed and transactional messages, and others if asked for, in turn, on the same brokers in the same run: how many
+//! a second of each, from their sends to the arrival of the last one at a consumer, and that all of them arrive, once.
 //!
 //! Closed loop: a fixed number on their way, each replaced as soon as it is acknowledged; a transaction is on its way until
 //! its end is. The rates are those of what was consumed: of delayed messages, from when the first one was due.
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use client::{Client, Message, Producer, ReceivedMessage, StartFrom, TransactionState, TransactionalProducer};
 use env::Env;
 use serde::Serialize;
@@ -25,6 +25,9 @@ pub struct Flags {
     /// How long a delayed message is delayed.
     #[arg(long, default_value_t = 2_000)]
     delay_ms: u64,
+    /// What is compared with plain messages.
+    #[arg(long, value_delimiter = ',', default_value = "delayed,transactional")]
+    kinds: Vec<Kind>,
 }
 
 /// Nothing arrived for so long after the last one was due: nothing more will.
@@ -33,19 +36,26 @@ const LAST_ARRIVALS: Duration = Duration::from_secs(30);
 /// Between two looks whether all have arrived.
 const TICK: Duration = Duration::from_millis(5);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Kind {
+    /// As they are sent by default.
     Plain,
+    /// Not recognised when they are sent again: what idempotent send costs.
+    NotIdempotent,
+    /// Each with three keys of its own to be found by: what keys cost.
+    Keyed,
+    /// Delayed.
     Delayed,
+    /// In a transaction of their own.
     Transactional,
 }
-
-const KINDS: [Kind; 3] = [Kind::Plain, Kind::Delayed, Kind::Transactional];
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Plain => "plain",
+            Kind::NotIdempotent => "not-idempotent",
+            Kind::Keyed => "keyed",
             Kind::Delayed => "delayed",
             Kind::Transactional => "transactional",
         }
@@ -64,6 +74,8 @@ struct Measured {
     errors: u64,
     acknowledged_per_s: f64,
     consumed_per_s: f64,
+    /// Consumed a second, against plain messages.
+    share: f64,
 }
 
 /// What is printed.
@@ -79,27 +91,27 @@ struct Report {
     baseline: baseline::Baseline,
     /// Of each kind the run with the median rate.
     kinds: Vec<Measured>,
-    /// Consumed a second, against plain messages.
-    delayed_share: f64,
-    transactional_share: f64,
 }
 
 /// Measures and prints. An error if a message is missing.
 pub async fn run(env: &Env, flags: &Flags) -> Result<(), AnyError> {
     let common = &flags.common;
     let baseline = baseline::measure(env, &common.baseline_dir).await?;
-    let mut of_kinds: [Vec<Measured>; 3] = Default::default();
+    let others = flags.kinds.iter().copied().filter(|kind| *kind != Kind::Plain);
+    let mut of_kinds: Vec<(Kind, Vec<Measured>)> =
+        std::iter::once(Kind::Plain).chain(others).map(|kind| (kind, Vec::new())).collect();
     for run in 1..=common.runs.max(1) {
-        for (kind, measured) in KINDS.into_iter().zip(&mut of_kinds) {
+        for (kind, measured) in &mut of_kinds {
             if !common.json {
                 eprintln!("bench compare: run {run} of {}, {}, {} s", common.runs.max(1), kind.name(), common.seconds);
             }
-            measured.push(measure(env, flags, kind).await?);
+            measured.push(measure(env, flags, *kind).await?);
         }
     }
-    let missing: u64 = of_kinds.iter().flatten().map(|measured| measured.missing).sum();
-    let kinds: Vec<Measured> = of_kinds.into_iter().map(median).collect();
-    let share = |kind: usize| kinds[kind].consumed_per_s / kinds[0].consumed_per_s;
+    let missing: u64 = of_kinds.iter().flat_map(|(_, measured)| measured).map(|measured| measured.missing).sum();
+    let mut kinds: Vec<Measured> = of_kinds.into_iter().map(|(_, measured)| median(measured)).collect();
+    let plain_per_s = kinds[0].consumed_per_s;
+    kinds.iter_mut().for_each(|measured| measured.share = measured.consumed_per_s / plain_per_s);
     let report = Report {
         bench: "compare",
         durability: durability(env, common).await?,
@@ -109,8 +121,6 @@ pub async fn run(env: &Env, flags: &Flags) -> Result<(), AnyError> {
         runs: common.runs.max(1),
         delay_ms: flags.delay_ms,
         baseline,
-        delayed_share: share(1),
-        transactional_share: share(2),
         kinds,
     };
     if common.json {
@@ -144,7 +154,7 @@ impl Sender {
 }
 
 async fn measure(env: &Env, flags: &Flags, kind: Kind) -> Result<Measured, AnyError> {
-    let Flags { common, delay_ms } = flags;
+    let Flags { common, delay_ms, .. } = flags;
     let (client, clock) = (common.client(env)?, env.clock.clone());
     // Nothing is in it before the consumer is there.
     let topic = format!("{}-{}-{:08x}", common.topic, kind.name(), env.rng.u64() as u32);
@@ -165,11 +175,12 @@ async fn measure(env: &Env, flags: &Flags, kind: Kind) -> Result<Measured, AnyEr
     let from = clock.monotonic();
     let until = from + Duration::from_secs(common.seconds);
     let delay = (kind == Kind::Delayed).then(|| Duration::from_millis(*delay_ms));
+    let keys = 0..if kind == Kind::Keyed { 3 } else { 0 };
     let (next, errors) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
     let mut running = JoinSet::new();
     for _ in 0..common.in_flight {
         let (sender, clock, next, errors) = (sender.clone(), clock.clone(), next.clone(), errors.clone());
-        let (topic, bytes) = (topic.clone(), common.body_bytes);
+        let (topic, keys, bytes) = (topic.clone(), keys.clone(), common.body_bytes);
         running.spawn(async move {
             let mut acknowledged = Vec::new();
             while clock.monotonic() < until {
@@ -177,6 +188,7 @@ async fn measure(env: &Env, flags: &Flags, kind: Kind) -> Result<Measured, AnyEr
                 let mut body = vec![b'.'; bytes.max(8)];
                 body[..8].copy_from_slice(&number.to_be_bytes());
                 let message = Message::new(topic.as_str(), body);
+                let message = keys.clone().fold(message, |message, key| message.with_key(&format!("{number}-{key}")));
                 let message = delay.into_iter().fold(message, Message::with_delay);
                 match sender.send(message).await {
                     Ok(()) => acknowledged.push(number),
@@ -209,12 +221,14 @@ async fn measure(env: &Env, flags: &Flags, kind: Kind) -> Result<Measured, AnyEr
         errors: errors.load(Ordering::Relaxed),
         acknowledged_per_s: acknowledged.len() as f64 / (sent - from).as_secs_f64(),
         consumed_per_s: consumed as f64 / consuming.as_secs_f64().max(f64::MIN_POSITIVE),
+        share: 1.0,
     })
 }
 
 async fn sender(client: &Client, kind: Kind) -> Result<Sender, AnyError> {
     if kind != Kind::Transactional {
-        return Ok(Sender::Plain(client.producer("bench-compare").start()?));
+        let producer = client.producer("bench-compare").idempotent(kind != Kind::NotIdempotent);
+        return Ok(Sender::Plain(producer.start()?));
     }
     // Whoever is asked has ended it already, or is about to.
     let checker = |_: Arc<ReceivedMessage>| std::future::ready(TransactionState::Unknown);
@@ -264,16 +278,15 @@ impl Arrivals {
 impl Report {
     fn print(&self) {
         println!(
-            "{:<16}{:>14}{:>14}{:>10}{:>10}{:>10}",
-            "", "acknowledged/s", "consumed/s", "missing", "repeated", "errors"
+            "{:<16}{:>14}{:>14}{:>10}{:>10}{:>10}{:>10}",
+            "", "acknowledged/s", "consumed/s", "missing", "repeated", "errors", "share"
         );
-        for Measured { kind, acknowledged_per_s, consumed_per_s, missing, repeated, errors, .. } in &self.kinds {
+        for Measured { kind, acknowledged_per_s, consumed_per_s, missing, repeated, errors, share, .. } in &self.kinds {
+            let share = format!("{:.0} %", share * 100.0);
             println!(
-                "{kind:<16}{acknowledged_per_s:>14.0}{consumed_per_s:>14.0}{missing:>10}{repeated:>10}{errors:>10}"
+                "{kind:<16}{acknowledged_per_s:>14.0}{consumed_per_s:>14.0}{missing:>10}{repeated:>10}{errors:>10}{share:>10}"
             );
         }
-        println!("delayed against plain         {:.0} %", self.delayed_share * 100.0);
-        println!("transactional against plain   {:.0} %", self.transactional_share * 100.0);
         println!("durability                    {}", self.durability);
         println!("raw disk, 3 writers x 256 KiB + fdatasync   {:.1} MiB/s", self.baseline.three_writers_mib_per_s);
     }

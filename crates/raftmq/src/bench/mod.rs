@@ -35,7 +35,7 @@ enum What {
     Consume(consume::Flags),
     /// Send at a fixed rate and consume at once: from the moment a message should have been sent to its arrival.
     E2e(e2e::Flags),
-    /// Plain, delayed and transactional messages in turn, each sent and consumed to the last: how much the others cost.
+    /// Plain, delayed, transactional and other messages in turn, each sent and consumed to the last: how much the others cost.
     Compare(compare::Flags),
 }
 
