@@ -397,7 +397,22 @@ def leader_kill(bench):
     leader_killed(bench, consumer)
 
 
-def leader_killed(bench, consumer):
+def heartbeat_v2(bench):
+    """As `leader-kill`, with two consumers that have told every broker all about themselves once, and from then on send
+    fingerprints of it. Both stay members, also at the broker that was started again and knows nothing of them."""
+    consumers = [bench.consumer("--heartbeat-v2") for _ in range(2)]
+    told = lambda consumer: [line["to"].split() for line in consumer.seen("short-heartbeats")]
+    everybody = lambda: all(told(consumer) and len(told(consumer)[-1]) == len(bench.servers.brokers) for consumer in consumers)
+    remoting.await_condition(everybody, STALL_S, "short heartbeats to every broker")
+    bench.probe(consumers)
+    leader_killed(bench, *consumers)
+    bench.probe(consumers)
+    for address in bench.servers.brokers:
+        remoting.await_condition(lambda: len(remoting.consumers(address, bench.group)) == len(consumers), STALL_S,
+                                 f"{address} knows {len(consumers)} consumers")
+
+
+def leader_killed(bench, *consumers):
     producer = bench.producer("--retry-failed")
     remoting.await_condition(lambda: len(producer.seen("ack")) >= bench.count // 3, STALL_S, "a third of the sends")
     bench.servers.kill_leader()
@@ -406,9 +421,9 @@ def leader_killed(bench, consumer):
         acknowledged = producer.seen("ack")
         bodies = {line["body"] for line in acknowledged}
         deadline = time.monotonic() + 2 * STALL_S
-        while bodies - {line["body"] for line in bench.received(consumer)} and time.monotonic() < deadline:
+        while bodies - {line["body"] for line in bench.received(*consumers)} and time.monotonic() < deadline:
             time.sleep(0.05)
-        received = bench.received(consumer)
+        received = bench.received(*consumers)
         # Not the offset id: it names the replica that serves the message, and that has changed.
         lost = compare.at_least_once(acknowledged, received, same=["id", "queue", "offset"])
         demand(lost + compare.one_value_per_place(received) + compare.sends_in_order(acknowledged))
@@ -517,6 +532,7 @@ CASES = {
     "compressed": compressed,
     "namespace": namespace,
     "namespace-v2": namespace_v2,
+    "heartbeat-v2": heartbeat_v2,
     "pop": pop,
     "pop-dlq": pop_dlq,
     "pop-leader-kill": pop_leader_kill,
@@ -526,4 +542,4 @@ CASES = {
 # refuses expressions and recalls and has no topic of traces, it stores what is sent again again, and what it pops it copies,
 # so that a message has another place each time.
 JAVA_ONLY = {"leader-kill", "recall", "sql92", "transaction", "transaction-leader-kill", "idempotent-send", "request-reply",
-             "trace", "compressed", "namespace", "namespace-v2", "pop", "pop-dlq", "pop-leader-kill"}
+             "trace", "compressed", "namespace", "namespace-v2", "heartbeat-v2", "pop", "pop-dlq", "pop-leader-kill"}

@@ -16,6 +16,7 @@ NO_POP = "rocketmq-client DefaultMQPushConsumer.java (no `setClientRebalance` in
 JAVA_LACKS = {"4.9.8": {
     "recall": "rocketmq-client 4.9.8 DefaultMQProducer.java (no `recallMessage`)",
     "namespace-v2": "rocketmq-client 4.9.8 ClientConfig.java (no `setNamespaceV2`)",
+    "heartbeat-v2": "rocketmq-client 4.9.8 ClientConfig.java (no `setUseHeartbeatV2`)",
     "pop": NO_POP, "pop-dlq": NO_POP, "pop-leader-kill": NO_POP,
 }}
 JAVA_FLAGS = ["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",

@@ -46,6 +46,9 @@ final class Consume {
             // Only 5.x has it: the broker divides the queues, and says how to fetch from them.
             DefaultMQPushConsumer.class.getMethod("setClientRebalance", boolean.class).invoke(consumer, false);
         }
+        if (options.flag("heartbeat-v2")) {
+            ShortHeartbeats.switchOn(consumer);
+        }
         if (options.flag("orderly")) {
             consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
                 return failed(messages, failTimes) ? ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT : ConsumeOrderlyStatus.SUCCESS;
@@ -64,6 +67,9 @@ final class Consume {
         }
         consumer.start();
         new Line("ready").print();
+        if (options.flag("heartbeat-v2")) {
+            ShortHeartbeats.watch(consumer);
+        }
         Main.untilInputEnds();
         consumer.shutdown();
     }
