@@ -44,20 +44,30 @@ pub struct HeldKeys {
 impl KeysInFlight {
     /// Holds all of `keys`, which are distinct, as soon as nobody else holds any. Nothing is held if the future is dropped.
     pub(crate) async fn hold(self: &Arc<KeysInFlight>, keys: Vec<u64>) -> HeldKeys {
+        // Nearly always, and then nobody is to be woken.
+        if self.take(&keys) {
+            return HeldKeys { keys, of: self.clone(), term: 0 };
+        }
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // Registered before looking, so that a key is either seen free or its holder wakes us.
             freed.as_mut().enable();
-            {
-                let mut held = self.held.lock();
-                if planted::is(Bug::KeysNotHeld) || !keys.iter().any(|key| held.contains(key)) {
-                    held.extend(&keys);
-                    return HeldKeys { keys, of: self.clone(), term: 0 };
-                }
+            if self.take(&keys) {
+                return HeldKeys { keys, of: self.clone(), term: 0 };
             }
             freed.await;
         }
+    }
+
+    /// Whether nobody else held any of them: then they are held.
+    fn take(&self, keys: &[u64]) -> bool {
+        let mut held = self.held.lock();
+        let are_free = planted::is(Bug::KeysNotHeld) || !keys.iter().any(|key| held.contains(key));
+        if are_free {
+            held.extend(keys);
+        }
+        are_free
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A merged set always ends exactly at an entry: apply adds all changes of an entry and moves `upto` under one lock.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use super::rows::{self, GroupRow, QueueRow};
@@ -13,6 +14,21 @@ use crate::position::{PhysicalOffset, QueueId, Timestamp};
 /// Bytes a row in memory costs beside its key and value.
 const ROW_OVERHEAD_BYTES: usize = 64;
 
+/// What becomes of a row.
+#[derive(Debug)]
+struct Change {
+    /// Put (`Some`) or deleted.
+    value: Option<Vec<u8>>,
+    /// No older set has it, nor what is written.
+    is_new: bool,
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len) + ROW_OVERHEAD_BYTES
+    }
+}
+
 /// Changes of consecutive entries, the later ones on top.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -20,8 +36,7 @@ pub(crate) struct Changes {
     pub upto: Option<Boundary>,
     /// Where the log stood before the first entry in here.
     from_physical: u64,
-    /// Rows put (`Some`) or deleted.
-    rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    rows: BTreeMap<Vec<u8>, Change>,
     rows_bytes: usize,
     /// Rows of queues and the group change with almost every entry: kept as values, encoded once at the end.
     pub queues: BTreeMap<QueueId, QueueRow>,
@@ -38,14 +53,31 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
+    /// A row put (`Some`) or deleted.
     pub fn row(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        let bytes =
-            |key: &[u8], value: &Option<Vec<u8>>| key.len() + value.as_ref().map_or(0, Vec::len) + ROW_OVERHEAD_BYTES;
-        self.rows_bytes += bytes(&key, &value);
-        let key_len = key.len();
-        if let Some(before) = self.rows.insert(key, value) {
-            self.rows_bytes -= key_len + before.map_or(0, |before| before.len()) + ROW_OVERHEAD_BYTES;
+        let bytes = key.len() + value.as_ref().map_or(0, Vec::len) + ROW_OVERHEAD_BYTES;
+        match self.rows.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Change { value, is_new: false });
+            }
+            Entry::Occupied(mut occupied) => {
+                self.rows_bytes -= occupied.key().len() + occupied.get().bytes();
+                if value.is_none() && occupied.get().is_new {
+                    occupied.remove();
+                    return;
+                }
+                occupied.get_mut().value = value;
+            }
         }
+        self.rows_bytes += bytes;
+    }
+
+    /// A row put that never was there before, under a key that is never used again: if it ends in the same set, nothing is left
+    /// of it to be written.
+    pub fn new_row(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        let change = Change { value: Some(value), is_new: true };
+        self.rows_bytes += key.len() + change.bytes();
+        assert!(self.rows.insert(key, change).is_none(), "a new row has changed before");
     }
 
     pub fn queue(&mut self, id: QueueId, row: QueueRow) {
@@ -91,7 +123,7 @@ impl Changes {
 
     /// The rows to write, in key order.
     pub fn into_rows(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let mut rows = self.rows;
+        let mut rows: BTreeMap<_, _> = self.rows.into_iter().map(|(key, change)| (key, change.value)).collect();
         if let Some(group) = self.group {
             rows.insert(vec![rows::GROUP], Some(codec::to_bytes(&group)));
         }
@@ -141,5 +173,39 @@ impl Handoff {
 
     pub fn weight_bytes(&self) -> usize {
         self.accumulating.weight_bytes() + self.sealed.iter().map(Changes::weight_bytes).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(changes: Changes) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        changes.into_rows()
+    }
+
+    #[test]
+    fn a_row_that_began_and_ended_in_a_set_is_not_written() {
+        let key = |byte: u8| vec![byte; 3];
+        let mut changes = Changes::default();
+        changes.new_row(key(1), vec![1]);
+        changes.new_row(key(2), vec![2]);
+        changes.row(key(1), Some(vec![1, 1, 1]));
+        changes.row(key(1), None);
+        changes.row(key(3), Some(vec![3]));
+        changes.row(key(3), None);
+        changes.row(key(4), None);
+        assert_eq!(changes.weight_bytes(), 3 * (3 + ROW_OVERHEAD_BYTES) + 1, "as much as is held");
+        assert_eq!(rows(changes), [(key(2), Some(vec![2])), (key(3), None), (key(4), None)], "older sets may have 3");
+    }
+
+    #[test]
+    fn a_row_that_began_in_an_older_set_is_deleted_by_a_later_one() {
+        let mut handoff = Handoff::default();
+        handoff.accumulating.new_row(vec![1], vec![1]);
+        handoff.seal();
+        handoff.accumulating.row(vec![1], None);
+        assert_eq!(rows(handoff.sealed.pop_front().expect("sealed")), [(vec![1], Some(vec![1]))]);
+        assert_eq!(rows(handoff.accumulating), [(vec![1], None)]);
     }
 }

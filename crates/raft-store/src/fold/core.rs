@@ -210,7 +210,7 @@ impl Core {
             kind,
             key_hashes: record.key_hashes().collect(),
         };
-        changes.row(rows::pending_key(at), Some(codec::to_bytes(&row)));
+        changes.new_row(rows::pending_key(at), codec::to_bytes(&row));
         self.shared.pending.lock().insert(at, row);
         Outcome::Pending { physical_offset: at, stamp: now }
     }
