@@ -730,6 +730,13 @@ async fn questions_about_messages_are_answered_alike_by_all_replicas_after_reten
             away_since = group(&cluster, away).log().last();
             cluster.kill(away).await;
         }
+        // Retention lets whole checkpoints go: however fast this is, none is far behind the end.
+        let follows = async || {
+            let raft = group(&cluster, leader);
+            let newest = raft.reader().checkpoints().last().map_or(0, |point| point.end.0);
+            raft.log().tip().end.physical_offset.0 - newest <= SEGMENT + SEGMENT / 4
+        };
+        until(PATIENCE, "a checkpoint follows the log", follows).await;
     }
     let purged = |node: usize| group(&cluster, node).log().last_purged();
     let is_trimmed = async || {
