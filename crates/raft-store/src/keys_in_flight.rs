@@ -44,20 +44,18 @@ pub struct HeldKeys {
 impl KeysInFlight {
     /// Holds all of `keys`, which are distinct, as soon as nobody else holds any. Nothing is held if the future is dropped.
     pub(crate) async fn hold(self: &Arc<KeysInFlight>, keys: Vec<u64>) -> HeldKeys {
-        // Nearly always, and then nobody is to be woken.
-        if self.take(&keys) {
-            return HeldKeys { keys, of: self.clone(), term: 0 };
-        }
-        loop {
+        // Nearly always the first look is enough, and nobody registers to be woken.
+        while !self.take(&keys) {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // Registered before looking, so that a key is either seen free or its holder wakes us.
             freed.as_mut().enable();
             if self.take(&keys) {
-                return HeldKeys { keys, of: self.clone(), term: 0 };
+                break;
             }
             freed.await;
         }
+        HeldKeys { keys, of: self.clone(), term: 0 }
     }
 
     /// Whether nobody else held any of them: then they are held.

@@ -55,18 +55,19 @@ pub(crate) struct Changes {
 impl Changes {
     /// A row put (`Some`) or deleted.
     pub fn row(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        let bytes = key.len() + value.as_ref().map_or(0, Vec::len) + ROW_OVERHEAD_BYTES;
+        let change = Change { value, is_new: false };
+        let bytes = key.len() + change.bytes();
         match self.rows.entry(key) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Change { value, is_new: false });
+                vacant.insert(change);
             }
             Entry::Occupied(mut occupied) => {
                 self.rows_bytes -= occupied.key().len() + occupied.get().bytes();
-                if value.is_none() && occupied.get().is_new {
+                if change.value.is_none() && occupied.get().is_new {
                     occupied.remove();
                     return;
                 }
-                occupied.get_mut().value = value;
+                occupied.get_mut().value = change.value;
             }
         }
         self.rows_bytes += bytes;
@@ -123,17 +124,18 @@ impl Changes {
 
     /// The rows to write, in key order.
     pub fn into_rows(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let mut rows: BTreeMap<_, _> = self.rows.into_iter().map(|(key, change)| (key, change.value)).collect();
+        let mut rows = self.rows;
+        let mut put = |key, value| rows.insert(key, Change { value, is_new: false });
         if let Some(group) = self.group {
-            rows.insert(vec![rows::GROUP], Some(codec::to_bytes(&group)));
+            put(vec![rows::GROUP], Some(codec::to_bytes(&group)));
         }
         for (id, row) in self.queues {
-            rows.insert(rows::queue_key(id), Some(codec::to_bytes(&row)));
+            put(rows::queue_key(id), Some(codec::to_bytes(&row)));
         }
         for (segment, time) in self.segment_clocks {
-            rows.insert(rows::segment_clock_key(segment), time.map(|time| codec::to_bytes(&time)));
+            put(rows::segment_clock_key(segment), time.map(|time| codec::to_bytes(&time)));
         }
-        rows.into_iter().collect()
+        rows.into_iter().map(|(key, change)| (key, change.value)).collect()
     }
 }
 
@@ -180,10 +182,6 @@ impl Handoff {
 mod tests {
     use super::*;
 
-    fn rows(changes: Changes) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        changes.into_rows()
-    }
-
     #[test]
     fn a_row_that_began_and_ended_in_a_set_is_not_written() {
         let key = |byte: u8| vec![byte; 3];
@@ -196,7 +194,11 @@ mod tests {
         changes.row(key(3), None);
         changes.row(key(4), None);
         assert_eq!(changes.weight_bytes(), 3 * (3 + ROW_OVERHEAD_BYTES) + 1, "as much as is held");
-        assert_eq!(rows(changes), [(key(2), Some(vec![2])), (key(3), None), (key(4), None)], "older sets may have 3");
+        assert_eq!(
+            changes.into_rows(),
+            [(key(2), Some(vec![2])), (key(3), None), (key(4), None)],
+            "older sets may have 3"
+        );
     }
 
     #[test]
@@ -205,7 +207,7 @@ mod tests {
         handoff.accumulating.new_row(vec![1], vec![1]);
         handoff.seal();
         handoff.accumulating.row(vec![1], None);
-        assert_eq!(rows(handoff.sealed.pop_front().expect("sealed")), [(vec![1], Some(vec![1]))]);
-        assert_eq!(rows(handoff.accumulating), [(vec![1], None)]);
+        assert_eq!(handoff.sealed.pop_front().expect("sealed").into_rows(), [(vec![1], Some(vec![1]))]);
+        assert_eq!(handoff.accumulating.into_rows(), [(vec![1], None)]);
     }
 }
