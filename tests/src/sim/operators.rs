@@ -110,6 +110,12 @@ impl Caller {
                 }
                 held.values.push(value);
             }
+            if !pulled.records.is_empty() && next != held.end() as i64 {
+                // The last places are there, and what was delayed and lies there is not any more: the answer to a question for just
+                // these says so. If they are left out for another reason, they are asked for in vain.
+                next = held.end() as i64;
+                continue;
+            }
             if next >= pulled.bounds.max_offset {
                 return held;
             }
