@@ -4,7 +4,7 @@
 //! synced; only then the merged rows go to the keyed store, as one batch with N. So after any crash the keyed store is
 //! never ahead of log, ConsumeQueue or index, and replaying the log from N gives the state that was lost.
 //!
-//! It happens every 10 s, every 256 MiB of log, every 16 MiB of changes, and exactly at each `Checkpoint`, whose image is
+//! It happens every 10 s, every 256 MiB of log, every 64 MiB of changes, and exactly at each `Checkpoint`, whose image is
 //! then the content of the keyed store. One future on a thread of its own; apply waits for it only when the merged set
 //! is full.
 //!
@@ -88,7 +88,7 @@ impl Default for DerivedOptions {
             segment_bytes: 1 << 30,
             sync_interval_ms: 10_000,
             sync_log_bytes: 256 << 20,
-            sync_changed_bytes: 16 << 20,
+            sync_changed_bytes: 64 << 20,
             recent_units_bytes: 4 << 20,
             recent_keys_ms: 120_000,
         }
@@ -866,8 +866,9 @@ impl Worker {
                 },
                 _ = self.shared.wake.notified() => self.sync_if_due().await,
                 _ = timer => {
+                    let synced = self.sync_all().await;
                     next_sync = clock.monotonic() + interval;
-                    self.sync_all().await
+                    synced
                 }
             };
             if let Err(error) = result {
@@ -879,9 +880,11 @@ impl Worker {
         }
     }
 
+    /// Makes durable what is applied by now. Not what comes meanwhile: under load that would never end, in ever smaller sets.
     async fn sync_all(&mut self) -> io::Result<()> {
         self.pay_image().await?;
-        while self.sync_next().await? {}
+        let last = self.shared.handoff.lock().upto();
+        while *self.shared.durable.borrow() < last && self.sync_next().await? {}
         Ok(())
     }
 
@@ -907,8 +910,11 @@ impl Worker {
         let Some(changes) = self.shared.handoff.lock().take() else { return Ok(false) };
         self.shared.taken.notify_waiters();
         let began = self.shared.env.clock.monotonic();
+        let (units, keys) = (changes.unit_count, changes.key_rows.len());
+        let (rows, log_bytes) = (changes.row_count(), changes.log_bytes());
         self.sync(changes).await?;
         let took = self.shared.env.clock.monotonic() - began;
+        tracing::debug!(units, keys, rows, log_bytes, ?took, "derived state synced");
         let mut stats = self.shared.stats.lock();
         stats.syncs += 1;
         stats.last_sync_ms = took.as_millis() as u64;

@@ -210,7 +210,8 @@ impl Core {
             kind,
             key_hashes: record.key_hashes().collect(),
         };
-        changes.new_row(rows::pending_key(at), codec::to_bytes(&row));
+        let row = Arc::new(row);
+        changes.begins_to_wait(at, row.clone());
         self.shared.pending.lock().insert(at, row);
         Outcome::Pending { physical_offset: at, stamp: now }
     }
@@ -219,8 +220,8 @@ impl Core {
     pub fn roll(&mut self, roll: RollView, at: PhysicalOffset, changes: &mut Changes) -> CoreReply {
         let mut pending = self.shared.pending.lock();
         let moved = pending.roll(roll.key, at, roll.size);
-        if let Some(row) = moved {
-            changes.row(rows::pending_key(roll.key), Some(codec::to_bytes(row)));
+        if let Some(row) = &moved {
+            changes.waits(roll.key, row.clone());
         }
         CoreReply::Rolled { moved: moved.is_some() }
     }
@@ -363,14 +364,14 @@ impl Core {
             if planted::is(Bug::TimerTwice) {
                 let mark = Timestamp(-self.applied.map_or(0, |applied| applied.id.term as i64));
                 if row.stored_at == mark {
-                    changes.row(rows::pending_key(key), None);
+                    changes.ends_to_wait(key);
                     continue;
                 }
-                row.stored_at = mark;
-                changes.row(rows::pending_key(key), Some(codec::to_bytes(&row)));
+                Arc::make_mut(&mut row).stored_at = mark;
+                changes.waits(key, row.clone());
                 self.shared.pending.lock().insert(key, row.clone());
             } else {
-                changes.row(rows::pending_key(key), None);
+                changes.ends_to_wait(key);
             }
             if self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed) {
                 continue;
@@ -389,7 +390,7 @@ impl Core {
         if is_forgotten {
             self.shared.pending.lock().insert(half, row.clone());
         } else {
-            changes.row(rows::pending_key(half), None);
+            changes.ends_to_wait(half);
         }
         if !commit {
             return Some(CoreReply::RolledBack);
@@ -405,7 +406,7 @@ impl Core {
         if planted::is(Bug::RecallForgotten) {
             self.shared.pending.lock().insert(scheduled, row);
         } else {
-            changes.row(rows::pending_key(scheduled), None);
+            changes.ends_to_wait(scheduled);
         }
         Some(CoreReply::Recalled)
     }
@@ -419,7 +420,7 @@ impl Core {
         let now = self.now();
         let mut pending = self.shared.pending.lock();
         let row = pending.check(half, check, now)?;
-        changes.row(rows::pending_key(half), Some(codec::to_bytes(row)));
+        changes.waits(half, row);
         let times = pending.half(half).map_or(0, |half| half.asked);
         Some(CoreReply::Checked { times })
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::reader::{HalfRecord, HalfState, PendingCounts, PendingPlace, ScheduledRecord, WaitingRecord};
 use super::rows::{PendingKind, PendingRow};
@@ -12,7 +13,7 @@ use crate::position::{PhysicalOffset, Timestamp};
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     /// By the place where the record was first stored, which stays the key.
-    rows: BTreeMap<PhysicalOffset, PendingRow>,
+    rows: BTreeMap<PhysicalOffset, Arc<PendingRow>>,
     /// Exactly the scheduled ones of `rows`.
     timers: BTreeSet<(Timestamp, PhysicalOffset)>,
     /// Exactly the half ones of `rows`, each in the list of its state, by the time since which it is in it.
@@ -26,7 +27,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Adds a row. A key is the place of one record, so it is new.
-    pub fn insert(&mut self, key: PhysicalOffset, row: PendingRow) {
+    pub fn insert(&mut self, key: PhysicalOffset, row: Arc<PendingRow>) {
         match (row.kind, half_state(&row)) {
             (_, Some((state, since))) => {
                 self.halves.entry(state).or_default().insert((since, key));
@@ -46,7 +47,7 @@ impl Pending {
     }
 
     /// Takes up to `limit` scheduled rows due at `now`, in order of due time, then place.
-    pub fn take_due(&mut self, now: Timestamp, limit: usize) -> Vec<(PhysicalOffset, PendingRow)> {
+    pub fn take_due(&mut self, now: Timestamp, limit: usize) -> Vec<(PhysicalOffset, Arc<PendingRow>)> {
         let mut taken = Vec::new();
         while taken.len() < limit && self.next_due().is_some_and(|due| due <= now) {
             let (_, key) = self.timers.pop_first().expect("next_due saw it");
@@ -59,7 +60,7 @@ impl Pending {
     }
 
     /// Takes a half row, whatever its state. `None` if it has ended, or there never was one.
-    pub fn end(&mut self, key: PhysicalOffset) -> Option<PendingRow> {
+    pub fn end(&mut self, key: PhysicalOffset) -> Option<Arc<PendingRow>> {
         let (state, since) = half_state(self.rows.get(&key)?)?;
         let row = self.rows.remove(&key).expect("it was there");
         assert!(self.list(state).remove(&(since, key)), "every half row is listed");
@@ -89,7 +90,7 @@ impl Pending {
     }
 
     /// Takes a scheduled row before its time. `None` if it has fired or was recalled, or there never was one.
-    pub fn recall(&mut self, key: PhysicalOffset) -> Option<PendingRow> {
+    pub fn recall(&mut self, key: PhysicalOffset) -> Option<Arc<PendingRow>> {
         let due = self.rows.get(&key)?.due()?;
         let row = self.rows.remove(&key).expect("it was there");
         assert!(self.timers.remove(&(due, key)), "every scheduled row has its timer");
@@ -105,8 +106,8 @@ impl Pending {
     }
 
     /// Moves a half row to its next state. `None` if it has ended, or this is no step from where it is: nothing changes.
-    pub fn check(&mut self, key: PhysicalOffset, check: TransactionCheck, now: Timestamp) -> Option<&PendingRow> {
-        let row = self.rows.get_mut(&key)?;
+    pub fn check(&mut self, key: PhysicalOffset, check: TransactionCheck, now: Timestamp) -> Option<Arc<PendingRow>> {
+        let row = Arc::make_mut(self.rows.get_mut(&key)?);
         let before = half_state(row)?;
         row.kind = match (check, row.kind) {
             (TransactionCheck::Asked, PendingKind::Half) => PendingKind::Asked { times: 1, at: now },
@@ -124,7 +125,7 @@ impl Pending {
             let changed = if is_listed { list.insert((since, key)) } else { list.remove(&(since, key)) };
             assert!(changed, "every half row is listed once");
         }
-        self.rows.get(&key)
+        self.rows.get(&key).cloned()
     }
 
     /// A half row, whatever its state.
@@ -158,12 +159,12 @@ impl Pending {
 
     /// The record of row `key` lies at `place` now, and is `size` bytes long. `None` if nothing waits under that key any
     /// more, or it is another record: then nothing has changed.
-    pub fn roll(&mut self, key: PhysicalOffset, place: PhysicalOffset, size: u32) -> Option<&PendingRow> {
+    pub fn roll(&mut self, key: PhysicalOffset, place: PhysicalOffset, size: u32) -> Option<Arc<PendingRow>> {
         let row = self.rows.get_mut(&key).filter(|row| row.size == size)?;
         assert!(self.places.remove(&(row.place, key)), "every row has its place");
-        row.place = place;
+        Arc::make_mut(row).place = place;
         self.places.insert((place, key));
-        Some(row)
+        Some(row.clone())
     }
 
     /// Where the record lies that lies first.
@@ -198,7 +199,7 @@ fn half_state(row: &PendingRow) -> Option<(HalfState, Timestamp)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -207,8 +208,8 @@ mod tests {
     #[test]
     fn a_rolled_row_keeps_its_key_and_a_row_that_ended_is_not_rolled() {
         let mut pending = Pending::default();
-        pending.insert(PhysicalOffset(1), row(1, PendingKind::Scheduled { due: Timestamp(5) }));
-        pending.insert(PhysicalOffset(2), row(2, PendingKind::Half));
+        pending.insert(PhysicalOffset(1), Arc::new(row(1, PendingKind::Scheduled { due: Timestamp(5) })));
+        pending.insert(PhysicalOffset(2), Arc::new(row(2, PendingKind::Half)));
         assert_eq!(pending.first_place(), Some(PhysicalOffset(1)));
         assert!(pending.roll(PhysicalOffset(1), PhysicalOffset(70), 11).is_none(), "another record");
         assert_eq!(pending.roll(PhysicalOffset(1), PhysicalOffset(70), 10).expect("waits").place, PhysicalOffset(70));
@@ -226,8 +227,8 @@ mod tests {
     fn a_row_is_found_by_its_first_hash_as_long_as_it_waits() {
         let mut pending = Pending::default();
         let hashed = |place, kind, hashes: &[u64]| PendingRow { key_hashes: hashes.into(), ..row(place, kind) };
-        pending.insert(PhysicalOffset(1), hashed(1, PendingKind::Scheduled { due: Timestamp(5) }, &[7, 8]));
-        pending.insert(PhysicalOffset(2), hashed(2, PendingKind::Half, &[7]));
+        pending.insert(PhysicalOffset(1), Arc::new(hashed(1, PendingKind::Scheduled { due: Timestamp(5) }, &[7, 8])));
+        pending.insert(PhysicalOffset(2), Arc::new(hashed(2, PendingKind::Half, &[7])));
         let found = |pending: &Pending, hash| -> Vec<(u64, bool)> {
             pending.with_hash(hash).iter().map(|record| (record.place.0, record.is_half)).collect()
         };
@@ -244,9 +245,9 @@ mod tests {
         use HalfState::{Asked, Discarded, Unasked};
         let mut pending = Pending::default();
         for key in [1, 2, 3] {
-            pending.insert(PhysicalOffset(key), row(key, PendingKind::Half));
+            pending.insert(PhysicalOffset(key), Arc::new(row(key, PendingKind::Half)));
         }
-        pending.insert(PhysicalOffset(4), row(4, PendingKind::Scheduled { due: Timestamp(1) }));
+        pending.insert(PhysicalOffset(4), Arc::new(row(4, PendingKind::Scheduled { due: Timestamp(1) })));
         let step = |pending: &mut Pending, key, check, now| {
             pending.check(PhysicalOffset(key), check, Timestamp(now)).is_some()
         };
@@ -286,9 +287,9 @@ mod tests {
     fn a_recalled_row_does_not_fire_and_what_has_fired_is_not_recalled() {
         let mut pending = Pending::default();
         for (key, due) in [(1, 5), (2, 5), (3, 6)] {
-            pending.insert(PhysicalOffset(key), row(key, PendingKind::Scheduled { due: Timestamp(due) }));
+            pending.insert(PhysicalOffset(key), Arc::new(row(key, PendingKind::Scheduled { due: Timestamp(due) })));
         }
-        pending.insert(PhysicalOffset(4), row(4, PendingKind::Half));
+        pending.insert(PhysicalOffset(4), Arc::new(row(4, PendingKind::Half)));
         pending.roll(PhysicalOffset(1), PhysicalOffset(70), 10).expect("it waits");
         let found = pending.scheduled(PhysicalOffset(1)).expect("it waits");
         assert_eq!((found.place, found.size, found.due), (PhysicalOffset(70), 10, Timestamp(5)));
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(pending.counts(), PendingCounts { scheduled: 1, half: 1, bytes: 20 });
     }
 
-    fn row(place: u64, kind: PendingKind) -> PendingRow {
+    pub(crate) fn row(place: u64, kind: PendingKind) -> PendingRow {
         PendingRow {
             queue: QueueId { topic: TopicId(1), queue: 0 },
             place: PhysicalOffset(place),
@@ -322,10 +323,10 @@ mod tests {
             let mut expected = Vec::new();
             for (place, due) in dues.iter().enumerate() {
                 let kind = PendingKind::Scheduled { due: Timestamp(*due) };
-                pending.insert(PhysicalOffset(place as u64), row(place as u64, kind));
+                pending.insert(PhysicalOffset(place as u64), Arc::new(row(place as u64, kind)));
                 expected.push((*due, place as u64));
             }
-            pending.insert(PhysicalOffset(1000), row(1000, PendingKind::Half));
+            pending.insert(PhysicalOffset(1000), Arc::new(row(1000, PendingKind::Half)));
             expected.sort();
             let mut taken = Vec::new();
             for now in 0..50 {

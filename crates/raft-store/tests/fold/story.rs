@@ -58,6 +58,27 @@ async fn chunks_and_syncs_do_not_matter() {
     }
 }
 
+/// Entries that come while a derived sync is under way wait for the next one: it does not go on for as long as there are any.
+#[tokio::test(start_paused = true)]
+async fn a_derived_sync_ends_though_entries_keep_coming() {
+    let (env, disk) = simulated(&seeded());
+    let mut replica = Replica::start(&env, derived_options()).await.unwrap();
+    let slow = Duration::from_millis(5);
+    disk.set_latency(Latency { sync: slow, write: slow, ..Latency::default() });
+    let interval = Duration::from_millis(derived_options().sync_interval_ms);
+    let watched = replica.fold.reader().watch_durable();
+    let (begun, mut durable) = (env.clock.monotonic(), None);
+    while env.clock.monotonic() < begun + interval * 5 / 2 {
+        let sent = record(queue_id(1), vec![1; 10], Visibility::Visible);
+        replica.append(&[entry(1, vec![sent])]).await;
+        replica.apply_all().await.unwrap();
+        env.clock.sleep(Duration::from_millis(1)).await;
+        durable = *watched.borrow();
+    }
+    assert_eq!(replica.fold.reader().derived_stats().syncs, 2, "one for each interval");
+    assert!(durable.expect("synced").index > replica.log.last().expect("appended").index / 2);
+}
+
 /// A timer fires once, when group time has reached it, in order of due time then place.
 #[tokio::test(start_paused = true)]
 async fn timers_fire_once_in_order_and_never_early() {
