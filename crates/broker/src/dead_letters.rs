@@ -4,6 +4,10 @@
 //! again; both may end here. A message is known by where its first record was stored, which it carries from its first retry
 //! on ([`properties::ORIGIN`]). Under that it stands in the index as if it were one of its keys, so that the index knows which
 //! messages lie in the queue; one dead letter of a group is placed at a time, so that what was placed before is seen.
+//!
+//! Clients also send messages anew themselves (orderly consumers that give up; others whose CONSUMER_SEND_MSG_BACK failed) and
+//! may do so twice if an answer is lost. Nothing that such a copy says of places is trusted: it is known by its unique key and
+//! by the message that it says it copies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +21,11 @@ use raft_store::position::{PhysicalOffset, QueueId, Timestamp};
 
 use crate::broker::BrokerGroup;
 use crate::error::RequestError;
-use crate::send::key_hash;
+use crate::send::{Stored, key_hash};
 
-/// Messages of one hash that are looked at: more than one only if two hashes are equal by chance.
-const LOOKED_AT: usize = 8;
+/// Messages of one hash that are looked at: more than one only if two hashes are equal by chance, or different messages were
+/// sent under one unique key.
+const LOOKED_AT: usize = 64;
 
 /// Whose turn it is at each dead-letter queue.
 #[derive(Debug, Default)]
@@ -31,52 +36,119 @@ fn origin_hash(topic: &str, origin: PhysicalOffset) -> u64 {
     key_hash(topic, &format!("\u{1}origin\u{1}{}", origin.0))
 }
 
+/// What a message is known by that is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity<'a> {
+    /// Where its first record was stored. `None`: it is a client's copy of a message.
+    pub origin: Option<PhysicalOffset>,
+    /// Its unique key, and the id of the message that it is a copy of.
+    copy_of: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Identity<'a> {
+    /// Of a message of a group's retry topic if `is_retry`, else of one that it consumed first; it lies at `place`.
+    pub fn of(properties: &'a str, is_retry: bool, place: PhysicalOffset) -> Identity<'a> {
+        let copy = Identity::of_copy(properties);
+        let known = properties::get(properties, properties::ORIGIN).and_then(|origin| origin.parse().ok());
+        let origin = match (is_retry, known) {
+            (true, Some(origin)) => Some(PhysicalOffset(origin)),
+            (true, None) if copy.copy_of.is_some() => None,
+            _ => Some(place),
+        };
+        Identity { origin, ..copy }
+    }
+
+    /// Of a message that a client sends anew.
+    pub fn of_copy(properties: &'a str) -> Identity<'a> {
+        let get = |name| properties::get(properties, name);
+        Identity { origin: None, copy_of: get(properties::UNIQ_KEY).zip(get(properties::ORIGIN_MESSAGE_ID)) }
+    }
+
+    /// Whether the message is the one of this dead letter.
+    fn is_of(&self, dead_letter: &RecordView<'_>) -> bool {
+        // All of its group's dead letters have been retries, as far as that matters.
+        let other = Identity::of(dead_letter.properties(), true, PhysicalOffset(u64::MAX));
+        match (self.origin, other.origin) {
+            (Some(origin), Some(other)) => origin == other,
+            _ => self.copy_of.is_some() && self.copy_of == other.copy_of,
+        }
+    }
+}
+
 impl BrokerGroup {
-    /// Places the record of a message, whose first record was stored at `origin`, in a dead-letter queue, if that message does
-    /// not lie there yet.
+    /// Places the record of a message in a dead-letter queue, if that message does not lie there yet. Where it lies.
     ///
     /// The placing goes on if the caller gives up: whoever comes next for the group waits until its outcome is known.
     pub(crate) async fn bury(
         self: &Arc<Self>,
-        origin: PhysicalOffset,
+        message: Identity<'_>,
         mut record: RecordOperation,
         topic: &str,
-    ) -> Result<(), RequestError> {
+    ) -> Result<Stored, RequestError> {
         let turn = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
         let turn = turn.lock_owned().await;
-        let hash = origin_hash(topic, origin);
-        if !planted::is(Bug::DeadLetterTwice) && self.is_buried(origin, hash, record.queue, topic).await? {
-            return Ok(());
+        if !planted::is(Bug::DeadLetterTwice)
+            && let Some(before) = self.buried(message, record.queue, topic).await?
+        {
+            return Ok(before);
         }
-        record.key_hashes.push(hash);
+        record.key_hashes.extend(message.origin.map(|origin| origin_hash(topic, origin)));
         let (broker, topic) = (Arc::clone(self), topic.to_owned());
         let placed = tokio::spawn(async move {
             let placed = broker.store(vec![record], &topic, None).await;
             drop(turn);
             placed
         });
-        placed.await.map_err(|error| RequestError::Failed(error.to_string()))?.map(drop)
+        let placed = placed.await.map_err(|error| RequestError::Failed(error.to_string()))??;
+        Ok(placed[0])
     }
 
-    async fn is_buried(
+    /// The message's dead letter.
+    async fn buried(
         &self,
-        origin: PhysicalOffset,
-        hash: u64,
+        message: Identity<'_>,
         dead_letters: QueueId,
         topic: &str,
-    ) -> Result<bool, RequestError> {
+    ) -> Result<Option<Stored>, RequestError> {
         let any_time = Timestamp(0)..=Timestamp(i64::MAX);
-        for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time, LOOKED_AT).await? {
-            if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
-                continue;
-            }
-            let Some(record) = self.record_of(&unit).await? else { continue };
-            let record = RecordView::parse(&record)?;
-            let known = properties::get(record.properties(), properties::ORIGIN).and_then(|text| text.parse().ok());
-            if known == Some(origin.0) {
-                return Ok(true);
+        let by_origin = message.origin.map(|origin| origin_hash(topic, origin));
+        let by_key = message.copy_of.map(|(unique_key, _)| key_hash(topic, unique_key));
+        for hash in by_origin.into_iter().chain(by_key) {
+            for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time.clone(), LOOKED_AT).await? {
+                if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
+                    continue;
+                }
+                let Some(record) = self.record_of(&unit).await? else { continue };
+                if message.is_of(&RecordView::parse(&record)?) {
+                    return Ok(Some(Stored {
+                        queue: queue.queue,
+                        queue_offset: Some(queue_offset),
+                        physical_offset: unit.physical_offset,
+                        is_repeat: true,
+                    }));
+                }
             }
         }
-        Ok(false)
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One message, on all the ways that it may come.
+    #[test]
+    fn a_message_is_known_by_its_origin_or_as_a_copy() {
+        let at = PhysicalOffset;
+        let own = Identity::of("UNIQ_KEY\u{1}K\u{2}", false, at(7));
+        assert_eq!((own.origin, own.copy_of), (Some(at(7)), None));
+        let retry = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}RAFTMQ_ORIGIN\u{1}7\u{2}";
+        let retry = Identity::of(retry, true, at(9));
+        assert_eq!((retry.origin, retry.copy_of), (Some(at(7)), Some(("K", "M"))));
+        let copy = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}";
+        assert_eq!(Identity::of(copy, true, at(9)), Identity::of_copy(copy));
+        assert_eq!(Identity::of(copy, false, at(9)).origin, Some(at(9)), "somebody's own message may say so, too");
+        assert_eq!(Identity::of("UNIQ_KEY\u{1}K\u{2}", true, at(9)).origin, Some(at(9)), "there is nothing better");
     }
 }

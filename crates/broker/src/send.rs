@@ -30,6 +30,7 @@ use raft_store::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp, Topi
 
 use crate::broker::BrokerGroup;
 use crate::config::MessagePolicy;
+use crate::dead_letters::Identity;
 use crate::dispatch::{Answer, Call};
 use crate::error::{RequestError, with_send_fields};
 use crate::idempotence::Keyed;
@@ -83,7 +84,7 @@ pub(crate) fn is_stored_once(broker: &BrokerGroup, call: &Call) -> bool {
     have_keys && broker.is_idempotent(call, &header.topic)
 }
 
-async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest, queue: Target) -> Answer {
+async fn send_one(broker: &Arc<BrokerGroup>, call: &Call, header: &SendMessageRequest, queue: Target) -> Answer {
     let text = header.properties.as_deref().unwrap_or("");
     let found = Found::in_properties(text);
     let reconsume_times = header.reconsume_times.unwrap_or(0);
@@ -138,7 +139,10 @@ async fn send_one(broker: &BrokerGroup, call: &Call, header: &SendMessageRequest
         key_hashes: key_hashes(&queue.topic, Some(&unique_key), found.keys),
     };
     let message = Keyed { unique_key: found.unique_key, record: operation };
-    let mut placed = broker.store_once(call, &queue, vec![message]).await?;
+    let mut placed = match is_dead_letter {
+        true => vec![broker.bury(Identity::of_copy(text), message.record, &queue.topic).await?],
+        false => broker.store_once(call, &queue, vec![message]).await?,
+    };
     if is_half {
         let new = placed.iter_mut().filter(|placed| !placed.is_repeat);
         new.for_each(|placed| placed.queue_offset = Some(half_offset(placed.physical_offset)));

@@ -18,6 +18,7 @@ use raft_store::entry::RecordOperation;
 use raft_store::position::PhysicalOffset;
 
 use crate::broker::BrokerGroup;
+use crate::dead_letters::Identity;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
 use crate::send::{Delay, OWN_RETRY_LIMIT_VERSION, Target, delay_of_level, key_hashes};
@@ -71,28 +72,21 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
             (queue, delay_of_level(level, &broker.config.messages, broker.now()))
         }
     };
-    // Only what this broker has written is trusted.
     let is_retry = group_of_retry_topic(message.topic()) == Some(request.group.as_str());
-    let origin = broker.origin(&message, is_retry, found.physical_offset);
+    let identity = Identity::of(message.properties(), is_retry, found.physical_offset);
     let store_host = broker.config.advertised_address;
     let own = MessageId { store_host, physical_offset: request.offset }.to_string();
     let origin_msg_id = request.origin_msg_id.as_deref().unwrap_or(&own);
     let reconsume_times = message.reconsume_times().saturating_add(1);
-    let operation = broker.stored_anew(&message, &queue, delay, reconsume_times, origin, origin_msg_id)?;
+    let operation = broker.stored_anew(&message, &queue, delay, reconsume_times, identity.origin, origin_msg_id)?;
     match next {
-        Next::DeadLetter => broker.bury(origin, operation, &queue.topic).await?,
+        Next::DeadLetter => drop(broker.bury(identity, operation, &queue.topic).await?),
         Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic, None).await?),
     }
     Ok(done)
 }
 
 impl BrokerGroup {
-    /// Where the first record of a message was stored: it says so itself if it is a retry, else it is the one at `place`.
-    pub(crate) fn origin(&self, message: &RecordView<'_>, is_retry: bool, place: PhysicalOffset) -> PhysicalOffset {
-        let known = properties::get(message.properties(), properties::ORIGIN).filter(|_| is_retry);
-        known.and_then(|origin| origin.parse().ok()).map_or(place, PhysicalOffset)
-    }
-
     /// The record of a message that is stored once more, in a group's retry or dead-letter queue.
     pub(crate) fn stored_anew(
         &self,
@@ -100,7 +94,7 @@ impl BrokerGroup {
         queue: &Target,
         delay: Delay,
         reconsume_times: i32,
-        origin: PhysicalOffset,
+        origin: Option<PhysicalOffset>,
         origin_msg_id: &str,
     ) -> Result<RecordOperation, RequestError> {
         let mut stored = Properties::parse(message.properties());
@@ -110,7 +104,9 @@ impl BrokerGroup {
         if stored.get(properties::ORIGIN_MESSAGE_ID).is_none() {
             stored.set(properties::ORIGIN_MESSAGE_ID, origin_msg_id);
         }
-        stored.set(properties::ORIGIN, origin.0);
+        if let Some(origin) = origin {
+            stored.set(properties::ORIGIN, origin.0);
+        }
         // As Java leaves it.
         stored.set(properties::WAIT, false);
         match delay {

@@ -10,7 +10,7 @@ use protocol::body::{ConsumerConnection, ConsumerIdList, RegisterBrokerBody};
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    ConsumerGroupRequest, HeartbeatResponse, PullMessageRequest, RegisterBrokerRequest, SearchOffsetRequest,
+    ConsumerGroupRequest, DUPLICATE, HeartbeatResponse, PullMessageRequest, RegisterBrokerRequest, SearchOffsetRequest,
     SendMessageRequest, SendMessageRequestV2, SendMessageResponse, UnregisterClientRequest, ViewMessageRequest,
 };
 use protocol::message_id::MessageId;
@@ -480,6 +480,52 @@ async fn an_orderly_group_s_queue_has_one_owner_and_its_failures_are_dead_letter
     assert_eq!(wire.send(given_up, "once more").await.code, 0);
     let pulled = wire.pull(parked(pull_request("%RETRY%g", 0))).await;
     assert_eq!(pulled.bodies(), ["once more"], "no locks: a retry like any other");
+}
+
+/// An orderly consumer that gives up sends the message anew, and once more if it hears no answer: as Java's does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_a_client_sends_twice_is_one_dead_letter() {
+    let one = one().await;
+    let wire = &one.wire;
+    let locking = async || {
+        wire.heartbeat("c1", "g", &[("T", "*")]).await;
+        assert!(wire.lock("c1", "g", "T").await);
+    };
+    wire.sent("T", "m", &[]).await;
+    locking().await;
+    let copy_of =
+        |origin| send_request("%RETRY%g", &[("UNIQ_KEY", "K"), ("ORIGIN_MESSAGE_ID", origin), ("DELAY", "3")]);
+    let place = async |request: SendMessageRequest| {
+        let answer = wire.send(request, "given up").await;
+        assert_eq!(answer.code, 0, "{}", answer.remark_text());
+        let duplicate = answer.ext.bool(DUPLICATE) == Some(true);
+        (answer.header::<SendMessageResponse>().expect("places").queue_offset, duplicate)
+    };
+    let (one_copy, another) = tokio::join!(place(copy_of("M")), place(copy_of("M")));
+    assert_eq!((one_copy.0, another.0, one_copy.1 ^ another.1), (Some(0), Some(0), true), "one is the other");
+    assert_eq!(place(copy_of("M")).await, (Some(0), true));
+    assert_eq!(place(copy_of("another")).await, (Some(1), false), "sent under the same key on purpose");
+    assert_eq!(
+        place(send_request("%RETRY%g", &[("UNIQ_KEY", "K")])).await,
+        (Some(2), false),
+        "of nothing that is known"
+    );
+
+    // Copies that are tried again, of a group that is not orderly: each is another message of the retry topic, and given
+    // up by the broker.
+    wire.unlock("c1", "g", "T").await;
+    let own = [("UNIQ_KEY", "L"), ("ORIGIN_MESSAGE_ID", "M")];
+    for _ in 0..2 {
+        assert_eq!(wire.send(send_request("%RETRY%g", &own), "failed").await.code, 0);
+    }
+    let retries = wire.pull(parked(pull_request("%RETRY%g", 0))).await;
+    assert_eq!(retries.bodies(), ["failed", "failed"]);
+    for retry in &retries.messages {
+        assert_eq!(wire.send_back("g", retry.physical_offset, -1).await.code, 0);
+    }
+    assert_eq!(wire.max_offset("%DLQ%g").await, 4, "they are one message");
+    locking().await;
+    assert_eq!(place(send_request("%RETRY%g", &own)).await, (Some(3), true), "whichever way it comes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -135,14 +135,14 @@ impl Changes {
         let group = self.group.map(|group| (vec![rows::GROUP], Some(codec::to_bytes(&group))));
         let queues = self.queues.iter().map(|(id, row)| (rows::queue_key(*id), Some(codec::to_bytes(row))));
         let clocks = self.segment_clocks.iter();
-        let clocks = clocks.map(|(segment, time)| (rows::segment_clock_key(*segment), time.as_ref().map(codec::to_bytes)));
+        let clocks =
+            clocks.map(|(segment, time)| (rows::segment_clock_key(*segment), time.as_ref().map(codec::to_bytes)));
         rows.extend(group.into_iter().chain(queues).chain(clocks));
         // Already in order, and by far the most: what lies before and behind them is moved once.
         let behind = rows.split_off([rows::PENDING].as_slice());
         let pending = self.pending.into_iter();
-        let pending = pending.map(|(key, PendingChange { row, .. })| {
-            (rows::pending_key(key), row.as_deref().map(codec::to_bytes))
-        });
+        let pending = pending
+            .map(|(key, PendingChange { row, .. })| (rows::pending_key(key), row.as_deref().map(codec::to_bytes)));
         rows.into_iter().chain(pending).chain(behind).collect()
     }
 }
