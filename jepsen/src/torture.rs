@@ -3,6 +3,7 @@
 //! Each run is a process of its own and leaves its history and report behind. A seed is the seed of all of it: the runs'
 //! seeds follow from it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -15,7 +16,8 @@ use clap::ValueEnum;
 use crate::history::edn::{Edn, Parser};
 use crate::run::workload::Workload;
 
-/// What strikes together. Every nemesis is in one of them, and each mix has something that stops a leader.
+/// What strikes together: every nemesis but for reads and syncs that fail and disks that freeze, which `jepsen cluster` has. Each
+/// mix has something that stops a leader.
 const MIXES: [&[&str]; 6] = [
     &["kill", "partition", "power"],
     &["pause", "partition", "power", "transfer"],
@@ -131,7 +133,12 @@ impl fmt::Display for Report {
             "\n{} runs in {} minutes, {good} of them valid; {acknowledged} operations acknowledged, {faults} faults",
             self.ran.len(),
             self.took.as_secs() / 60
-        )
+        )?;
+        let skipped: BTreeSet<&str> = self.ran.iter().flat_map(|ran| &ran.skipped).map(String::as_str).collect();
+        if !skipped.is_empty() {
+            write!(f, "\nSKIPPED, this machine cannot make it: {}", Vec::from_iter(skipped).join(", "))?;
+        }
+        Ok(())
     }
 }
 

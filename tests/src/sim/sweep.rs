@@ -176,6 +176,10 @@ pub(super) async fn judged(clock: &Clock, arguments: &[String]) -> io::Result<Re
         return Ok(Err(vec![format!("no end after {LONGEST:?}")]));
     };
     let output = output?;
+    if output.status.code() == Some(2) {
+        // It was not even begun.
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
     let told = String::from_utf8_lossy(&output.stdout);
     match serde_json::from_str::<Outcome>(told.trim()) {
         Ok(outcome) if outcome.violations.is_empty() => Ok(Ok(outcome)),
