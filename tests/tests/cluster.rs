@@ -637,12 +637,16 @@ impl Question {
     }
 }
 
-/// Puts all questions to a replica while somebody leads.
+/// Puts all questions to a replica until each is answered: somebody leads, or will.
 async fn answers_all(client: &remoting::Client<NoRequests>, replica: &str, questions: &[Question]) {
     for some in questions.chunks(32) {
-        let answered =
-            futures::future::join_all(some.iter().map(|question| question.is_answered(client, replica))).await;
-        assert!(answered.iter().all(|answered| *answered), "{replica}: {some:?}: {answered:?}");
+        let answers = some.iter().map(|question| async move {
+            until_there(PATIENCE, &format!("{replica}: {question:?}"), async || {
+                question.is_answered(client, replica).await.then_some(())
+            })
+            .await;
+        });
+        futures::future::join_all(answers).await;
     }
 }
 

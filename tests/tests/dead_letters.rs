@@ -10,6 +10,7 @@ use client::admin::dead_letters::{Destination, Resend, ResendProgress, Wanted};
 use client::{Client, Message, ReceivedMessage, Retry, StartFrom};
 use embedded::Cluster;
 use env::Env;
+use tests::read::everything_in;
 use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,24 +38,15 @@ async fn give_up_all(client: &Client, admin: &Admin) {
 
 /// The copies of dead letters in a topic: by body, which dead letters they are of.
 async fn copies(client: &Client, topic: &str) -> BTreeMap<String, Vec<String>> {
-    let mut reader = client.pull_consumer("reader").expect("a consumer");
-    let queues = reader.queues(topic).await.expect("queues");
-    until(PATIENCE, "the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok())
-        .await;
     let mut copies: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    loop {
-        let messages = reader.poll(Duration::from_secs(1)).await.expect("a poll");
-        if messages.is_empty() {
-            return copies;
-        }
-        for message in messages {
-            if let Some(of) = message.property("RAFTMQ_DEAD_LETTER") {
-                let body = std::str::from_utf8(message.body()).expect("text").to_owned();
-                assert_eq!(message.keys().next(), Some(format!("k{body}").as_str()), "its keys are kept");
-                copies.entry(body).or_default().push(of.to_owned());
-            }
+    for message in everything_in(client, topic, PATIENCE).await {
+        if let Some(of) = message.property("RAFTMQ_DEAD_LETTER") {
+            let body = std::str::from_utf8(message.body()).expect("text").to_owned();
+            assert_eq!(message.keys().next(), Some(format!("k{body}").as_str()), "its keys are kept");
+            copies.entry(body).or_default().push(of.to_owned());
         }
     }
+    copies
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,7 +62,8 @@ async fn each_is_sent_again_once_however_often_and_across_a_killed_leader() {
         group: GROUP.to_owned(),
         destination: Destination::OriginalTopic,
         wanted: Wanted::default(),
-        per_second: 20,
+        // Slow enough to be in the middle of it for a while.
+        per_second: 10,
     };
     let thirds = Wanted { tags: protocol::tag::TagExpression::parse("third").expect("a tag"), ..Wanted::default() };
     let chosen = Resend { wanted: thirds, per_second: 0, ..all.clone() };

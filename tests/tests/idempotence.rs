@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use client::{Client, Message, SendReceipt, StartFrom};
+use client::{Client, Message, SendReceipt};
 use embedded::Cluster;
 use env::net::{Listener, Stream};
 use env::{Env, Rng};
@@ -18,6 +18,7 @@ use protocol::code::RequestCode;
 use protocol::frame::{self, Frame, FrameLimits};
 use protocol::header::SendMessageRequest;
 use protocol::properties;
+use tests::read::everything_in;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
@@ -165,7 +166,7 @@ async fn a_thousand_resends_through_resetting_proxies_and_a_killed_leader_are_no
     );
     assert!(resends >= 1_000, "only {resends} were sent again");
     assert!(repeated > receipts.len() / 4, "most answers were lost at first: {repeated}");
-    let seen = read_all(&client, receipts.len()).await;
+    let seen = read_all(&client).await;
     for (body, receipt) in &receipts {
         let place = (receipt.queue.queue_id, receipt.queue_offset);
         assert_eq!(seen.get(body), Some(&vec![place]), "{body}: {receipt:?}");
@@ -175,31 +176,12 @@ async fn a_thousand_resends_through_resetting_proxies_and_a_killed_leader_are_no
     cluster.shutdown().await;
 }
 
-/// All that is visible, `expected` messages at least, and where it is.
-async fn read_all(client: &Client, expected: usize) -> BTreeMap<String, Vec<(i32, i64)>> {
-    let clock = Env::real().clock;
-    let deadline = clock.monotonic() + PATIENCE;
-    let mut consumer = client.pull_consumer("reader").expect("a consumer");
-    let queues = loop {
-        if let Ok(queues) = consumer.queues("T").await
-            && consumer.assign(&queues, StartFrom::First).await.is_ok()
-        {
-            break queues;
-        }
-        assert!(clock.monotonic() < deadline, "the queues cannot be assigned");
-        clock.sleep(Duration::from_millis(20)).await;
-    };
-    assert!(!queues.is_empty());
+/// All that is visible, and where it is.
+async fn read_all(client: &Client) -> BTreeMap<String, Vec<(i32, i64)>> {
     let mut seen: BTreeMap<String, Vec<(i32, i64)>> = BTreeMap::new();
-    let mut silent = false;
-    while seen.len() < expected || !silent {
-        assert!(clock.monotonic() < deadline, "{} of {expected} are there", seen.len());
-        let messages = consumer.poll(Duration::from_secs(1)).await.unwrap_or_default();
-        silent = messages.is_empty();
-        for message in messages {
-            let body = std::str::from_utf8(message.body()).expect("text").to_owned();
-            seen.entry(body).or_default().push((message.queue().queue_id, message.queue_offset()));
-        }
+    for message in everything_in(client, "T", PATIENCE).await {
+        let body = std::str::from_utf8(message.body()).expect("text").to_owned();
+        seen.entry(body).or_default().push((message.queue().queue_id, message.queue_offset()));
     }
     seen
 }

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client::admin::Admin;
-use client::{Client, Message, PopConsumer, PoppedMessage, Producer, SendError, StartFrom};
+use client::{Client, Message, PopConsumer, PoppedMessage, Producer, SendError};
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
 use protocol::body::SubscriptionGroupConfig;
+use tests::read::everything_in;
 use tests::wait::{LOOK_AGAIN, until};
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
@@ -240,26 +241,18 @@ async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, us
         true
     })
     .await;
-    let dead_letters = reader.queues("%DLQ%workers").await.expect("the dead-letter queue");
-    let mut dead_reader = client.pull_consumer("undertaker").expect("a consumer");
-    dead_reader.assign(&dead_letters, StartFrom::First).await.expect("it is assigned");
     let mut dead = BTreeMap::new();
-    loop {
-        let messages = dead_reader.poll(Duration::from_secs(2)).await.expect("a poll");
-        if messages.is_empty() {
-            return dead;
-        }
-        for message in messages {
-            let number: usize =
-                std::str::from_utf8(message.body()).ok().and_then(|body| body.parse().ok()).expect("a number");
-            assert!(is_poison(number), "{number} could be consumed");
-            assert_eq!(message.reconsume_times(), RETRIES + 1, "{number}");
-            let origin = message.property("ORIGIN_MESSAGE_ID").expect("where it lay").to_owned();
-            // The id names the replica that buried it as well; the place is its second half.
-            let place = origin[origin.len() - 16..].to_owned();
-            assert!(dead.insert(place, number).is_none(), "{number} lies there twice");
-        }
+    for message in everything_in(client, "%DLQ%workers", PATIENCE).await {
+        let number: usize =
+            std::str::from_utf8(message.body()).ok().and_then(|body| body.parse().ok()).expect("a number");
+        assert!(is_poison(number), "{number} could be consumed");
+        assert_eq!(message.reconsume_times(), RETRIES + 1, "{number}");
+        let origin = message.property("ORIGIN_MESSAGE_ID").expect("where it lay").to_owned();
+        // The id names the replica that buried it as well; the place is its second half.
+        let place = origin[origin.len() - 16..].to_owned();
+        assert!(dead.insert(place, number).is_none(), "{number} lies there twice");
     }
+    dead
 }
 
 /// What could go wrong: workers that are started before the first job ask as fast as they can, and are told as fast that

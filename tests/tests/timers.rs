@@ -12,6 +12,7 @@ use client::{Client, Message, Producer, RecallError, ReceivedMessage, StartFrom}
 use embedded::Cluster;
 use env::{Clock, Env};
 use parking_lot::Mutex;
+use tests::read::everything_in;
 use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
@@ -77,20 +78,11 @@ async fn consume(client: &Client, clock: &Clock) -> (client::PushConsumer, Seen)
 
 /// All that is visible now: when each became so, as often as it is there.
 async fn visible(client: &Client) -> BTreeMap<usize, Vec<i64>> {
-    let mut reader = client.pull_consumer("reader").expect("a consumer");
-    let queues = reader.queues(TOPIC).await.expect("queues");
-    until(PATIENCE, "the queues can be assigned", async || reader.assign(&queues, StartFrom::First).await.is_ok())
-        .await;
     let mut visible: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
-    loop {
-        let messages = reader.poll(Duration::from_secs(2)).await.expect("a poll");
-        if messages.is_empty() {
-            return visible;
-        }
-        for message in messages {
-            visible.entry(number_of(&message)).or_default().push(message.stored_ms());
-        }
+    for message in everything_in(client, TOPIC, PATIENCE).await {
+        visible.entry(number_of(&message)).or_default().push(message.stored_ms());
     }
+    visible
 }
 
 /// The value that one percent exceed.

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use broker::config::{MessagePolicy, TransactionPolicy};
 use client::{
-    Client, Message, ReceivedMessage, RequestError, SendError, SendReceipt, StartFrom, TransactionState,
-    TransactionalProducer,
+    Client, Message, ReceivedMessage, RequestError, SendError, SendReceipt, TransactionState, TransactionalProducer,
 };
 use embedded::Cluster;
 use env::Env;
@@ -22,6 +21,7 @@ use protocol::header::EndTransactionRequest;
 use protocol::message_id::MessageId;
 use protocol::sys_flag::TransactionType;
 use remoting::NoRequests;
+use tests::read::everything_in;
 use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
@@ -333,20 +333,11 @@ async fn committed_exactly_once_and_none_of_the_others_across_killed_leaders() {
 
 /// All that is visible now, with how often it is there.
 async fn read_all(client: &Client) -> BTreeMap<String, usize> {
-    let mut consumer = client.pull_consumer("reader").expect("a consumer");
-    let queues = consumer.queues("Tx").await.expect("queues");
-    until(PATIENCE, "the queues can be assigned", async || consumer.assign(&queues, StartFrom::First).await.is_ok())
-        .await;
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    loop {
-        let messages = consumer.poll(Duration::from_secs(2)).await.expect("a poll");
-        if messages.is_empty() {
-            return seen;
-        }
-        for message in messages {
-            let body = std::str::from_utf8(message.body()).expect("text").to_owned();
-            assert_eq!(message.keys().next(), Some(body.as_str()));
-            *seen.entry(body).or_default() += 1;
-        }
+    for message in everything_in(client, "Tx", PATIENCE).await {
+        let body = std::str::from_utf8(message.body()).expect("text").to_owned();
+        assert_eq!(message.keys().next(), Some(body.as_str()));
+        *seen.entry(body).or_default() += 1;
     }
+    seen
 }

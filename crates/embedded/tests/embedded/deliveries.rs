@@ -102,7 +102,7 @@ async fn a_delivery_that_takes_too_long_comes_again_and_in_order_none_overtakes(
     let cluster = Cluster::builder().nodes(1).start().await.expect("a cluster of one");
     let client = client_of(&cluster);
     send(&client, Message::new("Slow", "slow")).await;
-    let builder = group(&client, "Slow").consume_timeout(Duration::from_millis(50));
+    let builder = group(&client, "Slow").consume_timeout(Duration::from_secs(1));
     let mut deliveries = builder.deliveries().await.expect("a consumer");
     let slow = take(&cluster, &mut deliveries).await;
     until(&cluster, "it is given back", async || (waiting(&cluster).await == 1).then_some(())).await;
