@@ -55,7 +55,7 @@ func (l line) print() {
 }
 
 type options struct {
-	namesrv, topic, group, mode, prefix, tags, model, instance, tag       string
+	namesrv, topic, group, mode, prefix, tags, model, instance, tag, sql  string
 	first, count, delayLevel, shards, failTimes, maxReconsume, retryLevel int
 	keys, orderly                                                         bool
 }
@@ -66,12 +66,13 @@ func parse(arguments []string) *options {
 	set.StringVar(&o.namesrv, "namesrv", "", "NameServer host:port")
 	set.StringVar(&o.topic, "topic", "", "")
 	set.StringVar(&o.group, "group", "interop-producer", "")
-	set.StringVar(&o.mode, "mode", "sync", "sync, async, oneway or batch")
+	set.StringVar(&o.mode, "mode", "sync", "sync, async, oneway, batch or transaction")
 	set.StringVar(&o.prefix, "prefix", "", "bodies are PREFIX-n")
 	set.StringVar(&o.tags, "tags", "", "A,B,…: message n has tag n modulo their number")
 	set.StringVar(&o.model, "model", "clustering", "clustering or broadcasting")
 	set.StringVar(&o.instance, "instance", "", "")
 	set.StringVar(&o.tag, "tag", "*", "tag expression")
+	set.StringVar(&o.sql, "sql", "", "SQL92 expression, instead of tags")
 	set.IntVar(&o.first, "first", 0, "")
 	set.IntVar(&o.count, "count", 1, "")
 	set.IntVar(&o.delayLevel, "delay-level", 0, "")
@@ -138,6 +139,9 @@ func produce(o *options) error {
 	settings := []producer.Option{
 		producer.WithNsResolver(primitive.NewPassthroughResolver([]string{o.namesrv})),
 		producer.WithGroupName(o.group),
+	}
+	if o.mode == "transaction" {
+		return o.transactions(settings)
 	}
 	if o.shards > 0 {
 		settings = append(settings, producer.WithQueueSelector(producer.NewHashQueueSelector()))
@@ -229,6 +233,58 @@ func sendBatch(o *options, p rocketmq.Producer) error {
 	return nil
 }
 
+// Of five messages in a row one is committed, one rolled back, two are left to whoever is asked, one is committed.
+func (o *options) transactions(settings []producer.Option) error {
+	p, err := rocketmq.NewTransactionProducer(local{o}, settings...)
+	if err != nil {
+		return err
+	}
+	if err := p.Start(); err != nil {
+		return err
+	}
+	for n := o.first; n < o.first+o.count; n++ {
+		at := now()
+		result, err := p.SendMessageInTransaction(context.Background(), o.message(n))
+		if err != nil {
+			return err
+		}
+		if !o.acknowledged(n, at, result.SendResult, nil) {
+			return fmt.Errorf("message %d was not acknowledged", n)
+		}
+	}
+	line{Event: "done"}.print()
+	untilInputEnds()
+	return p.Shutdown()
+}
+
+// local is the program's database.
+type local struct{ o *options }
+
+func (l local) number(body []byte) int {
+	var n int
+	_, _ = fmt.Sscanf(string(body), l.o.prefix+"-%d", &n) // every body is one of ours
+	return n
+}
+
+func ended(n int) primitive.LocalTransactionState {
+	if n%5 == 1 || n%5 == 3 {
+		return primitive.RollbackMessageState
+	}
+	return primitive.CommitMessageState
+}
+
+func (l local) ExecuteLocalTransaction(m *primitive.Message) primitive.LocalTransactionState {
+	if n := l.number(m.Body); n%5 != 2 && n%5 != 3 {
+		return ended(n)
+	}
+	return primitive.UnknowState
+}
+
+func (l local) CheckLocalTransaction(m *primitive.MessageExt) primitive.LocalTransactionState {
+	line{Event: "check", Body: string(m.Body), ID: m.TransactionId}.print()
+	return ended(l.number(m.Body))
+}
+
 func (o *options) acknowledged(n int, at int64, result *primitive.SendResult, err error) bool {
 	switch {
 	case err != nil:
@@ -262,6 +318,9 @@ func consume(o *options) error {
 		return err
 	}
 	selector := consumer.MessageSelector{Type: consumer.TAG, Expression: o.tag}
+	if o.sql != "" {
+		selector = consumer.MessageSelector{Type: consumer.SQL92, Expression: o.sql}
+	}
 	if err := c.Subscribe(o.topic, selector, o.received); err != nil {
 		return err
 	}
