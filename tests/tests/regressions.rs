@@ -24,16 +24,6 @@ fn rocketmq_s_half_messages_end_once_and_are_asked_about_by_the_next_leader() {
 }
 
 #[test]
-fn copies_of_a_message_are_stored_once_whoever_leads() {
-    must_hold("idempotent-send");
-}
-
-#[test]
-fn rocketmq_7914_popped_messages_are_in_one_consumer_s_hands() {
-    must_hold("rocketmq-7914");
-}
-
-#[test]
 fn what_is_taken_back_stays_so_at_the_next_leader() {
     must_hold("taken-back");
 }
