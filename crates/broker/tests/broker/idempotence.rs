@@ -138,7 +138,7 @@ async fn a_topic_or_the_configuration_switches_it_on_for_clients_that_do_not_kno
 async fn a_message_that_waits_is_recognised_and_for_the_window_after_it_is_visible() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut group = group_config(dir.path());
-    group.messages.idempotent_window = Duration::from_millis(700);
+    group.messages.idempotent_window = Duration::from_secs(2);
     let broker = start(broker_config(group, vec![])).await;
     let wire = Wire::to(&broker.groups()[0]);
 
