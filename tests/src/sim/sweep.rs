@@ -168,12 +168,20 @@ async fn process(
     judged(clock, &arguments).await
 }
 
+/// What is said of a run that took too long.
+const NO_END: &str = "no end after";
+
+/// Whether nothing is known but that a run took too long: no proof that anything is wrong, on a busy machine.
+pub(super) fn has_no_end(what: &[String]) -> bool {
+    what.first().is_some_and(|what| what.starts_with(NO_END))
+}
+
 /// Runs this program with these arguments; what was violated, or how the process ended.
 pub(super) async fn judged(clock: &Clock, arguments: &[String]) -> io::Result<Result<Outcome, Vec<String>>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Some(output) = clock.timeout(LONGEST, command.kill_on_drop(true).output()).await else {
-        return Ok(Err(vec![format!("no end after {LONGEST:?}")]));
+        return Ok(Err(vec![format!("{NO_END} {LONGEST:?}")]));
     };
     let output = output?;
     if output.status.code() == Some(2) {
