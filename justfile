@@ -34,6 +34,10 @@ sim-planted name seeds="0..100":
 planted-table seeds="0..100":
     cargo run --release -p tests --features planted-bugs --bin sim -- --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
 
+# The same table anew after a change, in minutes: what caught a bug before is looked at first.
+planted-table-again:
+    cargo run --release -p tests --features planted-bugs --bin sim -- --planted known --write docs/results/planted-bugs.md
+
 # Whether some of the planted bugs, chosen by a number, are still caught by the seeds that stand in that table.
 planted-sample count="10" seed="0":
     cargo run --release -p tests --features planted-bugs --bin sim -- --planted known --sample {{count}} --sample-seed {{seed}}

@@ -62,6 +62,24 @@ pub async fn find(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
     Ok(crash_tests(bug).await?.map_or(Catch::Nothing, Catch::Test))
 }
 
+/// What catches the bug now: what caught it when the table was written, if that still does; else as [`find`].
+pub async fn find_again(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
+    let known = known().into_iter().find(|(known, _)| *known == bug).map(|(_, by)| by);
+    let caught = match &known {
+        Some(by) => is_caught(bug, by, seeds).await?,
+        None => crash_tests(bug).await?,
+    };
+    Ok(match (caught, known) {
+        (None, _) => find(bug, seeds).await?,
+        (Some(what), None) => Catch::Test(what),
+        (Some(what), Some(Known::Seed(seed))) => Catch::Seed(seed, what),
+        (Some(what), Some(Known::Scenario(name))) => {
+            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+            Catch::Scenario(scenario.expect("it was played").name, what)
+        }
+    })
+}
+
 /// Whether the bug is caught by a seed or scenario that is known to catch it; what that says.
 pub async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<String>> {
     match by {
@@ -112,9 +130,8 @@ pub fn table(caught: &[(Bug, Catch)], command: &str) -> String {
     let by_scenario = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Scenario(..))).count();
     let by_test = caught.iter().filter(|(_, catch)| matches!(catch, Catch::Test(_))).count();
     let mut text = format!(
-        "# Planted bugs, and what catches them\n\nMade by `{command}`: of {} bugs (`crates/raft-store/src/planted.rs`) {by_seed} \
-         are caught by a seed of the\nsimulation (the first of the range), {by_scenario} by one of its scenarios, {by_test} by the \
-         crash tests of `raft-store`, {} by\nnothing.\n\n| bug | caught by | what it says |\n|---|---|---|\n",
+        "# Planted bugs, and what catches them\n\nMade by `{command}`: of {} bugs (`crates/raft-store/src/planted.rs`) \
+         {by_seed} are caught\nby a seed of the simulation, {by_scenario} by one of its scenarios, {by_test} by the crash tests of `raft-store`,\n{} by nothing.\n\n| bug | caught by | what it says |\n|---|---|---|\n",
         caught.len(),
         caught.len() - by_seed - by_scenario - by_test,
     );
