@@ -233,7 +233,7 @@ async fn all_planted(arguments: &Arguments, seeds: Range<u64>) -> std::io::Resul
 }
 
 /// Where a bug is looked for that its seed does not bring to light any more.
-const LOOKED_FOR_IN: Range<u64> = 0..100;
+const LOOKED_FOR_IN: Range<u64> = 0..50;
 
 async fn known_planted(arguments: &Arguments) -> std::io::Result<bool> {
     if let Some(path) = &arguments.write {
