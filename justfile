@@ -16,11 +16,11 @@ test:
 
 # More crashes than a test run has time for, of log and derived state, by distinct states of the disk: `just crash 100000`.
 crash states="100000":
-    RAFTMQ_CRASH_STATES={{states}} cargo test --release -p raft-store --test log --test fold crash:: -- --nocapture
+    RAFTMQ_CRASH_STATES={{states}} cargo test --release --workspace --test log --test fold crash:: -- --nocapture
 
 # Whether the tests find the bugs that can be planted, all or one of them: `just planted vote-unsynced`.
 planted name="all":
-    RAFTMQ_PLANTED={{name}} cargo test --release -p raft-store --features planted-bugs --test log --test fold --test group planted:: -- --nocapture
+    RAFTMQ_PLANTED={{name}} cargo test --release --workspace --features tests/planted-bugs --test log --test fold --test group planted:: -- --nocapture
 
 # A simulated cluster under faults: `just sim 17` repeats one seed, `just sim --seeds 0..500` runs many.
 sim *arguments:
@@ -28,19 +28,19 @@ sim *arguments:
 
 # Which seeds of a range find a bug that is planted: `just sim-planted vote-unsynced 0..100`.
 sim-planted name seeds="0..100":
-    cargo run --release -p tests --features planted-bugs --bin sim -- --seeds {{seeds}} --planted {{name}} --fail-fast
+    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --seeds {{seeds}} --planted {{name}} --fail-fast
 
 # Which of the seeds catches each planted bug, or which test of raft-store: writes docs/results/planted-bugs.md.
 planted-table seeds="0..100":
-    cargo run --release -p tests --features planted-bugs --bin sim -- --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
+    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
 
 # The same table anew after a change, in minutes: what caught a bug before is looked at first.
 planted-table-again:
-    cargo run --release -p tests --features planted-bugs --bin sim -- --planted known --write docs/results/planted-bugs.md
+    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted known --write docs/results/planted-bugs.md
 
 # Whether some of the planted bugs, chosen by a number, are still caught by the seeds that stand in that table.
 planted-sample count="10" seed="0":
-    cargo run --release -p tests --features planted-bugs --bin sim -- --planted known --sample {{count}} --sample-seed {{seed}}
+    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted known --sample {{count}} --sample-seed {{seed}}
 
 # The cluster of three in one process that proves itself.
 demo *arguments:
