@@ -1,5 +1,5 @@
-//! Which check catches each planted bug: `sim --planted all` looks, and writes a table; `sim --planted known` repeats some
-//! of what stands there, to see that it is still so.
+//! Which check catches each planted bug: `sim --planted all` looks, and writes a table; `sim --planted known` looks first at
+//! what stands there.
 //!
 //! A bug that no seed brings to light is looked for by the scenarios; if they do not see it either, the crash tests of
 //! `raft-store` are asked for it.
@@ -81,7 +81,7 @@ pub async fn find_again(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
 }
 
 /// Whether the bug is caught by a seed or scenario that is known to catch it; what that says.
-pub async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<String>> {
+async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<String>> {
     match by {
         Known::Scenario(name) => played(bug, name).await,
         Known::Seed(seed) => {
@@ -110,8 +110,8 @@ fn what_of(what: &[String]) -> String {
 
 /// Asks the tests of `raft-store`; what catches it there.
 async fn crash_tests(bug: Bug) -> io::Result<Option<String>> {
-    let arguments = "test --release -q -p raft-store --features planted-bugs --test log --test fold --test group planted:: -- \
-                     --nocapture";
+    let arguments = "test --release -q --workspace --features tests/planted-bugs --test log --test fold --test group planted:: \
+                     -- --nocapture";
     let mut command = Command::new("cargo");
     command.args(arguments.split_whitespace()).env("RAFTMQ_PLANTED", bug.name()).stdin(Stdio::null());
     let output = command.output().await?;
@@ -175,13 +175,14 @@ fn known_in(table: &str) -> Vec<(Bug, Known)> {
     table.lines().filter_map(row).collect()
 }
 
-/// So many of them, chosen by a seed.
-pub fn sample(mut known: Vec<(Bug, Known)>, count: usize, seed: u64) -> Vec<(Bug, Known)> {
+/// So many of their bugs, chosen by a seed.
+pub fn sample(known: Vec<(Bug, Known)>, count: usize, seed: u64) -> Vec<Bug> {
     let rng = Rng::seeded(seed);
-    while known.len() > count {
-        known.remove(rng.below(known.len() as u64) as usize);
+    let mut bugs: Vec<Bug> = known.into_iter().map(|(bug, _)| bug).collect();
+    while bugs.len() > count {
+        bugs.remove(rng.below(bugs.len() as u64) as usize);
     }
-    known
+    bugs
 }
 
 #[cfg(test)]
