@@ -11,6 +11,7 @@ use client::{Client, Message, Producer, PushConsumer, ReceivedMessage, Retry, St
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
+use tests::read::everything_in;
 use tests::wait::until;
 
 /// Longest wait for anything that must happen: many times what it takes on a quiet machine.
@@ -99,14 +100,9 @@ async fn dead_letters(client: &Client, admin: &Admin, group: &str, expected: usi
         queues.iter().map(|queue| queue.end - queue.first).sum::<i64>() >= expected as i64
     })
     .await;
-    let mut reader = client.pull_consumer("reader").expect("a consumer");
-    let queues = reader.queues(&format!("%DLQ%{group}")).await.expect("queues");
-    reader.assign(&queues, StartFrom::First).await.expect("assigned");
-    let mut bodies = Vec::new();
-    while bodies.len() < expected {
-        let messages = reader.poll(PATIENCE).await.expect("a poll");
-        bodies.extend(messages.iter().map(|message| std::str::from_utf8(message.body()).expect("text").to_owned()));
-    }
+    let letters = everything_in(client, &format!("%DLQ%{group}"), PATIENCE).await;
+    let text = |letter: &ReceivedMessage| std::str::from_utf8(letter.body()).expect("text").to_owned();
+    let mut bodies: Vec<String> = letters.iter().map(text).collect();
     bodies.sort();
     bodies
 }
@@ -152,17 +148,9 @@ async fn every_kind_of_consumer_goes_on_at_the_next_leader() {
     cluster.kill(leader).await;
     send(&producer, HALF..2 * HALF).await;
     // One whose queues begin as they did for everybody, whatever it asks for; one that asks for what came after the kill.
-    let behind = {
-        let mut reader = client.pull_consumer("reader").expect("a consumer");
-        let queues = reader.queues("Batches").await.expect("queues");
-        reader.assign(&queues, StartFrom::First).await.expect("assigned");
-        let mut stored = BTreeMap::new();
-        while stored.len() < 2 * HALF * 3 {
-            let messages = reader.poll(PATIENCE).await.expect("a poll");
-            stored.extend(messages.iter().map(|message| (message.body().to_vec(), message.stored_ms())));
-        }
-        stored[format!("{HALF}-0").as_bytes()]
-    };
+    let stored = everything_in(&client, "Batches", PATIENCE).await;
+    let first_behind = stored.iter().find(|message| message.body() == format!("{HALF}-0").as_bytes());
+    let behind = first_behind.expect("all that was sent is there").stored_ms();
     let (from_last, from_time) = (Seen::default(), Seen::default());
     let starts = [("from-last", StartFrom::Last, &from_last), ("from-time", StartFrom::Time(behind), &from_time)];
     for (name, start, seen) in starts {

@@ -10,6 +10,7 @@ use client::{Client, Message, MessageQueue, Producer, PushConsumer, ReceivedMess
 use embedded::Cluster;
 use env::Env;
 use parking_lot::Mutex;
+use tests::read::reader_of;
 use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,13 +71,7 @@ async fn nothing_is_consumed_again_through_ten_changes_of_leader() {
     let mut sent = EACH;
     let consumed = Consumed::default();
     let (pushed_client, pushed) = member(&cluster, &consumed).await;
-    let mut pulling = client.pull_consumer("pullers").expect("a consumer");
-    let mut queues = Vec::new();
-    until(PATIENCE, "the topic is known", async || {
-        queues = pulling.queues(TOPIC).await.unwrap_or_default();
-        !queues.is_empty() && pulling.assign(&queues, StartFrom::First).await.is_ok()
-    })
-    .await;
+    let (mut pulling, queues) = reader_of(&client, "pullers", TOPIC, PATIENCE).await;
     let mut pulled: BTreeMap<(i32, i64), usize> = BTreeMap::new();
     for round in 0..=CHANGES {
         until(PATIENCE, "all are pulled", async || {
