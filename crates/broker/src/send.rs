@@ -325,7 +325,8 @@ impl BrokerGroup {
         held: Option<HeldKeys>,
     ) -> Result<Vec<Stored>, RequestError> {
         let bytes: usize = records.iter().map(|record| record.record.len()).sum();
-        let queues: Vec<u32> = records.iter().map(|record| record.queue.queue).collect();
+        let wanted: Vec<(u32, Visibility)> =
+            records.iter().map(|record| (record.queue.queue, record.visibility)).collect();
         let operations: Vec<Operation> = records.into_iter().map(Operation::Record).collect();
         let count = operations.len();
         let outcomes = match held {
@@ -333,13 +334,13 @@ impl BrokerGroup {
             Some(held) => self.raft.propose_holding(operations, held).await?,
         };
         let mut stored = Vec::with_capacity(count);
-        for (outcome, queue) in outcomes.into_iter().zip(queues) {
+        for (outcome, (queue, visibility)) in outcomes.into_iter().zip(wanted) {
             stored.push(match outcome {
                 Outcome::Placed { queue_offset, physical_offset, .. } => {
                     Stored { queue, queue_offset: Some(queue_offset), physical_offset, is_repeat: false }
                 }
                 Outcome::Pending { physical_offset, .. } => {
-                    self.scheduled.send_replace(());
+                    self.tell_leader_of(visibility);
                     Stored { queue, queue_offset: None, physical_offset, is_repeat: false }
                 }
                 // Deleted between the check and the entry.
@@ -351,6 +352,17 @@ impl BrokerGroup {
         self.rates.put.add(count as u64);
         self.rates.put_bytes.add(bytes as u64);
         Ok(stored)
+    }
+
+    /// A record waits. The leader looks anyway when the first of the scheduled ones is due: one behind that need not wake it.
+    fn tell_leader_of(&self, visibility: Visibility) {
+        let is_behind = match visibility {
+            Visibility::Scheduled { due } => self.reader.next_due().is_some_and(|first| first < due),
+            Visibility::Half | Visibility::Visible => false,
+        };
+        if !is_behind {
+            self.scheduled.send_replace(());
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Records that wait: scheduled ones for their time, half ones for the end of their transaction. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -21,8 +23,61 @@ pub(crate) struct Pending {
     /// The keys of all of `rows`, in the order of where their records lie now.
     places: BTreeSet<(PhysicalOffset, PhysicalOffset)>,
     /// The keys of those of `rows` that have hashes, by the first one: that of the message's unique key, if it has one.
-    by_hash: BTreeSet<(u64, PhysicalOffset)>,
+    by_hash: ByHash,
     counts: PendingCounts,
+}
+
+/// Keys by a hash. Hardly two have the same: a table, which unlike a tree costs the same however many wait, has one of each, and
+/// what is left is beside it. Never walked through, so that its order is nobody's.
+#[derive(Debug, Default)]
+struct ByHash {
+    one: HashMap<u64, PhysicalOffset, BuildHasherDefault<DefaultHasher>>,
+    /// Those whose hash stands in `one` already.
+    others: BTreeSet<(u64, PhysicalOffset)>,
+}
+
+impl ByHash {
+    fn insert(&mut self, hash: u64, key: PhysicalOffset) {
+        match self.one.entry(hash) {
+            Entry::Vacant(place) => {
+                place.insert(key);
+            }
+            Entry::Occupied(_) => {
+                self.others.insert((hash, key));
+            }
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, hash: u64, key: PhysicalOffset) -> bool {
+        if self.others.remove(&(hash, key)) {
+            return true;
+        }
+        let Entry::Occupied(mut one) = self.one.entry(hash) else { return false };
+        if *one.get() != key {
+            return false;
+        }
+        let of_hash = (hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX));
+        match self.others.range(of_hash).next().copied() {
+            Some(next) => {
+                self.others.remove(&next);
+                one.insert(next.1);
+            }
+            None => {
+                one.remove();
+            }
+        }
+        true
+    }
+
+    /// Those with this hash, in order.
+    fn get(&self, hash: u64) -> Vec<PhysicalOffset> {
+        let of_hash = (hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX));
+        let others = self.others.range(of_hash).map(|(_, key)| *key);
+        let mut keys: Vec<PhysicalOffset> = self.one.get(&hash).copied().into_iter().chain(others).collect();
+        keys.sort_unstable();
+        keys
+    }
 }
 
 impl Pending {
@@ -41,7 +96,9 @@ impl Pending {
         }
         self.counts.bytes += u64::from(row.size);
         assert!(self.places.insert((row.place, key)), "two rows {key} at {}", row.place);
-        self.by_hash.extend(row.key_hashes.first().map(|hash| (*hash, key)));
+        if let Some(hash) = row.key_hashes.first() {
+            self.by_hash.insert(*hash, key);
+        }
         let before = self.rows.insert(key, row);
         assert!(before.is_none(), "two records at physical offset {key}");
     }
@@ -73,20 +130,19 @@ impl Pending {
     fn forget(&mut self, key: PhysicalOffset, row: &PendingRow) {
         assert!(self.places.remove(&(row.place, key)), "every row has its place");
         if let Some(hash) = row.key_hashes.first() {
-            assert!(self.by_hash.remove(&(*hash, key)), "every row with a hash is found by it");
+            assert!(self.by_hash.remove(*hash, key), "every row with a hash is found by it");
         }
         self.counts.bytes -= u64::from(row.size);
     }
 
     /// Rows whose first hash is `hash`, those that were stored first first.
     pub fn with_hash(&self, hash: u64) -> Vec<WaitingRecord> {
-        let with_hash = self.by_hash.range((hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX)));
-        let record = |(_, key): &(u64, PhysicalOffset)| {
-            let row = &self.rows[key];
+        let record = |key| {
+            let row = &self.rows[&key];
             let is_half = !matches!(row.kind, PendingKind::Scheduled { .. });
-            WaitingRecord { key: *key, place: row.place, size: row.size, queue: row.queue, is_half }
+            WaitingRecord { key, place: row.place, size: row.size, queue: row.queue, is_half }
         };
-        with_hash.map(record).collect()
+        self.by_hash.get(hash).into_iter().map(record).collect()
     }
 
     /// Takes a scheduled row before its time. `None` if it has fired or was recalled, or there never was one.
@@ -316,6 +372,27 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        /// Keys are found by their hashes, in order, as long as they are there, whichever of equal hashes came or went first.
+        #[test]
+        fn keys_are_found_by_their_hashes(steps in proptest::collection::vec((0u64..4, 0u64..8), 0..200)) {
+            let (mut by_hash, mut model) = (ByHash::default(), BTreeSet::new());
+            for (hash, key) in steps {
+                let (there, key) = ((hash, key), PhysicalOffset(key));
+                if model.remove(&there) {
+                    prop_assert!(by_hash.remove(hash, key));
+                } else {
+                    prop_assert!(!by_hash.remove(hash, key), "it is not there");
+                    by_hash.insert(hash, key);
+                    model.insert(there);
+                }
+                for hash in 0..4 {
+                    let expected: Vec<_> = model.iter().filter(|one| one.0 == hash).map(|one| PhysicalOffset(one.1)).collect();
+                    prop_assert_eq!(by_hash.get(hash), expected);
+                }
+            }
+            prop_assert_eq!(by_hash.one.len() + by_hash.others.len(), model.len());
+        }
+
         /// Each timer is taken once, in (due, place) order, never before it is due, and at once when it is.
         #[test]
         fn timers_are_taken_in_order(dues in proptest::collection::vec(0i64..50, 0..60), limit in 1usize..9) {
