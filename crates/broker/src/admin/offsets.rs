@@ -115,15 +115,18 @@ pub async fn consumer_status(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     });
     let mut body = GetConsumerStatusBody::default();
     for (client, answer) in futures::future::join_all(asked).await {
-        match answer {
+        let said = match answer {
             Ok(answer) if answer.response_code() == ResponseCode::SUCCESS => {
-                let status: GetConsumerStatusBody = answer.json()?;
+                answer.json::<GetConsumerStatusBody>().map_err(|error| error.to_string())
+            }
+            Ok(answer) => Err(answer.remark_text().to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        match said {
+            Ok(status) => {
                 body.consumer_table.insert(client, status.message_queue_table);
             }
-            Ok(answer) => {
-                tracing::debug!(client, remark = answer.remark_text(), "a consumer does not say how far it has come");
-            }
-            Err(error) => tracing::debug!(client, %error, "a consumer does not say how far it has come"),
+            Err(error) => tracing::debug!(client, error, "a consumer does not say how far it has come"),
         }
     }
     if body.consumer_table.is_empty() {

@@ -6,8 +6,9 @@ use protocol::body::{HeartbeatData, SubscriptionData};
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    BoundaryType, CloneGroupOffsetRequest, GetConsumerStatusRequest, OffsetResponse, PullMessageRequest,
-    ResetConsumerClientOffsetRequest, ResetOffsetRequest, SearchOffsetRequest, TopicRequest,
+    BoundaryType, CloneGroupOffsetRequest, EarliestStoreTimeResponse, GetConsumerStatusRequest, OffsetResponse,
+    PullMessageRequest, QueueRequest, ResetConsumerClientOffsetRequest, ResetOffsetRequest, SearchOffsetRequest,
+    TopicRequest,
 };
 use protocol::language::Language;
 use protocol::record::RecordView;
@@ -199,9 +200,51 @@ async fn a_group_goes_on_where_another_is_and_members_say_how_far_they_have_come
     let answer = status("nobody", None).await;
     assert_eq!((answer.code, answer.remark_text()), (1, "No Any Consumer online in the consumer group: [nobody]"));
     assert_eq!(status("to", Some("c9")).await.code, 1);
-    // The client of this test says nothing of itself, and so nothing is known.
     let answer = status("from", None).await;
-    assert!(answer.code == 1 || answer.json::<GetConsumerStatusBody>().is_ok(), "{}", answer.remark_text());
+    assert_eq!(answer.code, 1, "its only member says nothing of itself");
+    wire.heartbeat("c1", "to", &[("T", "*")]).await;
+    let queue = MessageQueue::new("T", BROKER, 0);
+    let place = GetConsumerStatusBody { message_queue_table: [(queue.clone(), 3)].into(), ..Default::default() };
+    *wire.heard.1.lock() = RemotingCommand::request(RequestCode::HEART_BEAT).with_json(&place).body;
+    let answer = status("to", None).await;
+    let known = answer.json::<GetConsumerStatusBody>().unwrap_or_else(|_| panic!("{}", answer.remark_text()));
+    assert_eq!(known.consumer_table, [("c1".to_owned(), [(queue, 3)].into())].into(), "what one says is told");
+}
+
+/// Queues say when the first message was stored that is there still; an empty one, that there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_says_when_its_first_message_was_stored() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let broker = start(broker_config(group_config(dir.path()), vec![])).await;
+    let wire = Wire::to(&broker.groups()[0]);
+    let earliest = async || {
+        let header = QueueRequest { topic: "T".to_owned(), queue_id: 0, ..QueueRequest::default() };
+        let answer = wire.call(RemotingCommand::request_with(RequestCode::GET_EARLIEST_MSG_STORETIME, &header)).await;
+        assert_eq!(answer.code, 0, "{}", answer.remark_text());
+        answer.header::<EarliestStoreTimeResponse>().expect("a header").timestamp
+    };
+    let delete = async || {
+        let delete = TopicRequest { topic: "T".to_owned(), ..TopicRequest::default() };
+        assert_eq!(
+            wire.call(RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete)).await.code,
+            0
+        );
+    };
+    let stored_at = async |offset: i64| {
+        let pulled = wire.pull(pull_request("T", offset)).await;
+        RecordView::parse(&pulled.messages[0].record).expect("a record").store_timestamp()
+    };
+    wire.sent("T", "of an earlier life", &[]).await;
+    let first = stored_at(0).await;
+    let clock = Env::real().clock;
+    until("another millisecond", async || clock.wall_ms() > first).await;
+    wire.sent("T", "behind it", &[]).await;
+    assert_eq!(earliest().await, first);
+    delete().await;
+    wire.sent("T", "of the next life", &[]).await;
+    let next = stored_at(2).await;
+    assert!(next > first);
+    assert_eq!(earliest().await, next);
 }
 
 /// The leader dies between the move and the consumers' hearing of it: any replica sends them there, until one has gone on.
@@ -268,6 +311,48 @@ async fn a_new_group_begins_where_the_queue_ended_when_it_came() {
     wire.sent("Young", "first", &[]).await;
     wire.begin("late", "Young", ConsumeFromWhere::LastOffset).await;
     assert_eq!(wire.consumer_offset("late", "Young", false).await, Ok(0));
+}
+
+/// Where a group begins on a queue that is no longer young, and where it was put like another, was decided by a leader that
+/// died: whoever leads next has it so, whatever was stored meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_groups_begin_and_what_they_were_given_holds_at_the_next_leader() {
+    let three = Three::start(vec![]).await;
+    let leader = three.leader().await;
+    let wires: Vec<Wire> = (0..3).map(|at| Wire::to(three.group(at))).collect();
+    let survivors = [(leader + 1) % 3, (leader + 2) % 3];
+    until("all followers know", async || survivors.iter().all(|at| three.group(*at).status().is_ready)).await;
+    wires[leader].sent("T", "of an earlier life", &[]).await;
+    let delete = TopicRequest { topic: "T".to_owned(), ..TopicRequest::default() };
+    let delete = RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete);
+    assert_eq!(wires[leader].call(delete).await.code, 0);
+    for k in 0..3 {
+        wires[leader].sent("T", &k.to_string(), &[]).await;
+    }
+    wires[leader].begin("last", "T", ConsumeFromWhere::LastOffset).await;
+    wires[leader].begin("first", "T", ConsumeFromWhere::FirstOffset).await;
+    wires[leader].heartbeat("c1", "model", &[("T", "*")]).await;
+    assert_eq!(wires[leader].call(Wire::offset_update("model", "T", 2)).await.code, 0);
+    let clone = CloneGroupOffsetRequest {
+        src_group: "model".to_owned(),
+        dest_group: "twin".to_owned(),
+        topic: Some("T".to_owned()),
+        offline: false,
+    };
+    let cloned = wires[leader].call(RemotingCommand::request_with(RequestCode::CLONE_GROUP_OFFSET, &clone)).await;
+    assert_eq!(cloned.code, 0, "{}", cloned.remark_text());
+    three.brokers[leader].kill().await;
+    until("somebody else leads", async || survivors.iter().any(|at| three.group(*at).leads())).await;
+    wires[survivors[0]].sent("T", "behind it", &[]).await;
+    for at in survivors {
+        for (group, from) in [("last", ConsumeFromWhere::LastOffset), ("first", ConsumeFromWhere::FirstOffset)] {
+            wires[at].begin(group, "T", from).await;
+        }
+        for (group, offset) in [("last", 4), ("first", 1), ("model", 2), ("twin", 2)] {
+            assert_eq!(wires[at].consumer_offset(group, "T", true).await, Ok(offset), "{group} at replica {at}");
+        }
+    }
+    assert_eq!(wires[survivors[1]].pull(own_pull("last", "T", 4)).await.bodies(), ["behind it"]);
 }
 
 /// Searching by time, also with several messages of one millisecond, with none, and at the bounds.

@@ -340,6 +340,10 @@ async fn no_more_is_in_flight_than_the_limit_allows_and_an_acknowledgement_makes
         let line = format!("raftmq_popped_{metric}{{group=\"{BROKER}\",consumer_group=\"g\",topic=\"T\"}} {number}");
         assert!(page.lines().any(|found| found.trim_end_matches(".0") == line), "{line}: {page}");
     }
+    for metric in ["dead_letters", "dead_letters_placed_total"] {
+        let line = format!("raftmq_{metric}{{group=\"{BROKER}\",consumer_group=\"g\"}} 1");
+        assert!(page.lines().any(|found| found.trim_end_matches(".0") == line), "{line}: {page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -110,13 +110,13 @@ pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     clock.timeout(PATIENCE, holds).await.unwrap_or_else(|| panic!("not in time: {what}"));
 }
 
-/// Keeps the requests that a broker sends to its clients.
+/// Keeps the requests that a broker sends to its clients, and answers each with this body.
 #[derive(Debug, Default)]
-pub struct Heard(pub Mutex<Vec<RemotingCommand>>);
+pub struct Heard(pub Mutex<Vec<RemotingCommand>>, pub Mutex<Bytes>);
 
 impl Handler for Heard {
     async fn handle(self: &Arc<Self>, _connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
-        let reply = request.reply(ResponseCode::SUCCESS);
+        let reply = request.reply(ResponseCode::SUCCESS).with_body(self.1.lock().clone());
         self.0.lock().push(request);
         Some(reply)
     }
