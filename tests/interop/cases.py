@@ -281,11 +281,13 @@ def request_reply(bench):
 
 
 def trace(bench):
-    """What a producer with its trace switched on has sent is told in the topic of traces, by unique key."""
+    """What a producer with its trace switched on has sent is told in the topic of traces, by unique key; and so is what a consumer
+    with its own switched on was shown, before and after."""
     reader = bench.consumer(topic=TRACE_TOPIC, group=f"{bench.group}-traces")
-    sent, received = one_consumer(bench, ["--trace"])
-    told = lambda: "".join(line["body"] for line in reader.seen("message"))
-    remoting.await_condition(lambda: all(line["id"] in told() for line in sent), STALL_S, "a trace of each message")
+    sent, received = one_consumer(bench, ["--trace"], ["--trace"])
+    ids = {line["id"] for line in sent}
+    told = lambda: compare.traced(line["body"] for line in reader.seen("message"))
+    remoting.await_condition(lambda: all(ids <= found for found in told().values()), STALL_S, "three traces of each message")
     demand(compare.exactly_once(sent, received))
 
 

@@ -121,6 +121,20 @@ def retried(received, times, every=True):
     return sample(f"with other attempts than {expected}", wrong)
 
 
+# Where a record of a trace has the unique key of its message.
+TRACED_ID = {"Pub": 5, "SubBefore": 5, "SubAfter": 2}
+
+
+def traced(bodies):
+    """What the topic of traces tells: for each kind of record, of which messages by unique key."""
+    found = {kind: set() for kind in TRACED_ID}
+    for record in "".join(bodies).split("\x02"):
+        fields = record.split("\x01")
+        if fields[0] in found and len(fields) > TRACED_ID[fields[0]]:
+            found[fields[0]].add(fields[TRACED_ID[fields[0]]])
+    return found
+
+
 def tried(received, times):
     """Each message tells that it was consumed in vain so often."""
     return sample(f"not tried {times} times", {f"{line['body']} ({line['retry']})" for line in received if line["retry"] != times})

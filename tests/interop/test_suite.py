@@ -76,6 +76,13 @@ class Compare(unittest.TestCase):
         self.assertEqual(compare.tried([line(1, retry=2), line(2, retry=3)], 3), ["1 not tried 3 times: b-1 (2)"])
 
 
+    def test_traces(self):
+        bodies = ["Pub\x011\x01region\x01g\x01t\x01ID1\x01\x02SubBefore\x011\x01region\x01g\x01request\x01ID2\x010\x01\x02",
+                  "SubAfter\x01request\x01ID2\x013\x01true\x02Pub\x01cut short"]
+        self.assertEqual(compare.traced(bodies), {"Pub": {"ID1"}, "SubBefore": {"ID2"}, "SubAfter": {"ID2"}})
+        self.assertEqual(compare.traced([]), {"Pub": set(), "SubBefore": set(), "SubAfter": set()})
+
+
 class Table(unittest.TestCase):
     def test_differences(self):
         with tempfile.TemporaryDirectory() as directory:
