@@ -26,9 +26,11 @@ JAVA_FLAGS = ["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-Us
 class Client:
     """One client of the table: `name` is its column, `lacks` tells the case and the file of the client that shows it."""
 
-    def __init__(self, name, command, environment=None, lacks=None, sees_every_attempt=True, checks_expressions=True):
+    def __init__(self, name, command, environment=None, lacks=None, sees_every_attempt=True, checks_expressions=True,
+                 hides_namespace=True):
         self.name, self.command, self.environment, self.lacks = name, command, environment or {}, lacks or {}
         self.sees_every_attempt, self.checks_expressions = sees_every_attempt, checks_expressions
+        self.hides_namespace = hides_namespace
 
 
 def java(root, main_class, home, heap="256m"):
@@ -44,7 +46,8 @@ def all_clients(home):
     return [
         *(Client(f"java-{line}", java(HOME / f"java-{line}", "interop.Main", home), lacks=JAVA_LACKS.get(line)) for line in JAVA_LINES),
         Client("go-2.1.2", [HOME / "go/driver"], {"GODEBUG": "", "ROCKETMQ_GO_LOG_LEVEL": "error"},
-               checks_expressions=False),
+               # It shows a listener the names as the servers have them: consumer/push_consumer.go, resetRetryAndNamespace.
+               checks_expressions=False, hides_namespace=False),
         # Its C++ core hands the listener a whole pull and, when one message fails, sends the rest back unseen.
         Client("python-0.4.4", [HOME / "python/bin/python", HERE / "python/driver.py"], sees_every_attempt=False),
         Client("node-3.12.0", ["node", HERE / "node/driver.js"], {"NODE_PATH": str(HOME / "node/node_modules")}, lacks={

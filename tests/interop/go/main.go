@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apache/rocketmq-client-go/v2"
@@ -23,6 +24,10 @@ import (
 const (
 	asyncInFlight = 32
 	batchSize     = 10
+	compressLevel = 9
+
+	replyWithin     = 30 * time.Second
+	replyAgainAfter = 50 * time.Millisecond
 )
 
 // line is one JSON object of the output; absent members are not printed.
@@ -39,6 +44,7 @@ type line struct {
 	Tag      string `json:"tag,omitempty"`
 	Keys     string `json:"keys,omitempty"`
 	Retry    *int32 `json:"retry,omitempty"`
+	Reply    string `json:"reply,omitempty"`
 	At       int64  `json:"at,omitempty"`
 }
 
@@ -55,9 +61,9 @@ func (l line) print() {
 }
 
 type options struct {
-	namesrv, topic, group, mode, prefix, tags, model, instance, tag, sql  string
-	first, count, delayLevel, shards, failTimes, maxReconsume, retryLevel int
-	keys, orderly                                                         bool
+	namesrv, topic, group, mode, prefix, tags, model, instance, tag, sql, compress, namespace string
+	first, count, delayLevel, shards, failTimes, maxReconsume, retryLevel                     int
+	keys, orderly, reply, trace                                                               bool
 }
 
 func parse(arguments []string) *options {
@@ -66,13 +72,15 @@ func parse(arguments []string) *options {
 	set.StringVar(&o.namesrv, "namesrv", "", "NameServer host:port")
 	set.StringVar(&o.topic, "topic", "", "")
 	set.StringVar(&o.group, "group", "interop-producer", "")
-	set.StringVar(&o.mode, "mode", "sync", "sync, async, oneway, batch or transaction")
+	set.StringVar(&o.mode, "mode", "sync", "sync, async, oneway, batch, request or transaction")
 	set.StringVar(&o.prefix, "prefix", "", "bodies are PREFIX-n")
 	set.StringVar(&o.tags, "tags", "", "A,B,…: message n has tag n modulo their number")
 	set.StringVar(&o.model, "model", "clustering", "clustering or broadcasting")
 	set.StringVar(&o.instance, "instance", "", "")
 	set.StringVar(&o.tag, "tag", "*", "tag expression")
 	set.StringVar(&o.sql, "sql", "", "SQL92 expression, instead of tags")
+	set.StringVar(&o.compress, "compress", "", "ZLIB: every body, however short")
+	set.StringVar(&o.namespace, "namespace", "", "what the client prefixes its names by")
 	set.IntVar(&o.first, "first", 0, "")
 	set.IntVar(&o.count, "count", 1, "")
 	set.IntVar(&o.delayLevel, "delay-level", 0, "")
@@ -82,6 +90,8 @@ func parse(arguments []string) *options {
 	set.IntVar(&o.retryLevel, "retry-level", 0, "")
 	set.BoolVar(&o.keys, "keys", false, "")
 	set.BoolVar(&o.orderly, "orderly", false, "")
+	set.BoolVar(&o.reply, "reply", false, "answer each request")
+	set.BoolVar(&o.trace, "trace", false, "")
 	_ = set.Parse(arguments) // ExitOnError
 	return o
 }
@@ -115,6 +125,14 @@ func untilInputEnds() {
 	_, _ = io.Copy(io.Discard, os.Stdin) // only the end of the input means anything
 }
 
+func (o *options) resolver() primitive.NsResolver {
+	return primitive.NewPassthroughResolver([]string{o.namesrv})
+}
+
+func (o *options) traceConfig() *primitive.TraceConfig {
+	return &primitive.TraceConfig{Access: primitive.Local, GroupName: o.group, Resolver: o.resolver()}
+}
+
 func (o *options) body(n int) string { return fmt.Sprintf("%s-%d", o.prefix, n) }
 
 func (o *options) message(n int) *primitive.Message {
@@ -137,8 +155,19 @@ func (o *options) message(n int) *primitive.Message {
 
 func produce(o *options) error {
 	settings := []producer.Option{
-		producer.WithNsResolver(primitive.NewPassthroughResolver([]string{o.namesrv})),
+		producer.WithNsResolver(o.resolver()),
 		producer.WithGroupName(o.group),
+		producer.WithNamespace(o.namespace),
+	}
+	switch o.compress {
+	case "":
+	case "ZLIB":
+		settings = append(settings, producer.WithCompressMsgBodyOverHowmuch(1), producer.WithCompressLevel(compressLevel))
+	default:
+		return fmt.Errorf("this client does not compress by %s", o.compress)
+	}
+	if o.trace {
+		settings = append(settings, producer.WithTrace(o.traceConfig()))
 	}
 	if o.mode == "transaction" {
 		return o.transactions(settings)
@@ -154,7 +183,7 @@ func produce(o *options) error {
 		return err
 	}
 	send := map[string]func(*options, rocketmq.Producer) error{
-		"sync": sendSync, "async": sendAsync, "oneway": sendOneway, "batch": sendBatch,
+		"sync": sendSync, "async": sendAsync, "oneway": sendOneway, "batch": sendBatch, "request": sendRequests,
 	}[o.mode]
 	if send == nil {
 		return fmt.Errorf("unknown mode %s", o.mode)
@@ -233,6 +262,18 @@ func sendBatch(o *options, p rocketmq.Producer) error {
 	return nil
 }
 
+func sendRequests(o *options, p rocketmq.Producer) error {
+	for n := o.first; n < o.first+o.count; n++ {
+		at := now()
+		reply, err := p.Request(context.Background(), replyWithin, o.message(n))
+		if err != nil {
+			return err
+		}
+		line{Event: "ack", N: &n, Body: o.body(n), At: at, Reply: string(reply.Body)}.print()
+	}
+	return nil
+}
+
 // Of five messages in a row one is committed, one rolled back, two are left to whoever is asked, one is committed.
 func (o *options) transactions(settings []producer.Option) error {
 	p, err := rocketmq.NewTransactionProducer(local{o}, settings...)
@@ -301,17 +342,32 @@ func (o *options) acknowledged(n int, at int64, result *primitive.SendResult, er
 
 func consume(o *options) error {
 	settings := []consumer.Option{
-		consumer.WithNsResolver(primitive.NewPassthroughResolver([]string{o.namesrv})),
+		consumer.WithNsResolver(o.resolver()),
 		consumer.WithGroupName(o.group),
 		consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset),
 		consumer.WithConsumerOrder(o.orderly),
 		consumer.WithMaxReconsumeTimes(int32(o.maxReconsume)),
+		consumer.WithNamespace(o.namespace),
+	}
+	if o.trace {
+		settings = append(settings, consumer.WithTrace(o.traceConfig()))
 	}
 	if o.instance != "" {
 		settings = append(settings, consumer.WithInstance(o.instance))
 	}
 	if o.model == "broadcasting" {
 		settings = append(settings, consumer.WithConsumerModel(consumer.BroadCasting))
+	}
+	var received listener = o.received
+	if o.reply {
+		p, err := rocketmq.NewProducer(producer.WithNsResolver(o.resolver()), producer.WithGroupName(o.group+"-replier"))
+		if err != nil {
+			return err
+		}
+		if err := p.Start(); err != nil {
+			return err
+		}
+		received = o.answering(&replier{producer: p})
 	}
 	c, err := rocketmq.NewPushConsumer(settings...)
 	if err != nil {
@@ -321,7 +377,7 @@ func consume(o *options) error {
 	if o.sql != "" {
 		selector = consumer.MessageSelector{Type: consumer.SQL92, Expression: o.sql}
 	}
-	if err := c.Subscribe(o.topic, selector, o.received); err != nil {
+	if err := c.Subscribe(o.topic, selector, received); err != nil {
 		return err
 	}
 	if err := c.Start(); err != nil {
@@ -330,6 +386,52 @@ func consume(o *options) error {
 	line{Event: "ready"}.print()
 	untilInputEnds()
 	return c.Shutdown()
+}
+
+type listener = func(context.Context, ...*primitive.MessageExt) (consumer.ConsumeResult, error)
+
+// answering prints as `received` does, behind the replies.
+func (o *options) answering(r *replier) listener {
+	return func(ctx context.Context, messages ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+		for _, m := range messages {
+			if consumer.GetReplyToClient(m) == "" {
+				continue
+			}
+			if err := r.reply(ctx, m); err != nil {
+				line{Event: "error", Error: err.Error()}.print()
+			}
+		}
+		return o.received(ctx, messages...)
+	}
+}
+
+// replier answers one requester.
+type replier struct {
+	producer rocketmq.Producer
+	known    atomic.Bool // a reply has reached the requester
+}
+
+func (r *replier) reply(ctx context.Context, request *primitive.MessageExt) error {
+	body := []byte("re: " + string(request.Body))
+	answer, err := consumer.CreateReplyMessage(request, body)
+	if err != nil {
+		return err
+	}
+	// CreateReplyMessage (consumer/message_util.go) reads the body as if it were properties, and leaves the message without one.
+	answer.Body = body
+	for deadline := time.Now().Add(replyWithin); ; time.Sleep(replyAgainAfter) {
+		_, err = r.producer.SendSync(ctx, answer)
+		if err == nil {
+			r.known.Store(true)
+			return nil
+		}
+		// Its first heartbeat, which tells brokers where replies go, the client sends a second after its start (internal/client.go),
+		// and not ahead of a request to a topic that exists (prepareSendRequest in producer/producer.go): the first may be too early.
+		tooEarly := !r.known.Load() && strings.Contains(err.Error(), "push reply message fail")
+		if !tooEarly || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 func (o *options) received(ctx context.Context, messages ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
