@@ -384,6 +384,32 @@ def restart(bench):
     demand(compare.exactly_once(sent, before + bench.received(again)))
 
 
+def lite_pull(bench):
+    """One that polls and commits by itself; where it has stopped to commit the next one of the group goes on."""
+    quarters = parts(bench.count, 4)
+    committed, polled, rest = quarters[0][1] + quarters[1][1], quarters[2][1], quarters[3][1]
+    consumer = bench.consumer("--lite", "--commit-below", committed)
+    bench.probe([consumer])
+    sent = bench.sent(bench.producer(count=committed))
+    bench.await_deliveries(committed, consumer)
+    offsets = len(consumer.seen("message"))
+    left = bench.sent(bench.producer(first=committed, count=polled))
+    bench.await_deliveries(committed + polled, consumer)
+    await_stored(bench, offsets)
+    consumer.close()
+    await_stored(bench, offsets)
+    received = bench.received(consumer)
+    demand(compare.exactly_once(sent + left, received) + compare.one_value_per_place(received))
+    producer = bench.producer(first=committed + polled, count=rest)
+    following = bench.consumer("--lite")
+    left += bench.sent(producer)
+    bench.await_deliveries(len(left), following)
+    following.close()
+    await_stored(bench, offsets + len(left))
+    received = bench.received(following)
+    demand(compare.exactly_once(left, received) + compare.one_value_per_place(received))
+
+
 def await_stored(bench, total):
     """Until the offsets that the broker keeps of the group add up to `total`."""
     offsets = []
@@ -406,6 +432,15 @@ def leader_kill(bench):
     leader_killed(bench, consumer)
 
 
+def lite_pull_leader_kill(bench):
+    """As `leader-kill`, with a consumer that polls, and commits behind each poll. Both clients ask for routes every second, not every
+    thirty; 4.9 may still wait half a minute for a poll that the dead leader held."""
+    soon = ["--route-interval-ms", 1_000]
+    consumer = bench.consumer("--lite", *soon)
+    bench.probe([consumer])
+    leader_killed(bench, consumer, produce=soon)
+
+
 def heartbeat_v2(bench):
     """As `leader-kill`, with two consumers that have told every broker all about themselves once, and from then on send
     fingerprints of it. Both stay members, also at the broker that was started again and knows nothing of them."""
@@ -421,8 +456,8 @@ def heartbeat_v2(bench):
                                  f"{address} knows {len(consumers)} consumers")
 
 
-def leader_killed(bench, *consumers):
-    producer = bench.producer("--retry-failed")
+def leader_killed(bench, *consumers, produce=()):
+    producer = bench.producer("--retry-failed", *produce)
     remoting.await_condition(lambda: len(producer.seen("ack")) >= bench.count // 3, STALL_S, "a third of the sends")
     bench.servers.kill_leader()
     try:
@@ -542,6 +577,8 @@ CASES = {
     "namespace": namespace,
     "namespace-v2": namespace_v2,
     "heartbeat-v2": heartbeat_v2,
+    "lite-pull": lite_pull,
+    "lite-pull-leader-kill": lite_pull_leader_kill,
     "pop": pop,
     "pop-dlq": pop_dlq,
     "pop-leader-kill": pop_leader_kill,
@@ -551,5 +588,5 @@ CASES = {
 # refuses expressions and recalls and has no topic of traces, it stores what is sent again again, and what it pops it copies,
 # so that a message has another place each time.
 JAVA_AND_GO = {"sql92", "transaction", "transaction-leader-kill", "request-reply", "trace", "compressed", "namespace"}
-JAVA_ONLY = {"leader-kill", "recall", "idempotent-send", "namespace-v2", "heartbeat-v2", "pop", "pop-dlq",
-             "pop-leader-kill"}
+JAVA_ONLY = {"leader-kill", "recall", "idempotent-send", "namespace-v2", "heartbeat-v2", "lite-pull", "lite-pull-leader-kill",
+             "pop", "pop-dlq", "pop-leader-kill"}

@@ -109,21 +109,25 @@ final class Consume {
     private static boolean failed(List<MessageExt> messages, int failTimes) {
         boolean failed = false;
         for (MessageExt message : messages) {
-            new Line("message")
-                .put("body", new String(message.getBody(), StandardCharsets.UTF_8))
-                .put("id", message.getProperty("UNIQ_KEY"))
-                .put("offset_id", ((MessageClientExt) message).getOffsetMsgId())
-                .put("topic", message.getTopic())
-                .put("queue", message.getQueueId())
-                .put("offset", message.getQueueOffset())
-                .put("tag", message.getTags())
-                .put("keys", message.getKeys())
-                .put("retry", message.getReconsumeTimes())
-                .put("pop_ck", message.getProperty("POP_CK"))
-                .put("at", System.currentTimeMillis())
-                .print();
+            print(message);
             failed |= message.getReconsumeTimes() < failTimes;
         }
         return failed;
+    }
+
+    static void print(MessageExt message) {
+        new Line("message")
+            .put("body", new String(message.getBody(), StandardCharsets.UTF_8))
+            .put("id", message.getProperty("UNIQ_KEY"))
+            .put("offset_id", ((MessageClientExt) message).getOffsetMsgId())
+            .put("topic", message.getTopic())
+            .put("queue", message.getQueueId())
+            .put("offset", message.getQueueOffset())
+            .put("tag", message.getTags())
+            .put("keys", message.getKeys())
+            .put("retry", message.getReconsumeTimes())
+            .put("pop_ck", message.getProperty("POP_CK"))
+            .put("at", System.currentTimeMillis())
+            .print();
     }
 }

@@ -15,7 +15,11 @@ public final class Main {
                     Produce.run(options);
                     break;
                 case "consume":
-                    Consume.run(options);
+                    if (options.flag("lite")) {
+                        LitePull.run(options);
+                    } else {
+                        Consume.run(options);
+                    }
                     break;
                 default:
                     throw new IllegalArgumentException("unknown command " + options.verb());

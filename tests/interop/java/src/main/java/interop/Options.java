@@ -6,7 +6,7 @@ import java.util.TreeMap;
 
 /** {@code VERB --name value --flag …}. */
 final class Options {
-    private static final Set<String> FLAGS = Set.of("heartbeat-v2", "keys", "orderly", "pop", "reply", "retry-failed", "trace");
+    private static final Set<String> FLAGS = Set.of("heartbeat-v2", "keys", "lite", "orderly", "pop", "reply", "retry-failed", "trace");
 
     private final String verb;
     private final Map<String, String> values = new TreeMap<>();

@@ -41,6 +41,7 @@ final class Produce {
         this.producer = options.text("mode", "sync").equals("transaction") ? transactional(group)
             : new DefaultMQProducer(group, null, options.flag("trace"), null);
         producer.setNamesrvAddr(options.text("namesrv"));
+        producer.setPollNameServerInterval(options.number("route-interval-ms", producer.getPollNameServerInterval()));
         Namespaces.set(producer, options);
         compress(producer, options.text("compress", ""));
     }
