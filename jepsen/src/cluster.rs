@@ -3,13 +3,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use env::net::free_loopback;
 
 use crate::clock;
 
@@ -91,12 +91,12 @@ impl Host {
 
     /// A broker alone on its host listens where brokers commonly do; on loopback, where it is free.
     fn broker_addresses(&self) -> io::Result<BrokerAddresses> {
-        let on = |port| if *self == Host::LOOPBACK { free_address() } else { Ok((self.address, port).into()) };
+        let on = |port| if *self == Host::LOOPBACK { free_loopback() } else { Ok((self.address, port).into()) };
         Ok(BrokerAddresses { client: on(10_911)?, http: on(5557)?, peer: on(10_912)? })
     }
 
     fn name_server_address(&self) -> io::Result<SocketAddr> {
-        if *self == Host::LOOPBACK { free_address() } else { Ok((self.address, 9876).into()) }
+        if *self == Host::LOOPBACK { free_loopback() } else { Ok((self.address, 9876).into()) }
     }
 
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
@@ -464,22 +464,6 @@ impl Drop for Cluster {
 /// Whether others than this machine reach what listens there; an operator must have allowed it.
 fn is_open(address: SocketAddr) -> bool {
     !address.ip().is_loopback()
-}
-
-/// A loopback address that nobody listens on now. Not one of those that the kernel gives to outgoing connections: a broker
-/// that is struck must find its own free again.
-pub fn free_address() -> io::Result<SocketAddr> {
-    static PICKED: AtomicU32 = AtomicU32::new(0);
-    const FIRST: u16 = 10_000;
-    const COUNT: u32 = 22_000;
-    for _ in 0..COUNT {
-        let number = std::process::id().wrapping_mul(97).wrapping_add(PICKED.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + (number % COUNT) as u16));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    Err(io::Error::other("no port of this machine is free"))
 }
 
 fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {

@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 
 use broker::Broker;
 use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention};
+use env::net::free_loopback;
 use env::{Env, Rng};
 use remoting::{Client, NoRequests};
 
 use crate::append::{self, QUEUES};
-use crate::cluster::{PATIENCE, free_address};
+use crate::cluster::PATIENCE;
 use crate::sparse::SparseDisk;
 
 /// As brokers have by default.
@@ -94,7 +95,7 @@ pub fn run(plan: &Plan) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         fs::create_dir_all(&plan.dir)?;
-        let place = Place { dir: plan.dir.clone(), client: free_address()?, peer: free_address()? };
+        let place = Place { dir: plan.dir.clone(), client: free_loopback()?, peer: free_loopback()? };
         fill(plan, &place).await?;
         let (log_bytes, occupied_bytes) = size_of(&place.data_dir())?;
         fs::write(place.config(), place.text())?;

@@ -72,7 +72,7 @@ use broker::broker::{Broker, BrokerGroup};
 use broker::config::{BrokerConfig, Flush, GroupConfig, Limits, RaftTiming};
 use client::admin::Admin;
 use env::Env;
-use env::net::Partition;
+use env::net::{Partition, free_loopback};
 use nameserver::{NameServer, NameServerConfig};
 
 /// What the cluster will be like.
@@ -231,7 +231,7 @@ impl Builder {
         for k in 0..self.nodes {
             ports.push(match self.first_port {
                 Some(first) => [first + 10 * k as u16, first + 10 * k as u16 + 1],
-                None => [free_port(&env).await?, free_port(&env).await?],
+                None => [free_loopback()?.port(), free_loopback()?.port()],
             });
         }
         let founders: Vec<_> = ports.iter().map(|[_, peer]| format!("127.0.0.1:{peer}")).collect();
@@ -467,10 +467,4 @@ impl Cluster {
         known.ok_or_else(|| io::Error::other("the leader could not register with the NameServer"))?;
         Ok(())
     }
-}
-
-/// A port of 127.0.0.1 that nobody listens on now.
-async fn free_port(env: &Env) -> io::Result<u16> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    Ok(env.net.listen(any).await?.local_addr()?.port())
 }

@@ -11,8 +11,9 @@ pub mod simulated;
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +21,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 pub use partition::Partition;
+
+/// An address of this machine's loopback that nobody listens on, and that no other call in this process gives: for servers
+/// that must know each other's addresses before they start. Not one of the ports that the kernel gives to outgoing
+/// connections, so that a server that is killed finds its own free again. An error if there is none.
+pub fn free_loopback() -> io::Result<SocketAddr> {
+    static PICKED: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u32 = 22_000;
+    for _ in 0..COUNT {
+        let number = std::process::id().wrapping_mul(97).wrapping_add(PICKED.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + (number % COUNT) as u16));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err(io::Error::other("no port is free between 10000 and 31999"))
+}
 
 /// Connections that the kernel queues for [`Listener::accept`].
 const BACKLOG: u32 = 1024;

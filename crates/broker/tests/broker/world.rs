@@ -31,11 +31,9 @@ pub const BROKER: &str = "broker-t";
 /// Longer than anything here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A loopback address that nobody listens on.
-#[allow(clippy::disallowed_types)] // Picking a port is the test's business, not the program's.
+/// As [`env::net::free_loopback`].
 pub fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
-    listener.local_addr().expect("an address")
+    env::net::free_loopback().expect("a free port")
 }
 
 pub fn group_config(dir: &Path) -> GroupConfig {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,18 +66,9 @@ pub fn record_operation(text: &str) -> RecordOperation {
     }
 }
 
-/// A loopback address that nobody listens on. Not one of those that the kernel gives to outgoing connections: a member
-/// that is killed must find its own free again.
-#[allow(clippy::disallowed_types)] // Picking a port is the test's business, not the program's.
+/// As [`env::net::free_loopback`].
 pub fn free_address() -> SocketAddr {
-    static PICKED: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let number = std::process::id().wrapping_mul(97).wrapping_add(PICKED.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + (number % 22_000) as u16));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
+    env::net::free_loopback().expect("a free port")
 }
 
 /// One member's place: survives the member.
