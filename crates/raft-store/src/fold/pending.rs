@@ -1,7 +1,7 @@
 //! Records that wait: scheduled ones for their time, half ones for the end of their transaction. Pure.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -27,11 +27,14 @@ pub(crate) struct Pending {
     counts: PendingCounts,
 }
 
+#[allow(clippy::disallowed_types)] // The hasher is fixed.
+type KeyOfHash = std::collections::HashMap<u64, PhysicalOffset, BuildHasherDefault<DefaultHasher>>;
+
 /// Keys by a hash. Hardly two have the same: a table, which unlike a tree costs the same however many wait, has one of each, and
 /// what is left is beside it. Never walked through, so that its order is nobody's.
 #[derive(Debug, Default)]
 struct ByHash {
-    one: HashMap<u64, PhysicalOffset, BuildHasherDefault<DefaultHasher>>,
+    one: KeyOfHash,
     /// Those whose hash stands in `one` already.
     others: BTreeSet<(u64, PhysicalOffset)>,
 }
