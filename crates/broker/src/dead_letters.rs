@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use protocol::message_id::MessageId;
 use protocol::properties;
 use protocol::record::RecordView;
 use raft_store::entry::RecordOperation;
@@ -36,22 +37,41 @@ fn origin_hash(topic: &str, origin: PhysicalOffset) -> u64 {
     key_hash(topic, &format!("\u{1}origin\u{1}{}", origin.0))
 }
 
+/// Where a message's first record was stored, as a retry of it says and its dead letter.
+fn origin_in(properties: &str) -> Option<PhysicalOffset> {
+    properties::get(properties, properties::ORIGIN)?.parse().ok().map(PhysicalOffset)
+}
+
 /// What a message is known by that is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity<'a> {
     /// Where its first record was stored. `None`: it is a client's copy of a message.
     pub origin: Option<PhysicalOffset>,
-    /// Its unique key, and the id of the message that it is a copy of.
-    copy_of: Option<(&'a str, &'a str)>,
+    /// Its unique key, and the message that it says it is a copy of.
+    copy_of: Option<(&'a str, Original<'a>)>,
+}
+
+/// The message that a copy says it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Original<'a> {
+    /// Where it lies: said by an offset message id. Each replica shows that with its own address, so only the place counts.
+    At(i64),
+    /// Its unique key, which is what Java's clients say, or whatever else a client calls it.
+    Named(&'a str),
+}
+
+impl<'a> Original<'a> {
+    fn of(id: &'a str) -> Original<'a> {
+        id.parse::<MessageId>().map_or(Original::Named(id), |id| Original::At(id.physical_offset))
+    }
 }
 
 impl<'a> Identity<'a> {
     /// Of a message of a group's retry topic if `is_retry`, else of one that it consumed first; it lies at `place`.
     pub fn of(properties: &'a str, is_retry: bool, place: PhysicalOffset) -> Identity<'a> {
         let copy = Identity::of_copy(properties);
-        let known = properties::get(properties, properties::ORIGIN).and_then(|origin| origin.parse().ok());
-        let origin = match (is_retry, known) {
-            (true, Some(origin)) => Some(PhysicalOffset(origin)),
+        let origin = match (is_retry, origin_in(properties)) {
+            (true, Some(origin)) => Some(origin),
             (true, None) if copy.copy_of.is_some() => None,
             _ => Some(place),
         };
@@ -61,16 +81,16 @@ impl<'a> Identity<'a> {
     /// Of a message that a client sends anew.
     pub fn of_copy(properties: &'a str) -> Identity<'a> {
         let get = |name| properties::get(properties, name);
-        Identity { origin: None, copy_of: get(properties::UNIQ_KEY).zip(get(properties::ORIGIN_MESSAGE_ID)) }
+        let original = get(properties::ORIGIN_MESSAGE_ID).map(Original::of);
+        Identity { origin: None, copy_of: get(properties::UNIQ_KEY).zip(original) }
     }
 
     /// Whether the message is the one of this dead letter.
     fn is_of(&self, dead_letter: &RecordView<'_>) -> bool {
-        // All of its group's dead letters have been retries, as far as that matters.
-        let other = Identity::of(dead_letter.properties(), true, PhysicalOffset(u64::MAX));
-        match (self.origin, other.origin) {
+        let properties = dead_letter.properties();
+        match (self.origin, origin_in(properties)) {
             (Some(origin), Some(other)) => origin == other,
-            _ => self.copy_of.is_some() && self.copy_of == other.copy_of,
+            _ => self.copy_of.is_some() && self.copy_of == Identity::of_copy(properties).copy_of,
         }
     }
 }
@@ -87,9 +107,9 @@ impl BrokerGroup {
     ) -> Result<Stored, RequestError> {
         let turn = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
         let turn = turn.lock_owned().await;
-        if !planted::is(Bug::DeadLetterTwice)
-            && let Some(before) = self.buried(message, record.queue, topic).await?
-        {
+        let is_forgotten =
+            planted::is(Bug::DeadLetterTwice) || planted::is(Bug::DeadLetterCopyTwice) && message.origin.is_none();
+        if !is_forgotten && let Some(before) = self.buried(message, record.queue, topic).await? {
             return Ok(before);
         }
         record.key_hashes.extend(message.origin.map(|origin| origin_hash(topic, origin)));
@@ -145,10 +165,23 @@ mod tests {
         assert_eq!((own.origin, own.copy_of), (Some(at(7)), None));
         let retry = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}RAFTMQ_ORIGIN\u{1}7\u{2}";
         let retry = Identity::of(retry, true, at(9));
-        assert_eq!((retry.origin, retry.copy_of), (Some(at(7)), Some(("K", "M"))));
+        assert_eq!((retry.origin, retry.copy_of), (Some(at(7)), Some(("K", Original::Named("M")))));
         let copy = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}";
         assert_eq!(Identity::of(copy, true, at(9)), Identity::of_copy(copy));
         assert_eq!(Identity::of(copy, false, at(9)).origin, Some(at(9)), "somebody's own message may say so, too");
         assert_eq!(Identity::of("UNIQ_KEY\u{1}K\u{2}", true, at(9)).origin, Some(at(9)), "there is nothing better");
+    }
+
+    /// A client names what it copies as the replica has shown it that it has it from.
+    #[test]
+    fn it_makes_no_difference_which_replica_has_shown_the_original() {
+        let copy = |id: &str| format!("UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}{id}\u{2}");
+        let (one, other) = (copy("0A00000100002A9F0000000000000C50"), copy("0A00000200002AA00000000000000C50"));
+        assert_eq!(Identity::of_copy(&one), Identity::of_copy(&other));
+        let elsewhere = copy("0A00000100002A9F0000000000000C51");
+        assert_ne!(Identity::of_copy(&one), Identity::of_copy(&elsewhere), "another message under the same key");
+        let by_key = copy("7F00000114553422AB538BAA878C0002");
+        let other_key = copy("7F00000114553422AB538BAA878C0003");
+        assert_ne!(Identity::of_copy(&by_key), Identity::of_copy(&other_key));
     }
 }

@@ -86,11 +86,13 @@ pub enum Bug {
     AckOfAnother,
     /// A message that is given up again lies among the dead letters again.
     DeadLetterTwice,
+    /// A message that a client sends to the dead letters again itself lies there again.
+    DeadLetterCopyTwice,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 39] = [
+    pub const ALL: [Bug; 40] = [
         Bug::SkipSync,
         Bug::SyncRetried,
         Bug::AcknowledgeBeforeSync,
@@ -130,6 +132,7 @@ impl Bug {
         Bug::PoppedTwice,
         Bug::AckOfAnother,
         Bug::DeadLetterTwice,
+        Bug::DeadLetterCopyTwice,
     ];
 
     /// What it is called on a command line.
@@ -174,6 +177,7 @@ impl Bug {
             Bug::PoppedTwice => "popped-twice",
             Bug::AckOfAnother => "ack-of-another",
             Bug::DeadLetterTwice => "dead-letter-twice",
+            Bug::DeadLetterCopyTwice => "dead-letter-copy-twice",
         }
     }
 }

@@ -92,18 +92,21 @@ fn groups<'a>(evidence: &Evidence<'a>) -> Result<BTreeMap<String, Group<'a>>, Ma
                 groups.entry(group.to_owned()).or_default().drained = Some(Drained { start: call.start, queues });
             }
             "dead-letters" => {
-                let wanted = || malformed(completion, "[group [value …]]");
-                let Some([Edn::String(group), Edn::Vector(values)]) = completion.value.as_vector() else {
-                    return Err(wanted());
-                };
-                let values: Option<Vec<i64>> = values.iter().map(Edn::as_int).collect();
-                let values = values.ok_or_else(wanted)?;
-                groups.entry(group.clone()).or_default().dead_letters = Some((completion, values));
+                let (group, values) = dead_letters(completion)?;
+                groups.entry(group.to_owned()).or_default().dead_letters = Some((completion, values));
             }
             _ => {}
         }
     }
     Ok(groups)
+}
+
+/// A group, and what was read of its dead letters.
+pub(super) fn dead_letters(completion: &Operation) -> Result<(&str, Vec<i64>), Malformed> {
+    let wanted = || malformed(completion, "[group [value …]]");
+    let Some([Edn::String(group), Edn::Vector(values)]) = completion.value.as_vector() else { return Err(wanted()) };
+    let values: Option<Vec<i64>> = values.iter().map(Edn::as_int).collect();
+    Ok((group, values.ok_or_else(wanted)?))
 }
 
 /// What became of a value in a group.

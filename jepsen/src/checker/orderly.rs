@@ -5,13 +5,13 @@
 //!
 //! - `concurrent-consume`: a message was begun while another one of the queue was in a listener. A lock is a lease: what
 //!   lasts longer than the declared time in which a client is surely alone is no anomaly.
-//! - `consume-skip`: begun though one before it was never done.
+//! - `consume-skip`: begun though one before it was never done, nor was tried in vain and is among the dead letters.
 //! - `nonmonotonic-consume`: one process went back, though it had lost nothing. Where a fault was at work since, or within the
 //!   lease before, it may have lost the queue and got it again, from the offset that is stored: that is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::delivery::delivery;
+use super::delivery::{dead_letters, delivery};
 use super::log::{Queue, malformed, number};
 use super::{Checked, Evidence, Verdict};
 use crate::history::edn::Edn;
@@ -19,43 +19,61 @@ use crate::history::faults::{Fault, faults};
 use crate::history::operation::Process;
 use crate::history::{Call, Outcome};
 
+/// A message that a listener got.
+struct Begun<'a> {
+    offset: u64,
+    value: i64,
+    call: Call<'a>,
+}
+
 /// See the top.
 pub fn check(evidence: &Evidence<'_>) -> Checked {
-    let mut queues: BTreeMap<(&str, Queue), Vec<(u64, Call<'_>)>> = BTreeMap::new();
+    let mut queues: BTreeMap<(&str, Queue), Vec<Begun<'_>>> = BTreeMap::new();
+    let mut dead: BTreeSet<(&str, i64)> = BTreeSet::new();
     for call in evidence.history.calls() {
+        if let Some(completion) =
+            call.completion.filter(|one| &*one.f == "dead-letters" && call.outcome() == Outcome::Ok)
+        {
+            let (group, values) = dead_letters(completion)?;
+            dead.extend(values.into_iter().map(|value| (group, value)));
+        }
         if &*call.invocation.f != "consume-orderly" {
             continue;
         }
         let place = number(call.invocation, "queue")?.zip(number(call.invocation, "offset")?);
         let (queue, offset) = place.ok_or_else(|| malformed(call.invocation, ":queue and :offset"))?;
         let queue = Queue::try_from(queue).map_err(|_| malformed(call.invocation, "a queue"))?;
-        if let Some((group, _)) = delivery(&call)? {
-            queues.entry((group, queue)).or_default().push((offset, call));
+        if let Some((group, value)) = delivery(&call)? {
+            queues.entry((group, queue)).or_default().push(Begun { offset, value, call });
         }
     }
     if queues.is_empty() {
         return Ok(None);
     }
     let mut verdict = Verdict::default();
-    let (faults, mut again) = (faults(evidence.history), 0_u64);
-    for messages in queues.values() {
+    let (faults, mut again, mut given_up) = (faults(evidence.history), 0_u64, 0_usize);
+    for ((group, _), messages) in &queues {
+        let of_dead = messages.iter().filter(|message| dead.contains(&(*group, message.value)));
+        let of_dead: BTreeSet<u64> = of_dead.map(|message| message.offset).collect();
+        given_up += of_dead.len();
         one_at_a_time(messages, evidence.bounds.exclusive, &mut verdict);
-        again += in_order(messages, &faults, evidence.bounds.exclusive, &mut verdict);
+        again += in_order(messages, &of_dead, &faults, evidence.bounds.exclusive, &mut verdict);
     }
     verdict.figure("gone-back-after-faults-count", again);
+    verdict.figure("given-up-count", given_up);
     verdict.figure("queue-count", queues.len());
     verdict.figure("delivered-count", queues.values().map(Vec::len).sum::<usize>());
     Ok(Some(verdict))
 }
 
 /// Messages are in order of their beginning: each is compared with the one before that keeps the queue longest.
-fn one_at_a_time(messages: &[(u64, Call<'_>)], exclusive: u64, verdict: &mut Verdict) {
+fn one_at_a_time(messages: &[Begun<'_>], exclusive: u64, verdict: &mut Verdict) {
     let until = |call: &Call<'_>| {
         let lease = call.invocation.time.saturating_add(exclusive);
         call.completion.map_or(lease, |completion| completion.time.min(lease))
     };
     let mut holder: Option<&Call<'_>> = None;
-    for (_, call) in messages {
+    for Begun { call, .. } in messages {
         if let Some(holder) = holder
             && holder.completed > call.start
             && until(holder) > call.invocation.time
@@ -70,23 +88,37 @@ fn one_at_a_time(messages: &[(u64, Call<'_>)], exclusive: u64, verdict: &mut Ver
     }
 }
 
-/// How often a process went back and may have lost the queue.
-fn in_order(messages: &[(u64, Call<'_>)], faults: &[Fault], exclusive: u64, verdict: &mut Verdict) -> u64 {
+/// How often a process went back and may have lost the queue. `dead`: offsets of dead letters.
+fn in_order(
+    messages: &[Begun<'_>],
+    dead: &BTreeSet<u64>,
+    faults: &[Fault],
+    exclusive: u64,
+    verdict: &mut Verdict,
+) -> u64 {
     let mut again = 0;
-    let mut events: Vec<_> = messages.iter().map(|(offset, call)| (call.start, false, *offset, call)).collect();
+    let mut events: Vec<_> =
+        messages.iter().map(|Begun { offset, call, .. }| (call.start, false, *offset, call)).collect();
     // Whoever crashed within a message may have been done with it.
-    let done = messages.iter().filter(|(_, call)| call.completion.is_some() && call.outcome() != Outcome::Fail);
-    events.extend(done.map(|(offset, call)| (call.completed, true, *offset, call)));
+    let is_done = |call: &Call<'_>| call.completion.is_some() && call.outcome() != Outcome::Fail;
+    let done = messages.iter().filter(|message| is_done(&message.call));
+    events.extend(done.map(|Begun { offset, call, .. }| (call.completed, true, *offset, call)));
     events.sort_unstable_by_key(|(at, ..)| *at);
+    let mut tried = BTreeSet::new();
     // The offset from which on nothing is surely done, and who began what last.
     let mut next: Option<u64> = None;
     let mut newest: Option<(Process, u64, u64)> = None;
     for (_, is_done, offset, call) in events {
-        let from = *next.get_or_insert(offset);
+        let mut from = *next.get_or_insert(offset);
         if is_done {
             next = Some(from.max(offset + 1));
             continue;
         }
+        while from < offset && dead.contains(&from) && tried.contains(&from) {
+            from += 1;
+        }
+        next = Some(from);
+        tried.insert(offset);
         if offset > from {
             verdict.anomaly("consume-skip", || {
                 Edn::map([("not-done", from.into()), ("begun", call.invocation.summary())])
@@ -150,6 +182,18 @@ mod tests {
         assert_eq!(anomalies(check, &steps(&bad.concat())), [("consume-skip", 1)]);
         let bad = [whole(1, 4), [(1, "invoke", 5), (1, "fail", 5)], whole(1, 6)];
         assert_eq!(anomalies(check, &steps(&bad.concat())), [("consume-skip", 1)], "wanted again, passed over");
+    }
+
+    #[test]
+    fn what_was_given_up_is_passed_over_if_it_is_a_dead_letter_and_was_tried() {
+        let dead =
+            |values: &str| format!("[8 :invoke :dead-letters [\"g\" nil]] [8 :ok :dead-letters [\"g\" {values}]]");
+        let given_up = [(1, "invoke", 5), (1, "fail", 5)];
+        let story = steps(&[whole(1, 4), given_up, given_up, whole(1, 6)].concat());
+        assert_eq!(validity(check, &(story.clone() + &dead("[5]"))), Validity::Valid);
+        assert_eq!(anomalies(check, &(story + &dead("[4]"))), [("consume-skip", 1)], "another one is");
+        let untried = steps(&[whole(1, 4), whole(1, 6)].concat()) + &dead("[5]");
+        assert_eq!(anomalies(check, &untried), [("consume-skip", 1)], "nobody tried it");
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! Clients that give messages up, most of them again and again, as consumers do that crash before their offset is stored; and
-//! the judge of that: a message that was given up lies among its group's dead letters, once.
+//! Clients that give messages up, most of them again and again, as consumers do that crash before their offset is stored, or that
+//! hear no answer; and the judge of that: a message that was given up lies among its group's dead letters, once. Whether it is
+//! given back or sent anew, as RocketMQ's orderly consumers do, makes no difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
-use protocol::header::ConsumerSendMessageBackRequest;
+use protocol::header::{ConsumerSendMessageBackRequest, SendMessageRequest, SendMessageRequestV2};
+use protocol::message_id::MessageId;
+use protocol::names::retry_topic;
+use protocol::properties::{self, Properties};
 use protocol::record::RecordView;
 
 use super::clients::{Caller, value_of};
@@ -33,7 +37,7 @@ impl Caller {
                         // The same ones for every client.
                         if value.is_multiple_of(3) {
                             for _ in 0..=self.rng.below(3) {
-                                self.give_one_up(view.physical_offset(), value).await;
+                                self.give_one_up(&view, value).await;
                             }
                         }
                     }
@@ -45,24 +49,53 @@ impl Caller {
         }
     }
 
-    async fn give_one_up(&mut self, physical_offset: i64, value: u64) {
-        let header = ConsumerSendMessageBackRequest {
-            offset: physical_offset,
-            group: GIVING_GROUP.to_owned(),
-            delay_level: -1,
-            origin_topic: Some(TOPIC.to_owned()),
-            ..ConsumerSendMessageBackRequest::default()
-        };
+    async fn give_one_up(&mut self, message: &RecordView<'_>, value: u64) {
+        let request = if self.rng.chance(1, 2) { given_back(message) } else { sent_anew(message) };
         let at = self.work.invoke(|history, _| {
             history.given_up.push(GivenUp { value, end: End::Info });
             history.given_up.len() - 1
         });
-        let end = match self.call(RemotingCommand::request_with(RequestCode::CONSUMER_SEND_MSG_BACK, &header)).await {
+        let end = match self.call(request).await {
             Ok(_) => End::Ok((), self.work.ends(value)),
             Err(lost) => lost.end(),
         };
         self.work.history.borrow_mut().given_up[at].end = end;
     }
+}
+
+/// What a client calls a message, as the replica has shown it that it has it from.
+fn name_of(message: &RecordView<'_>) -> String {
+    let (store_host, physical_offset) = (message.store_host(), message.physical_offset());
+    MessageId { store_host, physical_offset }.to_string()
+}
+
+fn given_back(message: &RecordView<'_>) -> RemotingCommand {
+    let header = ConsumerSendMessageBackRequest {
+        offset: message.physical_offset(),
+        group: GIVING_GROUP.to_owned(),
+        delay_level: -1,
+        origin_msg_id: Some(name_of(message)),
+        origin_topic: Some(TOPIC.to_owned()),
+        ..ConsumerSendMessageBackRequest::default()
+    };
+    RemotingCommand::request_with(RequestCode::CONSUMER_SEND_MSG_BACK, &header)
+}
+
+/// Tried more often than any group allows.
+fn sent_anew(message: &RecordView<'_>) -> RemotingCommand {
+    let mut copied = Properties::parse(message.properties());
+    copied.set(properties::RETRY_TOPIC, TOPIC);
+    copied.set(properties::ORIGIN_MESSAGE_ID, name_of(message));
+    let header = SendMessageRequestV2(SendMessageRequest {
+        producer_group: GIVING_GROUP.to_owned(),
+        topic: retry_topic(GIVING_GROUP),
+        born_timestamp: message.born_timestamp(),
+        properties: Some(copied.into_encoded()),
+        reconsume_times: Some(i32::MAX),
+        ..SendMessageRequest::default()
+    });
+    let body = message.body().to_vec();
+    RemotingCommand::request_with(RequestCode::SEND_MESSAGE_V2, &header).with_body(body)
 }
 
 /// Nothing is a dead letter that nobody gave up, or twice, unless it was stored twice; and what was acknowledged is one.

@@ -1,8 +1,9 @@
 //! Push consumers of one group that come, go and crash while messages are sent, and what is left in the end.
 //!
 //! Each member is a client library on a runtime of its own, which is dropped when the member crashes: nobody says goodbye,
-//! and listeners are cut off within a message. Concurrent members fail some messages, and some always, which then lie in the
-//! dead-letter queue; orderly ones fail some, and get them again before any other of the queue.
+//! and listeners are cut off within a message. Members fail some messages, and some always, which then lie in the
+//! dead-letter queue: the broker puts there what concurrent members give back too often, orderly ones send it there themselves. Orderly
+//! ones get what they fail again before any other of the queue.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,10 +32,10 @@ const MEMBERS: usize = 3;
 /// Between two sends of one sender.
 const PACE: Duration = Duration::from_millis(10);
 
-/// A concurrent member always fails one message of so many.
+/// A member always fails one message of so many.
 const POISONED: u64 = 101;
 
-/// So often it is given back before it is a dead letter.
+/// So often it is tried again before it is a dead letter.
 const ATTEMPTS: u16 = 2;
 
 /// Delay level of a message that is given back: a second.
@@ -146,8 +147,7 @@ impl Listener {
         let place = vec![("queue", i64::from(queue).into()), ("offset", message.queue_offset().into())];
         recorded.invoke(self.consumption.operation, told.clone(), place)?;
         self.site.env.clock.sleep(Duration::from_millis(self.rng.below(4))).await;
-        let is_poisoned = !self.consumption.is_orderly && value % POISONED == 0;
-        let outcome = if is_poisoned || self.rng.chance(1, 50) {
+        let outcome = if value % POISONED == 0 || self.rng.chance(1, 50) {
             recorded.fail("to come again")?;
             Err(Retry::at_level(RETRY_LEVEL, "to come again"))
         } else {
@@ -202,6 +202,7 @@ async fn live(listener: Arc<Listener>, to_leave: oneshot::Receiver<()>) -> io::R
     let consumer = loop {
         let builder = client.push_consumer(consumption.group).subscribe(consumption.topic, "*");
         let builder = builder.start_from(StartFrom::First).orderly_pause(Duration::from_millis(100));
+        let builder = builder.max_reconsume_times(ATTEMPTS);
         let handler = {
             let (listener, idle) = (Arc::clone(&listener), Arc::clone(&idle));
             move |message: Arc<ReceivedMessage>| {
@@ -212,7 +213,7 @@ async fn live(listener: Arc<Listener>, to_leave: oneshot::Receiver<()>) -> io::R
         let started = if consumption.is_orderly {
             builder.start_orderly(handler).await
         } else {
-            builder.max_reconsume_times(ATTEMPTS).concurrency(8).start(handler).await
+            builder.concurrency(8).start(handler).await
         };
         match started {
             Ok(consumer) => break consumer,
