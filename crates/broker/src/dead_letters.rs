@@ -42,12 +42,22 @@ fn origin_in(properties: &str) -> Option<PhysicalOffset> {
     properties::get(properties, properties::ORIGIN)?.parse().ok().map(PhysicalOffset)
 }
 
-/// What a message is known by that is given up.
+/// Where the first record was stored of a message that is given up: one of a group's retry topic if `is_retry`, else one that
+/// it consumed first; it lies at `place`. `None`: it is a client's own copy of a message, whatever that says of places.
+pub(crate) fn origin_of(properties: &str, is_retry: bool, place: PhysicalOffset) -> Option<PhysicalOffset> {
+    match (is_retry, origin_in(properties)) {
+        (true, Some(origin)) => Some(origin),
+        (true, None) if Identity::of(properties).copy_of.is_some() => None,
+        _ => Some(place),
+    }
+}
+
+/// What a dead letter is known by, in the log or about to be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity<'a> {
-    /// Where its first record was stored. `None`: it is a client's copy of a message.
-    pub origin: Option<PhysicalOffset>,
-    /// Its unique key, and the message that it says it is a copy of.
+struct Identity<'a> {
+    /// Where its message's first record was stored. `None`: a client sent it there, as a copy of a message.
+    origin: Option<PhysicalOffset>,
+    /// Its unique key, and the message that it is a copy of.
     copy_of: Option<(&'a str, Original<'a>)>,
 }
 
@@ -67,30 +77,17 @@ impl<'a> Original<'a> {
 }
 
 impl<'a> Identity<'a> {
-    /// Of a message of a group's retry topic if `is_retry`, else of one that it consumed first; it lies at `place`.
-    pub fn of(properties: &'a str, is_retry: bool, place: PhysicalOffset) -> Identity<'a> {
-        let copy = Identity::of_copy(properties);
-        let origin = match (is_retry, origin_in(properties)) {
-            (true, Some(origin)) => Some(origin),
-            (true, None) if copy.copy_of.is_some() => None,
-            _ => Some(place),
-        };
-        Identity { origin, ..copy }
-    }
-
-    /// Of a message that a client sends anew.
-    pub fn of_copy(properties: &'a str) -> Identity<'a> {
+    fn of(properties: &'a str) -> Identity<'a> {
         let get = |name| properties::get(properties, name);
         let original = get(properties::ORIGIN_MESSAGE_ID).map(Original::of);
-        Identity { origin: None, copy_of: get(properties::UNIQ_KEY).zip(original) }
+        Identity { origin: origin_in(properties), copy_of: get(properties::UNIQ_KEY).zip(original) }
     }
 
-    /// Whether the message is the one of this dead letter.
-    fn is_of(&self, dead_letter: &RecordView<'_>) -> bool {
-        let properties = dead_letter.properties();
-        match (self.origin, origin_in(properties)) {
+    /// Whether both are of one message: by its place if both know that, else by what clients call it.
+    fn is_that_of(&self, other: &Identity<'_>) -> bool {
+        match (self.origin, other.origin) {
             (Some(origin), Some(other)) => origin == other,
-            _ => self.copy_of.is_some() && self.copy_of == Identity::of_copy(properties).copy_of,
+            _ => self.copy_of.is_some() && self.copy_of == other.copy_of,
         }
     }
 }
@@ -101,18 +98,19 @@ impl BrokerGroup {
     /// The placing goes on if the caller gives up: whoever comes next for the group waits until its outcome is known.
     pub(crate) async fn bury(
         self: &Arc<Self>,
-        message: Identity<'_>,
         mut record: RecordOperation,
         topic: &str,
     ) -> Result<Stored, RequestError> {
+        let bytes = record.record.clone();
+        let dead_letter = Identity::of(RecordView::parse(&bytes)?.properties());
         let turn = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
         let turn = turn.lock_owned().await;
         let is_forgotten =
-            planted::is(Bug::DeadLetterTwice) || planted::is(Bug::DeadLetterCopyTwice) && message.origin.is_none();
-        if !is_forgotten && let Some(before) = self.buried(message, record.queue, topic).await? {
+            planted::is(Bug::DeadLetterTwice) || planted::is(Bug::DeadLetterCopyTwice) && dead_letter.origin.is_none();
+        if !is_forgotten && let Some(before) = self.buried(&dead_letter, record.queue, topic).await? {
             return Ok(before);
         }
-        record.key_hashes.extend(message.origin.map(|origin| origin_hash(topic, origin)));
+        record.key_hashes.extend(dead_letter.origin.map(|origin| origin_hash(topic, origin)));
         let (broker, topic) = (Arc::clone(self), topic.to_owned());
         let placed = tokio::spawn(async move {
             let placed = broker.store(vec![record], &topic, None).await;
@@ -123,23 +121,23 @@ impl BrokerGroup {
         Ok(placed[0])
     }
 
-    /// The message's dead letter.
+    /// Where the message lies already that this would be a dead letter of.
     async fn buried(
         &self,
-        message: Identity<'_>,
+        dead_letter: &Identity<'_>,
         dead_letters: QueueId,
         topic: &str,
     ) -> Result<Option<Stored>, RequestError> {
         let any_time = Timestamp(0)..=Timestamp(i64::MAX);
-        let by_origin = message.origin.map(|origin| origin_hash(topic, origin));
-        let by_key = message.copy_of.map(|(unique_key, _)| key_hash(topic, unique_key));
+        let by_origin = dead_letter.origin.map(|origin| origin_hash(topic, origin));
+        let by_key = dead_letter.copy_of.map(|(unique_key, _)| key_hash(topic, unique_key));
         for hash in by_origin.into_iter().chain(by_key) {
             for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time.clone(), LOOKED_AT).await? {
                 if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
                     continue;
                 }
                 let Some(record) = self.record_of(&unit).await? else { continue };
-                if message.is_of(&RecordView::parse(&record)?) {
+                if dead_letter.is_that_of(&Identity::of(RecordView::parse(&record)?.properties())) {
                     return Ok(Some(Stored {
                         queue: queue.queue,
                         queue_offset: Some(queue_offset),
@@ -157,31 +155,39 @@ impl BrokerGroup {
 mod tests {
     use super::*;
 
-    /// One message, on all the ways that it may come.
-    #[test]
-    fn a_message_is_known_by_its_origin_or_as_a_copy() {
-        let at = PhysicalOffset;
-        let own = Identity::of("UNIQ_KEY\u{1}K\u{2}", false, at(7));
-        assert_eq!((own.origin, own.copy_of), (Some(at(7)), None));
-        let retry = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}RAFTMQ_ORIGIN\u{1}7\u{2}";
-        let retry = Identity::of(retry, true, at(9));
-        assert_eq!((retry.origin, retry.copy_of), (Some(at(7)), Some(("K", Original::Named("M")))));
-        let copy = "UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}";
-        assert_eq!(Identity::of(copy, true, at(9)), Identity::of_copy(copy));
-        assert_eq!(Identity::of(copy, false, at(9)).origin, Some(at(9)), "somebody's own message may say so, too");
-        assert_eq!(Identity::of("UNIQ_KEY\u{1}K\u{2}", true, at(9)).origin, Some(at(9)), "there is nothing better");
+    fn properties(key: &str, original: &str, origin: &str) -> String {
+        let named = [("UNIQ_KEY", key), ("ORIGIN_MESSAGE_ID", original), ("RAFTMQ_ORIGIN", origin)];
+        let given = named.iter().filter(|(_, value)| !value.is_empty());
+        given.map(|(name, value)| format!("{name}\u{1}{value}\u{2}")).collect()
     }
 
-    /// A client names what it copies as the replica has shown it that it has it from.
     #[test]
-    fn it_makes_no_difference_which_replica_has_shown_the_original() {
-        let copy = |id: &str| format!("UNIQ_KEY\u{1}K\u{2}ORIGIN_MESSAGE_ID\u{1}{id}\u{2}");
-        let (one, other) = (copy("0A00000100002A9F0000000000000C50"), copy("0A00000200002AA00000000000000C50"));
-        assert_eq!(Identity::of_copy(&one), Identity::of_copy(&other));
-        let elsewhere = copy("0A00000100002A9F0000000000000C51");
-        assert_ne!(Identity::of_copy(&one), Identity::of_copy(&elsewhere), "another message under the same key");
-        let by_key = copy("7F00000114553422AB538BAA878C0002");
-        let other_key = copy("7F00000114553422AB538BAA878C0003");
-        assert_ne!(Identity::of_copy(&by_key), Identity::of_copy(&other_key));
+    fn where_a_message_was_first_is_known_but_of_a_client_s_copy() {
+        let at = PhysicalOffset;
+        assert_eq!(origin_of(&properties("K", "", ""), false, at(7)), Some(at(7)));
+        assert_eq!(origin_of(&properties("K", "M", "7"), true, at(9)), Some(at(7)));
+        assert_eq!(origin_of(&properties("K", "M", ""), true, at(9)), None, "a copy");
+        assert_eq!(origin_of(&properties("K", "M", "7"), false, at(9)), Some(at(9)), "somebody's own may say so, too");
+        assert_eq!(origin_of(&properties("K", "", ""), true, at(9)), Some(at(9)), "there is nothing better");
+    }
+
+    /// Given back or sent anew, first or again, as one replica or another has shown it.
+    #[test]
+    fn dead_letters_of_one_message_are_known_however_they_come() {
+        let one = |a: &str, b: &str| {
+            Identity::of(a).is_that_of(&Identity::of(b)) && Identity::of(b).is_that_of(&Identity::of(a))
+        };
+        let (shown, elsewhere) = ("0A00000100002A9F0000000000000C50", "0A00000200002AA00000000000000C50");
+        let given_back = properties("K", shown, "7");
+        assert!(one(&given_back, &given_back) && one(&given_back, &properties("K", elsewhere, "7")));
+        assert!(!one(&given_back, &properties("K", shown, "8")), "another message under the same key");
+        let sent = properties("K", elsewhere, "");
+        assert!(one(&sent, &properties("K", shown, "")) && one(&sent, &given_back));
+        assert!(!one(&sent, &properties("L", shown, "")));
+        assert!(!one(&sent, &properties("K", "0A00000100002A9F0000000000000C51", "")), "of another place");
+        let by_key = properties("7F00000114553422AB538BAA878C0002", "7F00000114553422AB538BAA878C0002", "");
+        assert!(one(&by_key, &by_key), "as Java's clients say");
+        let of_nothing = properties("K", "", "");
+        assert!(!one(&of_nothing, &of_nothing));
     }
 }

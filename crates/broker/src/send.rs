@@ -30,7 +30,6 @@ use raft_store::position::{PhysicalOffset, QueueId, QueueOffset, Timestamp, Topi
 
 use crate::broker::BrokerGroup;
 use crate::config::MessagePolicy;
-use crate::dead_letters::Identity;
 use crate::dispatch::{Answer, Call};
 use crate::error::{RequestError, with_send_fields};
 use crate::idempotence::Keyed;
@@ -140,7 +139,7 @@ async fn send_one(broker: &Arc<BrokerGroup>, call: &Call, header: &SendMessageRe
     };
     let message = Keyed { unique_key: found.unique_key, record: operation };
     let mut placed = match is_dead_letter {
-        true => vec![broker.bury(Identity::of_copy(text), message.record, &queue.topic).await?],
+        true => vec![broker.bury(message.record, &queue.topic).await?],
         false => broker.store_once(call, &queue, vec![message]).await?,
     };
     if is_half {

@@ -18,7 +18,7 @@ use raft_store::entry::RecordOperation;
 use raft_store::position::PhysicalOffset;
 
 use crate::broker::BrokerGroup;
-use crate::dead_letters::Identity;
+use crate::dead_letters::origin_of;
 use crate::dispatch::{Answer, Call};
 use crate::error::RequestError;
 use crate::send::{Delay, OWN_RETRY_LIMIT_VERSION, Target, delay_of_level, key_hashes};
@@ -73,14 +73,14 @@ pub async fn send_back(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
         }
     };
     let is_retry = group_of_retry_topic(message.topic()) == Some(request.group.as_str());
-    let identity = Identity::of(message.properties(), is_retry, found.physical_offset);
+    let origin = origin_of(message.properties(), is_retry, found.physical_offset);
     let store_host = broker.config.advertised_address;
     let own = MessageId { store_host, physical_offset: request.offset }.to_string();
     let origin_msg_id = request.origin_msg_id.as_deref().unwrap_or(&own);
     let reconsume_times = message.reconsume_times().saturating_add(1);
-    let operation = broker.stored_anew(&message, &queue, delay, reconsume_times, identity.origin, origin_msg_id)?;
+    let operation = broker.stored_anew(&message, &queue, delay, reconsume_times, origin, origin_msg_id)?;
     match next {
-        Next::DeadLetter => drop(broker.bury(identity, operation, &queue.topic).await?),
+        Next::DeadLetter => drop(broker.bury(operation, &queue.topic).await?),
         Next::Retry { .. } => drop(broker.store(vec![operation], &queue.topic, None).await?),
     }
     Ok(done)

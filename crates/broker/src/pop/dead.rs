@@ -14,7 +14,7 @@ use protocol::record::RecordView;
 use raft_store::position::{QueueId, QueueOffset};
 
 use crate::broker::BrokerGroup;
-use crate::dead_letters::Identity;
+use crate::dead_letters::origin_of;
 use crate::due::Office;
 use crate::error::RequestError;
 use crate::send::Delay;
@@ -76,13 +76,13 @@ impl BrokerGroup {
         if let Some((unit, record)) = record {
             let record = RecordView::parse(&record)?;
             let is_retry = group_of_retry_topic(record.topic()) == Some(key.group.as_str());
-            let identity = Identity::of(record.properties(), is_retry, unit.physical_offset);
+            let origin = origin_of(record.properties(), is_retry, unit.physical_offset);
             let physical_offset = unit.physical_offset.0 as i64;
             let id = MessageId { store_host: self.config.advertised_address, physical_offset }.to_string();
             let reconsumed = record.reconsume_times().saturating_add(i32::try_from(*deliveries).unwrap_or(i32::MAX));
             let dead_letters = self.dead_letter_queue(&key.group).await?;
-            let operation = self.stored_anew(&record, &dead_letters, Delay::None, reconsumed, identity.origin, &id)?;
-            self.bury(identity, operation, &dead_letters.topic).await?;
+            let operation = self.stored_anew(&record, &dead_letters, Delay::None, reconsumed, origin, &id)?;
+            self.bury(operation, &dead_letters.topic).await?;
         }
         let (group, topic) = (key.group.clone(), key.topic.clone());
         self.command(&Command::BuryPopped { group, topic, leases: vec![lease.clone()] }).await?;

@@ -526,6 +526,15 @@ async fn a_copy_that_a_client_sends_twice_is_one_dead_letter() {
     assert_eq!(wire.max_offset("%DLQ%g").await, 4, "they are one message");
     locking().await;
     assert_eq!(place(send_request("%RETRY%g", &own)).await, (Some(3), true), "whichever way it comes");
+
+    // Sent anew first, and then given back by who gets it next.
+    let sent = wire.sent("T", "given up both ways", &[("UNIQ_KEY", "N")]).await;
+    let id = sent.msg_id.expect("an id");
+    let copy = [("UNIQ_KEY", "N"), ("ORIGIN_MESSAGE_ID", &*id)];
+    assert_eq!(place(send_request("%RETRY%g", &copy)).await, (Some(4), false));
+    let original: MessageId = id.parse().expect("an offset message id");
+    assert_eq!(wire.send_back("g", original.physical_offset, -1).await.code, 0);
+    assert_eq!(wire.max_offset("%DLQ%g").await, 5, "it lies there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
