@@ -89,6 +89,8 @@ fn sent_anew(message: &RecordView<'_>) -> RemotingCommand {
     let header = SendMessageRequestV2(SendMessageRequest {
         producer_group: GIVING_GROUP.to_owned(),
         topic: retry_topic(GIVING_GROUP),
+        default_topic: "TBW102".to_owned(),
+        default_topic_queue_nums: 1,
         born_timestamp: message.born_timestamp(),
         properties: Some(copied.into_encoded()),
         reconsume_times: Some(i32::MAX),

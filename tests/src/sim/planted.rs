@@ -49,7 +49,7 @@ pub async fn find(bug: Bug, seeds: &Sweep) -> io::Result<Catch> {
         let totals = sweep::run(&sweep, |_| {}).await?;
         match totals.failures.first() {
             None => break,
-            Some(failure) if sweep::has_no_end(&failure.what) => sweep.seeds.start = failure.seed + 1,
+            Some(failure) if sweep::says_nothing(&failure.what) => sweep.seeds.start = failure.seed + 1,
             // Seeds are taken in order: those before it have ended well.
             Some(failure) => return Ok(Catch::Seed(failure.seed, what_of(&failure.what))),
         }
@@ -88,7 +88,7 @@ async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<Str
             let planted = Some(bug.name().to_owned());
             let sweep = Sweep { planted, seeds: *seed..seed + 1, jobs: 1, ..seeds.clone() };
             let totals = sweep::run(&sweep, |_| {}).await?;
-            let failure = totals.failures.first().filter(|failure| !sweep::has_no_end(&failure.what));
+            let failure = totals.failures.first().filter(|failure| !sweep::says_nothing(&failure.what));
             Ok(failure.map(|failure| what_of(&failure.what)))
         }
     }
@@ -98,7 +98,7 @@ async fn is_caught(bug: Bug, by: &Known, seeds: &Sweep) -> io::Result<Option<Str
 async fn played(bug: Bug, scenario: &str) -> io::Result<Option<String>> {
     let arguments = ["--scenario", scenario, "--planted", bug.name()].map(str::to_owned);
     let outcome = sweep::judged(&Clock::real(), &arguments).await?;
-    Ok(outcome.err().filter(|what| !sweep::has_no_end(what)).map(|what| what_of(&what)))
+    Ok(outcome.err().filter(|what| !sweep::says_nothing(what)).map(|what| what_of(&what)))
 }
 
 /// What did not hold, in a line that fits into a table.

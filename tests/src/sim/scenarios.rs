@@ -8,10 +8,14 @@ use broker::config::Flush;
 use env::Rng;
 use env::disk::simulated::SimDisk;
 
-use super::history::Recall;
+use super::history::{History, Recall};
 use super::host::{DATA, Process};
 use super::plan::{AMPLE_BYTES, Kept, Plan};
+use super::sweep::TOO_LITTLE;
 use super::{Outcome, Run, points};
+
+/// Leaders that are killed in a scenario, at most.
+const MOST_KILLED: usize = 8;
 
 /// What is done in a scenario, once a group is founded and clients are at work.
 pub type Script = fn(&mut Run) -> Result<(), String>;
@@ -348,17 +352,10 @@ fn openraft_1802(run: &mut Run) -> Result<(), String> {
 /// Here the leader is killed three times while transactions are begun, ended once, twice and both ways, and left to be asked
 /// about.
 fn half_messages(run: &mut Run) -> Result<(), String> {
-    for _ in 0..3 {
-        let (leader, _) = leader_and_others(run)?;
-        restart(run, leader);
-        run.go_on_for(2500);
-    }
-    let history = run.world.work.history.borrow();
-    let ended = history.transactions.iter().filter(|transaction| transaction.is_committed).count();
-    if ended < 20 {
-        return Err(format!("{ended} transactions are committed: too few to say anything"));
-    }
-    Ok(())
+    leaders_are_killed(run, |history| {
+        let ended = history.transactions.iter().filter(|transaction| transaction.is_committed).count();
+        (ended < 20).then(|| format!("{ended} transactions are committed"))
+    })
 }
 
 /// RocketMQ: a producer whose connection breaks, or whose broker dies, sends the message again, and it is stored twice.
@@ -386,16 +383,12 @@ fn copies(run: &mut Run) -> Result<(), String> {
 /// Here the leader is killed three times while messages are recalled before and at their time, and groups are moved under
 /// consumers that go on storing what they had.
 fn taken_back(run: &mut Run) -> Result<(), String> {
-    three_leaders_are_killed(run)?;
-    let history = run.world.work.history.borrow();
-    let count = |recall| history.delayed.iter().filter(|delayed| delayed.recall == recall).count();
-    let (recalled, too_late, moves) = (count(Recall::Done), count(Recall::TooLate), history.moves.len());
-    if recalled < 10 || too_late < 3 || moves < 20 {
-        return Err(format!(
-            "{recalled} recalled, {too_late} too late, {moves} looks at moves: too few to say anything"
-        ));
-    }
-    Ok(())
+    leaders_are_killed(run, |history| {
+        let count = |recall| history.delayed.iter().filter(|delayed| delayed.recall == recall).count();
+        let (recalled, too_late, moves) = (count(Recall::Done), count(Recall::TooLate), history.moves.len());
+        let is_little = recalled < 10 || too_late < 3 || moves < 20;
+        is_little.then(|| format!("{recalled} recalled, {too_late} too late, {moves} looks at moves"))
+    })
 }
 
 /// RocketMQ #3787, #7914 and others: checkpoints and acknowledgements of popped messages are messages themselves, matched later;
@@ -403,22 +396,24 @@ fn taken_back(run: &mut Run) -> Result<(), String> {
 ///
 /// Here the leader is killed three times while messages are popped, acknowledged, forgotten and given back.
 fn popped_messages(run: &mut Run) -> Result<(), String> {
-    three_leaders_are_killed(run)?;
-    let history = run.world.work.history.borrow();
-    let again = history.leases.len();
-    if again < 100 {
-        return Err(format!("{again} messages were popped: too few to say anything"));
-    }
-    Ok(())
+    leaders_are_killed(run, |history| {
+        let popped = history.leases.len();
+        (popped < 100).then(|| format!("{popped} messages were popped"))
+    })
 }
 
-fn three_leaders_are_killed(run: &mut Run) -> Result<(), String> {
-    for _ in 0..3 {
+/// Kills the leader three times, and more often as long as too little has happened.
+fn leaders_are_killed(run: &mut Run, lacks: impl Fn(&History) -> Option<String>) -> Result<(), String> {
+    for killed in 1..=MOST_KILLED {
         let (leader, _) = leader_and_others(run)?;
         restart(run, leader);
         run.go_on_for(2500);
+        if killed >= 3 && lacks(&run.world.work.history.borrow()).is_none() {
+            return Ok(());
+        }
     }
-    Ok(())
+    let lacks = lacks(&run.world.work.history.borrow());
+    Err(format!("{}: {TOO_LITTLE}", lacks.unwrap_or_default()))
 }
 
 /// DLedger (b): a flush that failed was logged, and counted as done.

@@ -171,9 +171,12 @@ async fn process(
 /// What is said of a run that took too long.
 const NO_END: &str = "no end after";
 
-/// Whether nothing is known but that a run took too long: no proof that anything is wrong, on a busy machine.
-pub(super) fn has_no_end(what: &[String]) -> bool {
-    what.first().is_some_and(|what| what.starts_with(NO_END))
+/// What is said of a run in which too little happened.
+pub(super) const TOO_LITTLE: &str = "too little to say anything";
+
+/// Whether nothing is known but that a run took too long, or had too little in it: no proof that anything is wrong.
+pub(super) fn says_nothing(what: &[String]) -> bool {
+    what.first().is_some_and(|what| what.starts_with(NO_END) || what.ends_with(TOO_LITTLE))
 }
 
 /// Runs this program with these arguments; what was violated, or how the process ended.
