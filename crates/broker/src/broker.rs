@@ -31,7 +31,6 @@ use crate::admission::Admission;
 use crate::clients::{Clients, ConnectionId};
 use crate::config::{BrokerConfig, ConfigError, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig};
 use crate::consumer_offset::{self, PendingOffsets};
-use crate::dead_letters::DeadLetters;
 use crate::dispatch::{self, Place, Routes, Work};
 use crate::error::RequestError;
 use crate::http::Http;
@@ -298,14 +297,13 @@ pub struct BrokerGroup {
     pub(crate) rates: Rates,
     pub(crate) statistics: Statistics,
     pub(crate) pending_offsets: PendingOffsets,
-    pub(crate) dead_letters: DeadLetters,
     pub(crate) popping: Popping,
     pub(crate) transactions: Transactions,
     pub(crate) unique_keys: UniqueKeys,
     /// To NameServers and to the leader.
     pub(crate) peers: Client<NoRequests>,
     pub(crate) registration: Registration,
-    /// Something was scheduled: the leader's next duty may be earlier than it thought.
+    /// Something waits that the leader may have to look at before it meant to. Of scheduled messages the reader tells.
     pub(crate) scheduled: watch::Sender<()>,
     /// Group time, ms, at which this replica, as leader, last saw that nothing was due: of its duties, of its questions, and
     /// of popped messages that nobody could consume.
@@ -350,7 +348,6 @@ impl BrokerGroup {
             rates: Rates::default(),
             statistics: Statistics::default(),
             pending_offsets: PendingOffsets::default(),
-            dead_letters: DeadLetters::default(),
             popping: Popping::default(),
             transactions: Transactions::default(),
             unique_keys: UniqueKeys::new(env, group.advertised_address.ip()),

@@ -3,16 +3,16 @@
 //! A consumer that crashes between giving a message back and storing its offset gets the message again, and gives it back
 //! again; both may end here. A message is known by where its first record was stored, which it carries from its first retry
 //! on ([`properties::ORIGIN`]). Under that it stands in the index as if it were one of its keys, so that the index knows which
-//! messages lie in the queue; one dead letter of a group is placed at a time, so that what was placed before is seen.
+//! messages lie in the queue. Whoever places one holds its hashes meanwhile ([`raft_store::keys_in_flight`]), so that what was
+//! placed before is seen.
 //!
 //! Clients also send messages anew themselves (orderly consumers that give up; others whose CONSUMER_SEND_MSG_BACK failed) and
-//! may do so twice if an answer is lost. Nothing that such a copy says of places is trusted: it is known by its unique key and
-//! by the message that it says it copies.
+//! may do so twice if an answer is lost. Nothing that such a copy says of places is trusted alone: it is known by its unique key
+//! and by the message that it says it copies. Java's clients say the unique key again, and producers may send different messages
+//! under one: so topic and body must be the same, too. What is not surely the same message is kept.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use protocol::message_id::MessageId;
 use protocol::properties;
 use protocol::record::RecordView;
@@ -28,9 +28,8 @@ use crate::send::{Stored, key_hash};
 /// sent under one unique key.
 const LOOKED_AT: usize = 64;
 
-/// Whose turn it is at each dead-letter queue.
-#[derive(Debug, Default)]
-pub(crate) struct DeadLetters(Mutex<BTreeMap<QueueId, Arc<tokio::sync::Mutex<()>>>>);
+/// How long a message waits for the same one that is being placed; longer than that takes if all is well.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 /// The hash that a dead letter has beside those of its keys. No key can have it: none has such characters.
 fn origin_hash(topic: &str, origin: PhysicalOffset) -> u64 {
@@ -45,9 +44,12 @@ fn origin_in(properties: &str) -> Option<PhysicalOffset> {
 /// Where the first record was stored of a message that is given up: one of a group's retry topic if `is_retry`, else one that
 /// it consumed first; it lies at `place`. `None`: it is a client's own copy of a message, whatever that says of places.
 pub(crate) fn origin_of(properties: &str, is_retry: bool, place: PhysicalOffset) -> Option<PhysicalOffset> {
+    let is_copy = [properties::UNIQ_KEY, properties::ORIGIN_MESSAGE_ID]
+        .iter()
+        .all(|name| properties::get(properties, name).is_some());
     match (is_retry, origin_in(properties)) {
         (true, Some(origin)) => Some(origin),
-        (true, None) if Identity::of(properties).copy_of.is_some() => None,
+        (true, None) if is_copy => None,
         _ => Some(place),
     }
 }
@@ -57,8 +59,12 @@ pub(crate) fn origin_of(properties: &str, is_retry: bool, place: PhysicalOffset)
 struct Identity<'a> {
     /// Where its message's first record was stored. `None`: a client sent it there, as a copy of a message.
     origin: Option<PhysicalOffset>,
-    /// Its unique key, and the message that it is a copy of.
-    copy_of: Option<(&'a str, Original<'a>)>,
+    unique_key: Option<&'a str>,
+    /// The message that it says it is a copy of.
+    original: Option<Original<'a>>,
+    /// The topic that its message came from.
+    topic: Option<&'a str>,
+    body: &'a [u8],
 }
 
 /// The message that a copy says it is of.
@@ -77,47 +83,55 @@ impl<'a> Original<'a> {
 }
 
 impl<'a> Identity<'a> {
-    fn of(properties: &'a str) -> Identity<'a> {
+    fn of(record: &RecordView<'a>) -> Identity<'a> {
+        let properties = record.properties();
         let get = |name| properties::get(properties, name);
-        let original = get(properties::ORIGIN_MESSAGE_ID).map(Original::of);
-        Identity { origin: origin_in(properties), copy_of: get(properties::UNIQ_KEY).zip(original) }
+        Identity {
+            origin: origin_in(properties),
+            unique_key: get(properties::UNIQ_KEY),
+            original: get(properties::ORIGIN_MESSAGE_ID).map(Original::of),
+            topic: get(properties::RETRY_TOPIC),
+            body: record.body(),
+        }
     }
 
-    /// Whether both are of one message: by its place if both know that, else by what clients call it.
+    /// The hashes under which it is found in the index of a dead-letter queue.
+    fn hashes(&self, topic: &str) -> Vec<u64> {
+        let by_origin = self.origin.map(|origin| origin_hash(topic, origin));
+        by_origin.into_iter().chain(self.unique_key.map(|key| key_hash(topic, key))).collect()
+    }
+
+    /// Whether both are surely of one message: by its place if both know that, else by all that they say.
     fn is_that_of(&self, other: &Identity<'_>) -> bool {
-        match (self.origin, other.origin) {
-            (Some(origin), Some(other)) => origin == other,
-            _ => self.copy_of.is_some() && self.copy_of == other.copy_of,
+        if let (Some(origin), Some(other)) = (self.origin, other.origin) {
+            return origin == other;
         }
+        let names = |one: &Identity<'_>, other: &Identity<'_>| match one.original {
+            Some(Original::At(place)) => other.origin == Some(PhysicalOffset(place as u64)),
+            Some(Original::Named(_)) | None => false,
+        };
+        let is_original = self.original.is_some() && self.original == other.original;
+        self.unique_key.is_some()
+            && (self.unique_key, self.topic, self.body) == (other.unique_key, other.topic, other.body)
+            && (is_original || names(self, other) || names(other, self))
     }
 }
 
 impl BrokerGroup {
     /// Places the record of a message in a dead-letter queue, if that message does not lie there yet. Where it lies.
-    ///
-    /// The placing goes on if the caller gives up: whoever comes next for the group waits until its outcome is known.
-    pub(crate) async fn bury(
-        self: &Arc<Self>,
-        mut record: RecordOperation,
-        topic: &str,
-    ) -> Result<Stored, RequestError> {
+    pub(crate) async fn bury(&self, mut record: RecordOperation, topic: &str) -> Result<Stored, RequestError> {
         let bytes = record.record.clone();
-        let dead_letter = Identity::of(RecordView::parse(&bytes)?.properties());
-        let turn = Arc::clone(self.dead_letters.0.lock().entry(record.queue).or_default());
-        let turn = turn.lock_owned().await;
+        let dead_letter = Identity::of(&RecordView::parse(&bytes)?);
+        let held = self.raft.hold_keys(dead_letter.hashes(topic));
+        // The same message is being placed, and what becomes of that is unknown.
+        let held = self.env.clock.timeout(LONGEST_WAIT, held).await.ok_or(RequestError::Unknown)??;
         let is_forgotten =
             planted::is(Bug::DeadLetterTwice) || planted::is(Bug::DeadLetterCopyTwice) && dead_letter.origin.is_none();
         if !is_forgotten && let Some(before) = self.buried(&dead_letter, record.queue, topic).await? {
             return Ok(before);
         }
         record.key_hashes.extend(dead_letter.origin.map(|origin| origin_hash(topic, origin)));
-        let (broker, topic) = (Arc::clone(self), topic.to_owned());
-        let placed = tokio::spawn(async move {
-            let placed = broker.store(vec![record], &topic, None).await;
-            drop(turn);
-            placed
-        });
-        let placed = placed.await.map_err(|error| RequestError::Failed(error.to_string()))??;
+        let placed = self.store(vec![record], topic, Some(held)).await?;
         Ok(placed[0])
     }
 
@@ -129,15 +143,13 @@ impl BrokerGroup {
         topic: &str,
     ) -> Result<Option<Stored>, RequestError> {
         let any_time = Timestamp(0)..=Timestamp(i64::MAX);
-        let by_origin = dead_letter.origin.map(|origin| origin_hash(topic, origin));
-        let by_key = dead_letter.copy_of.map(|(unique_key, _)| key_hash(topic, unique_key));
-        for hash in by_origin.into_iter().chain(by_key) {
+        for hash in dead_letter.hashes(topic) {
             for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time.clone(), LOOKED_AT).await? {
                 if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
                     continue;
                 }
                 let Some(record) = self.record_of(&unit).await? else { continue };
-                if dead_letter.is_that_of(&Identity::of(RecordView::parse(&record)?.properties())) {
+                if dead_letter.is_that_of(&Identity::of(&RecordView::parse(&record)?)) {
                     return Ok(Some(Stored {
                         queue: queue.queue,
                         queue_offset: Some(queue_offset),
@@ -174,20 +186,31 @@ mod tests {
     /// Given back or sent anew, first or again, as one replica or another has shown it.
     #[test]
     fn dead_letters_of_one_message_are_known_however_they_come() {
-        let one = |a: &str, b: &str| {
-            Identity::of(a).is_that_of(&Identity::of(b)) && Identity::of(b).is_that_of(&Identity::of(a))
+        let dead = |unique_key, original: &'static str, origin: Option<u64>| Identity {
+            origin: origin.map(PhysicalOffset),
+            unique_key: Some(unique_key),
+            original: Some(Original::of(original)),
+            topic: Some("T"),
+            body: b"body",
+        };
+        let one = |a: &Identity<'_>, b: &Identity<'_>| {
+            assert_eq!(a.is_that_of(b), b.is_that_of(a));
+            a.is_that_of(b)
         };
         let (shown, elsewhere) = ("0A00000100002A9F0000000000000C50", "0A00000200002AA00000000000000C50");
-        let given_back = properties("K", shown, "7");
-        assert!(one(&given_back, &given_back) && one(&given_back, &properties("K", elsewhere, "7")));
-        assert!(!one(&given_back, &properties("K", shown, "8")), "another message under the same key");
-        let sent = properties("K", elsewhere, "");
-        assert!(one(&sent, &properties("K", shown, "")) && one(&sent, &given_back));
-        assert!(!one(&sent, &properties("L", shown, "")));
-        assert!(!one(&sent, &properties("K", "0A00000100002A9F0000000000000C51", "")), "of another place");
-        let by_key = properties("7F00000114553422AB538BAA878C0002", "7F00000114553422AB538BAA878C0002", "");
+        let given_back = dead("K", shown, Some(0xC50));
+        assert!(one(&given_back, &given_back) && one(&given_back, &dead("K", elsewhere, Some(0xC50))));
+        assert!(!one(&given_back, &dead("K", shown, Some(8))), "another message under the same key");
+        let sent = dead("K", elsewhere, None);
+        assert!(one(&sent, &dead("K", shown, None)) && one(&sent, &given_back));
+        assert!(one(&sent, &dead("K", "K", Some(0xC50))), "given back by a client that calls it by its key");
+        assert!(!one(&sent, &dead("L", shown, None)));
+        assert!(!one(&sent, &dead("K", "0A00000100002A9F0000000000000C51", None)), "of another place");
+        let by_key = dead("7F00000114553422AB538BAA878C0002", "7F00000114553422AB538BAA878C0002", None);
         assert!(one(&by_key, &by_key), "as Java's clients say");
-        let of_nothing = properties("K", "", "");
+        assert!(!one(&by_key, &Identity { body: b"other", ..by_key }), "a producer sent two under one key");
+        assert!(!one(&by_key, &Identity { topic: Some("U"), ..by_key }), "to two topics");
+        let of_nothing = Identity { original: None, ..sent };
         assert!(!one(&of_nothing, &of_nothing));
     }
 }

@@ -354,7 +354,7 @@ async fn a_client_is_asked_over_its_own_connection() {
     let no_id = [("consumerGroup", "cg"), ("clientId", "c1"), ("msgId", "x")];
     assert_eq!(tool.ask(RequestCode::CONSUME_MESSAGE_DIRECTLY, &no_id).await.code, 29);
 
-    let heard = consumer.heard.0.lock().clone();
+    let heard = consumer.heard.requests.lock().clone();
     let asked: Vec<_> = heard.iter().filter(|request| request.code == 307 || request.code == 309).collect();
     let [running, directly] = &asked[..] else { panic!("two questions, not {}", asked.len()) };
     assert_eq!((running.ext.get("jstackEnable"), running.ext.get("AccessKey")), (Some("true"), None));

@@ -53,7 +53,7 @@ impl Wire {
 
     /// What members were told of moves so far.
     fn told_of_moves(&self) -> Vec<RemotingCommand> {
-        let heard = self.heard.0.lock();
+        let heard = self.heard.requests.lock();
         heard.iter().filter(|one| one.request_code() == RequestCode::RESET_CONSUMER_CLIENT_OFFSET).cloned().collect()
     }
 
@@ -205,13 +205,13 @@ async fn a_group_goes_on_where_another_is_and_members_say_how_far_they_have_come
     wire.heartbeat("c1", "to", &[("T", "*")]).await;
     let queue = MessageQueue::new("T", BROKER, 0);
     let place = GetConsumerStatusBody { message_queue_table: [(queue.clone(), 3)].into(), ..Default::default() };
-    *wire.heard.1.lock() = RemotingCommand::request(RequestCode::HEART_BEAT).with_json(&place).body;
+    *wire.heard.answer.lock() = RemotingCommand::request(RequestCode::HEART_BEAT).with_json(&place).body;
     let answer = status("to", None).await;
     let known = answer.json::<GetConsumerStatusBody>().unwrap_or_else(|_| panic!("{}", answer.remark_text()));
     assert_eq!(known.consumer_table, [("c1".to_owned(), [(queue, 3)].into())].into(), "what one says is told");
 }
 
-/// Queues say when the first message was stored that is there still; an empty one, that there is none.
+/// Queues say when the first message was stored that is there still.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_says_when_its_first_message_was_stored() {
     let dir = tempfile::tempdir().expect("a directory");

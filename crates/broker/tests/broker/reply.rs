@@ -55,7 +55,7 @@ impl Wire {
     }
 
     fn heard_of(&self, code: RequestCode) -> Vec<RemotingCommand> {
-        self.heard.0.lock().iter().filter(|request| request.request_code() == code).cloned().collect()
+        self.heard.requests.lock().iter().filter(|request| request.request_code() == code).cloned().collect()
     }
 }
 

@@ -383,7 +383,7 @@ async fn members_of_a_group_hear_of_each_other() {
     let ids = |answer: RemotingCommand| answer.json::<ConsumerIdList>().expect("a body").consumer_id_list;
     assert_eq!(ids(wire.call(list("g")).await), ["c1"]);
     let told = |wire: &Wire| {
-        let heard = wire.heard.0.lock();
+        let heard = wire.heard.requests.lock();
         heard.iter().filter(|request| request.request_code() == RequestCode::NOTIFY_CONSUMER_IDS_CHANGED).count()
     };
     until("the first member is told of itself", async || told(wire) == 1).await;
@@ -495,12 +495,13 @@ async fn a_copy_that_a_client_sends_twice_is_one_dead_letter() {
     locking().await;
     let copy_of =
         |origin| send_request("%RETRY%g", &[("UNIQ_KEY", "K"), ("ORIGIN_MESSAGE_ID", origin), ("DELAY", "3")]);
-    let place = async |request: SendMessageRequest| {
-        let answer = wire.send(request, "given up").await;
+    let place_of = async |request: SendMessageRequest, body: &str| {
+        let answer = wire.send(request, body).await;
         assert_eq!(answer.code, 0, "{}", answer.remark_text());
         let duplicate = answer.ext.bool(DUPLICATE) == Some(true);
         (answer.header::<SendMessageResponse>().expect("places").queue_offset, duplicate)
     };
+    let place = async |request: SendMessageRequest| place_of(request, "given up").await;
     let (one_copy, another) = tokio::join!(place(copy_of("M")), place(copy_of("M")));
     assert_eq!((one_copy.0, another.0, one_copy.1 ^ another.1), (Some(0), Some(0), true), "one is the other");
     assert_eq!(place(copy_of("M")).await, (Some(0), true));
@@ -514,7 +515,7 @@ async fn a_copy_that_a_client_sends_twice_is_one_dead_letter() {
     // Copies that are tried again, of a group that is not orderly: each is another message of the retry topic, and given
     // up by the broker.
     wire.unlock("c1", "g", "T").await;
-    let own = [("UNIQ_KEY", "L"), ("ORIGIN_MESSAGE_ID", "M")];
+    let own = [("UNIQ_KEY", "L"), ("ORIGIN_MESSAGE_ID", "M"), ("RETRY_TOPIC", "T")];
     for _ in 0..2 {
         assert_eq!(wire.send(send_request("%RETRY%g", &own), "failed").await.code, 0);
     }
@@ -525,16 +526,18 @@ async fn a_copy_that_a_client_sends_twice_is_one_dead_letter() {
     }
     assert_eq!(wire.max_offset("%DLQ%g").await, 4, "they are one message");
     locking().await;
-    assert_eq!(place(send_request("%RETRY%g", &own)).await, (Some(3), true), "whichever way it comes");
+    assert_eq!(place_of(send_request("%RETRY%g", &own), "failed").await, (Some(3), true), "whichever way it comes");
+    let another = place_of(send_request("%RETRY%g", &own), "another").await;
+    assert_eq!(another, (Some(4), false), "a client that calls both by one key loses neither");
 
     // Sent anew first, and then given back by who gets it next.
     let sent = wire.sent("T", "given up both ways", &[("UNIQ_KEY", "N")]).await;
     let id = sent.msg_id.expect("an id");
-    let copy = [("UNIQ_KEY", "N"), ("ORIGIN_MESSAGE_ID", &*id)];
-    assert_eq!(place(send_request("%RETRY%g", &copy)).await, (Some(4), false));
+    let copy = [("UNIQ_KEY", "N"), ("ORIGIN_MESSAGE_ID", &*id), ("RETRY_TOPIC", "T")];
+    assert_eq!(place_of(send_request("%RETRY%g", &copy), "given up both ways").await, (Some(5), false));
     let original: MessageId = id.parse().expect("an offset message id");
     assert_eq!(wire.send_back("g", original.physical_offset, -1).await.code, 0);
-    assert_eq!(wire.max_offset("%DLQ%g").await, 5, "it lies there");
+    assert_eq!(wire.max_offset("%DLQ%g").await, 6, "it lies there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -570,7 +573,7 @@ async fn a_nameserver_hears_of_the_broker_its_topics_and_its_end() {
     let config = broker_config(group_config(dir.path()), vec![server.local_addr().to_string()]);
     let broker = start(config).await;
     let registered = |topic: &str| {
-        let heard = heard.0.lock();
+        let heard = heard.requests.lock();
         let requests = heard.iter().filter(|request| request.request_code() == RequestCode::REGISTER_BROKER);
         requests.rev().find_map(|request| {
             let body = RegisterBrokerBody::decode(&request.body, false, 0).expect("a body");
@@ -590,7 +593,8 @@ async fn a_nameserver_hears_of_the_broker_its_topics_and_its_end() {
     wire.sent("T", "m", &[]).await;
     until("a topic made on demand is registered at once", async || registered("T").is_some()).await;
     broker.stop().await.expect("it stops");
-    let said_farewell = heard.0.lock().iter().any(|request| request.request_code() == RequestCode::UNREGISTER_BROKER);
+    let said_farewell =
+        heard.requests.lock().iter().any(|request| request.request_code() == RequestCode::UNREGISTER_BROKER);
     assert!(said_farewell);
 }
 

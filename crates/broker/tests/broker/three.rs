@@ -175,7 +175,7 @@ async fn nothing_acknowledged_is_lost_with_the_leader_and_its_timers_fire_elsewh
     assert_eq!(rest, expected, "each once");
 
     let leaders = || {
-        let heard = heard.0.lock();
+        let heard = heard.requests.lock();
         let mut addresses: Vec<String> = heard
             .iter()
             .filter(|request| request.request_code() == RequestCode::REGISTER_BROKER)

@@ -53,7 +53,7 @@ impl Wire {
 
     /// The questions that came so far.
     fn questions(&self) -> Vec<RemotingCommand> {
-        let heard = self.heard.0.lock();
+        let heard = self.heard.requests.lock();
         heard.iter().filter(|one| one.request_code() == RequestCode::CHECK_TRANSACTION_STATE).cloned().collect()
     }
 }

@@ -110,12 +110,15 @@ pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Keeps the requests that a broker sends to its clients, and answers each with this body.
 #[derive(Debug, Default)]
-pub struct Heard(pub Mutex<Vec<RemotingCommand>>, pub Mutex<Bytes>);
+pub struct Heard {
+    pub requests: Mutex<Vec<RemotingCommand>>,
+    pub answer: Mutex<Bytes>,
+}
 
 impl Handler for Heard {
     async fn handle(self: &Arc<Self>, _connection: &Connection, request: RemotingCommand) -> Option<RemotingCommand> {
-        let reply = request.reply(ResponseCode::SUCCESS).with_body(self.1.lock().clone());
-        self.0.lock().push(request);
+        let reply = request.reply(ResponseCode::SUCCESS).with_body(self.answer.lock().clone());
+        self.requests.lock().push(request);
         Some(reply)
     }
 }
