@@ -96,21 +96,24 @@ pub(crate) struct Office<'a> {
     /// Whether one of those who hold it has seen that it is lost: then it is for all of them.
     is_lost: watch::Sender<bool>,
     scheduled: watch::Receiver<()>,
+    next_due: watch::Receiver<Option<Timestamp>>,
     advances: Advances,
 }
 
 impl Office<'_> {
     fn taken(broker: &Arc<BrokerGroup>, mut role: watch::Receiver<Role>) -> Office<'_> {
         let term = term_of(&role.borrow_and_update());
-        let (scheduled, advances) = (broker.scheduled.subscribe(), broker.env.clock.advances());
-        Office { broker, term, role, is_lost: watch::Sender::new(false), scheduled, advances }
+        let (scheduled, next_due) = (broker.scheduled.subscribe(), broker.reader.watch_next_due());
+        let (is_lost, advances) = (watch::Sender::new(false), broker.env.clock.advances());
+        Office { broker, term, role, is_lost, scheduled, next_due, advances }
     }
 
     /// The same office, for somebody else's duties.
     fn shared(&self) -> Self {
         let Office { broker, term, .. } = *self;
         let (role, is_lost, scheduled) = (self.role.clone(), self.is_lost.clone(), self.scheduled.clone());
-        Office { broker, term, role, is_lost, scheduled, advances: broker.env.clock.advances() }
+        let (next_due, advances) = (self.next_due.clone(), broker.env.clock.advances());
+        Office { broker, term, role, is_lost, scheduled, next_due, advances }
     }
 
     /// Waits at most `limit`, less if something was scheduled meanwhile or the date was moved. Whether the office is lost by then.
@@ -125,6 +128,7 @@ impl Office<'_> {
                 true
             }
             _ = self.scheduled.changed() => false,
+            _ = self.next_due.changed() => false,
             () = self.advances.next() => false,
             () = self.broker.env.clock.sleep(limit) => false,
         }

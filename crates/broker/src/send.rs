@@ -339,7 +339,10 @@ impl BrokerGroup {
                     Stored { queue, queue_offset: Some(queue_offset), physical_offset, is_repeat: false }
                 }
                 Outcome::Pending { physical_offset, .. } => {
-                    self.tell_leader_of(visibility);
+                    // Of a scheduled one that is the first the leader hears when it is applied.
+                    if visibility == Visibility::Half {
+                        self.scheduled.send_replace(());
+                    }
                     Stored { queue, queue_offset: None, physical_offset, is_repeat: false }
                 }
                 // Deleted between the check and the entry.
@@ -351,17 +354,6 @@ impl BrokerGroup {
         self.rates.put.add(count as u64);
         self.rates.put_bytes.add(bytes as u64);
         Ok(stored)
-    }
-
-    /// A record waits. The leader looks anyway when the first of the scheduled ones is due: one behind that need not wake it.
-    fn tell_leader_of(&self, visibility: Visibility) {
-        let is_behind = match visibility {
-            Visibility::Scheduled { due } => self.reader.next_due().is_some_and(|first| first < due),
-            Visibility::Half | Visibility::Visible => false,
-        };
-        if !is_behind {
-            self.scheduled.send_replace(());
-        }
     }
 }
 

@@ -137,6 +137,11 @@ impl<T: Tables> Reader<T> {
         self.shared.applied.subscribe()
     }
 
+    /// Tells when the first scheduled record falls due earlier than the first one did before, whoever has scheduled it.
+    pub fn watch_next_due(&self) -> watch::Receiver<Option<Timestamp>> {
+        self.shared.next_due.subscribe()
+    }
+
     /// Resolves when entry `index` is applied; an error once the derived state has failed, for then it may never be.
     pub async fn wait_applied(&self, index: u64) -> io::Result<()> {
         let (mut applied, mut failure) = (self.shared.applied.subscribe(), self.shared.failure.subscribe());

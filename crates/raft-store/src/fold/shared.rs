@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     /// Why nothing is written any more, once that is so.
     pub failure: watch::Sender<Option<String>>,
     published: RwLock<Published>,
+    /// Tells when the first timer falls due earlier than it did.
+    pub next_due: watch::Sender<Option<Timestamp>>,
     /// Apply's own; readers look at it now and then.
     pub pending: Mutex<Pending>,
     /// Of the timers that fired here.
@@ -88,6 +90,7 @@ impl Shared {
             durable: watch::Sender::new(durable),
             failure: watch::Sender::new(None),
             published: RwLock::default(),
+            next_due: watch::Sender::new(None),
             pending: Mutex::default(),
             lateness: Mutex::default(),
             trimmed: watch::Sender::default(),
@@ -106,6 +109,11 @@ impl Shared {
 
     pub fn publish(&self, published: Published) {
         *self.published.write() = published;
+        self.next_due.send_if_modified(|known| {
+            let is_earlier = published.next_due.is_some_and(|due| known.is_none_or(|known| due < known));
+            *known = published.next_due;
+            is_earlier
+        });
         self.applied.send_replace(published.applied);
     }
 
