@@ -28,19 +28,23 @@ sim *arguments:
 
 # Which seeds of a range find a bug that is planted: `just sim-planted vote-unsynced 0..100`.
 sim-planted name seeds="0..100":
-    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --seeds {{seeds}} --planted {{name}} --fail-fast
+    cargo build --release --workspace --features tests/planted-bugs --bin sim
+    target/release/sim --seeds {{seeds}} --planted {{name}} --fail-fast
 
 # Which of the seeds catches each planted bug, or which test of raft-store: writes docs/results/planted-bugs.md.
 planted-table seeds="0..100":
-    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
+    cargo build --release --workspace --features tests/planted-bugs --bin sim
+    target/release/sim --planted all --seeds {{seeds}} --write docs/results/planted-bugs.md
 
 # The same table anew after a change, in minutes: what caught a bug before is looked at first.
 planted-table-again:
-    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted known --write docs/results/planted-bugs.md
+    cargo build --release --workspace --features tests/planted-bugs --bin sim
+    target/release/sim --planted known --write docs/results/planted-bugs.md
 
 # Whether some of the planted bugs, chosen by a number, are still caught by the seeds that stand in that table.
 planted-sample count="10" seed="0":
-    cargo run --release --workspace --features tests/planted-bugs --bin sim -- --planted known --sample {{count}} --sample-seed {{seed}}
+    cargo build --release --workspace --features tests/planted-bugs --bin sim
+    target/release/sim --planted known --sample {{count}} --sample-seed {{seed}}
 
 # The cluster of three in one process that proves itself.
 demo *arguments:
