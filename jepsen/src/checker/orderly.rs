@@ -88,6 +88,14 @@ fn one_at_a_time(messages: &[Begun<'_>], exclusive: u64, verdict: &mut Verdict) 
     }
 }
 
+/// What happens to a message.
+#[derive(Clone, Copy)]
+enum Step {
+    Begun,
+    Failed,
+    Done,
+}
+
 /// How often a process went back and may have lost the queue. `dead`: offsets of dead letters.
 fn in_order(
     messages: &[Begun<'_>],
@@ -98,27 +106,35 @@ fn in_order(
 ) -> u64 {
     let mut again = 0;
     let mut events: Vec<_> =
-        messages.iter().map(|Begun { offset, call, .. }| (call.start, false, *offset, call)).collect();
+        messages.iter().map(|Begun { offset, call, .. }| (call.start, Step::Begun, *offset, call)).collect();
     // Whoever crashed within a message may have been done with it.
-    let is_done = |call: &Call<'_>| call.completion.is_some() && call.outcome() != Outcome::Fail;
-    let done = messages.iter().filter(|message| is_done(&message.call));
-    events.extend(done.map(|Begun { offset, call, .. }| (call.completed, true, *offset, call)));
+    let ended = messages.iter().filter(|message| message.call.completion.is_some());
+    events.extend(ended.map(|Begun { offset, call, .. }| {
+        let step = if call.outcome() == Outcome::Fail { Step::Failed } else { Step::Done };
+        (call.completed, step, *offset, call)
+    }));
     events.sort_unstable_by_key(|(at, ..)| *at);
-    let mut tried = BTreeSet::new();
+    let mut failed = BTreeSet::new();
     // The offset from which on nothing is surely done, and who began what last.
     let mut next: Option<u64> = None;
     let mut newest: Option<(Process, u64, u64)> = None;
-    for (_, is_done, offset, call) in events {
+    for (_, step, offset, call) in events {
         let mut from = *next.get_or_insert(offset);
-        if is_done {
-            next = Some(from.max(offset + 1));
-            continue;
+        match step {
+            Step::Done => {
+                next = Some(from.max(offset + 1));
+                continue;
+            }
+            Step::Failed => {
+                failed.insert(offset);
+                continue;
+            }
+            Step::Begun => {}
         }
-        while from < offset && dead.contains(&from) && tried.contains(&from) {
+        while from < offset && dead.contains(&from) && failed.contains(&from) {
             from += 1;
         }
         next = Some(from);
-        tried.insert(offset);
         if offset > from {
             verdict.anomaly("consume-skip", || {
                 Edn::map([("not-done", from.into()), ("begun", call.invocation.summary())])
@@ -194,6 +210,9 @@ mod tests {
         assert_eq!(anomalies(check, &(story + &dead("[4]"))), [("consume-skip", 1)], "another one is");
         let untried = steps(&[whole(1, 4), whole(1, 6)].concat()) + &dead("[5]");
         assert_eq!(anomalies(check, &untried), [("consume-skip", 1)], "nobody tried it");
+        let crashed = [(2, "invoke", 5), (2, "info", 5)];
+        let in_between = steps(&[whole(1, 4), crashed, whole(3, 7)].concat()) + &dead("[5]");
+        assert_eq!(anomalies(check, &in_between), [("consume-skip", 1)], "6 was never tried");
     }
 
     #[test]

@@ -175,8 +175,8 @@ const NO_END: &str = "no end after";
 pub(super) const TOO_LITTLE: &str = "too little to say anything";
 
 /// Whether nothing is known but that a run took too long, or had too little in it: no proof that anything is wrong.
-pub(super) fn says_nothing(what: &[String]) -> bool {
-    what.first().is_some_and(|what| what.starts_with(NO_END) || what.ends_with(TOO_LITTLE))
+pub fn says_nothing(what: &[String]) -> bool {
+    what.iter().all(|what| what.starts_with(NO_END) || what.ends_with(TOO_LITTLE))
 }
 
 /// Runs this program with these arguments; what was violated, or how the process ended.
