@@ -30,7 +30,7 @@ const IDLE_PERCENT: usize = 2;
 const SEEDS_WITH_ALL: usize = 300;
 
 /// A run that takes longer has come to a standstill.
-const LONGEST: Duration = Duration::from_secs(180);
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// What to do.
 #[derive(Clone, Debug)]
