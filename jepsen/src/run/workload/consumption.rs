@@ -2,8 +2,8 @@
 //!
 //! Each member is a client library on a runtime of its own, which is dropped when the member crashes: nobody says goodbye,
 //! and listeners are cut off within a message. Members fail some messages, and some always, which then lie in the
-//! dead-letter queue: the broker puts there what concurrent members give back too often, orderly ones send it there themselves. Orderly
-//! ones get what they fail again before any other of the queue.
+//! dead-letter queue: the broker puts there what concurrent members give back too often, orderly ones send it there
+//! themselves. Orderly ones get what they fail again before any other of the queue.
 
 use std::collections::BTreeMap;
 use std::io;
