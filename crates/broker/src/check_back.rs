@@ -21,6 +21,7 @@ use protocol::sys_flag::TransactionType;
 use raft_store::entry::{CoreCommand, Operation, TransactionCheck};
 use raft_store::fold::HalfRecord;
 use raft_store::group::{Peer, Role};
+use raft_store::position::NodeId;
 
 use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
@@ -62,9 +63,10 @@ pub(crate) async fn ask_in_office(mut office: Office<'_>) {
         let wait = match next {
             None => IDLE_INTERVAL,
             Some(at) if now < at => until(at, now),
-            Some(_) => match step(broker, &mut questions).await {
-                Ok(()) => Duration::ZERO,
-                Err(error) => {
+            Some(_) => match office.unless_lost(step(broker, &mut questions)).await {
+                None => return,
+                Some(Ok(())) => Duration::ZERO,
+                Some(Err(error)) => {
                     tracing::debug!(group = %broker.broker_name(), %error, "questions to producers are put off");
                     due::NEXT_TRY
                 }
@@ -76,11 +78,20 @@ pub(crate) async fn ask_in_office(mut office: Office<'_>) {
     }
 }
 
+/// Who is not asked again in one step.
+#[derive(Default)]
+struct Absent {
+    /// Groups that nobody is there of.
+    groups: BTreeSet<String>,
+    /// Replicas that did not answer: one that is away makes a step longer once, not once for each group.
+    replicas: BTreeSet<NodeId>,
+}
+
 /// Asks about what is due.
 async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Result<(), RequestError> {
     let now = broker.now();
     let due = questions.take_due(now, AT_ONCE, &broker.reader, |group| broker.has_producer(group));
-    let (mut checks, mut absent) = (Vec::new(), BTreeSet::new());
+    let (mut checks, mut absent) = (Vec::new(), Absent::default());
     for half in due {
         match broker.look_at(questions, &half, &mut absent).await {
             Ok(Some(check)) => checks.push((half.key, check)),
@@ -130,12 +141,12 @@ impl BrokerGroup {
         self.clients.lock().producer_group(group).is_some()
     }
 
-    /// Looks at one message that is due; what is to be written about it. `absent`: groups that nobody is there of.
+    /// Looks at one message that is due; what is to be written about it.
     async fn look_at(
         &self,
         questions: &mut Questions,
         half: &HalfRecord,
-        absent: &mut BTreeSet<String>,
+        absent: &mut Absent,
     ) -> Result<Option<TransactionCheck>, RequestError> {
         let stored = self.reader.record(half.place, half.size).await?;
         let record = RecordView::parse(&stored)?;
@@ -155,46 +166,49 @@ impl BrokerGroup {
                 );
                 return Ok(Some(TransactionCheck::Discard));
             }
-            Verdict::Ask if !absent.contains(group) && self.ask(group, half, &record, &stored).await? => {
+            Verdict::Ask
+                if !absent.groups.contains(group) && self.ask(group, half, &stored, &mut absent.replicas).await? =>
+            {
                 self.transactions.asked.fetch_add(1, Ordering::Relaxed);
                 questions.found(group, now);
                 return Ok(Some(TransactionCheck::Asked));
             }
             Verdict::Ask => {
-                absent.insert(group.to_owned());
+                absent.groups.insert(group.to_owned());
                 questions.park(group, half);
             }
         }
         Ok(None)
     }
 
-    /// Asks any producer of the group, wherever it is connected. Whether somebody was asked.
+    /// Asks any producer of the group, wherever it is connected, but for `silent` replicas. Whether somebody was asked.
     async fn ask(
         &self,
         group: &str,
         half: &HalfRecord,
-        record: &RecordView<'_>,
         stored: &Bytes,
+        silent: &mut BTreeSet<NodeId>,
     ) -> Result<bool, RequestError> {
-        let question = self.question(half, record, stored)?;
+        let question = self.question(half, stored)?;
         if self.ask_here(group, &question) {
             return Ok(true);
         }
         for member in self.other_members() {
-            if self.ask_at(&member, &question).await {
-                return Ok(true);
+            if silent.contains(&member.id) {
+                continue;
+            }
+            match self.ask_at(&member, &question).await {
+                Some(true) => return Ok(true),
+                Some(false) => {}
+                None => drop(silent.insert(member.id)),
             }
         }
         Ok(false)
     }
 
     /// CHECK_TRANSACTION_STATE with the message as RocketMQ shows it: under its real topic, as if it were no half message.
-    fn question(
-        &self,
-        half: &HalfRecord,
-        record: &RecordView<'_>,
-        stored: &Bytes,
-    ) -> Result<RemotingCommand, RequestError> {
+    fn question(&self, half: &HalfRecord, stored: &Bytes) -> Result<RemotingCommand, RequestError> {
+        let record = RecordView::parse(stored)?;
         let (store_host, physical_offset) = (self.config.advertised_address, half.key.0 as i64);
         let unique_key = record.property(properties::UNIQ_KEY).map(str::to_owned);
         let header = CheckTransactionStateRequest {
@@ -235,10 +249,10 @@ impl BrokerGroup {
         false
     }
 
-    /// Lets another replica ask. Whether it has.
-    async fn ask_at(&self, member: &Peer, question: &RemotingCommand) -> bool {
+    /// Lets another replica ask. Whether it has; `None` if it does not answer.
+    async fn ask_at(&self, member: &Peer, question: &RemotingCommand) -> Option<bool> {
         let question = question.clone().with_field(LEADER_KEY, self.raft.forward_key().to_text());
-        let Some(connection) = self.reached(member).await else { return false };
-        connection.call(question, RELAY_LIMIT).await.is_ok_and(|answer| answer.is_success())
+        let answer = self.reached(member).await?.call(question, RELAY_LIMIT).await.ok()?;
+        Some(answer.is_success())
     }
 }

@@ -116,6 +116,22 @@ impl Office<'_> {
         Office { broker, term, role, is_lost, scheduled, next_due, advances }
     }
 
+    /// Does a step of a duty that may be long in its answers: `None` if the office is lost before it is done. What a step has not
+    /// done then, the next leader does.
+    pub(crate) async fn unless_lost<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
+        let mut told = self.is_lost.subscribe();
+        let lost = self.role.wait_for(|role| term_of(role) != self.term);
+        tokio::select! {
+            biased;
+            _ = told.wait_for(|is_lost| *is_lost) => None,
+            _ = lost => {
+                self.is_lost.send_replace(true);
+                None
+            }
+            done = step => Some(done),
+        }
+    }
+
     /// Waits at most `limit`, less if something was scheduled meanwhile or the date was moved. Whether the office is lost by then.
     pub(crate) async fn is_lost_within(&mut self, limit: Duration) -> bool {
         let mut told = self.is_lost.subscribe();
