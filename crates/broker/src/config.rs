@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What a message that is accepted can have of properties: a record has room for more, which its retries and its dead letter
+/// need.
+pub const PROPERTIES_BYTES_MAX: usize = protocol::properties::MAX_PROPERTIES_BYTES - 1024;
+
 /// A broker process: what its groups share, and the groups.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
@@ -106,7 +110,7 @@ pub struct MessagePolicy {
     pub longest_delay: Duration,
     /// Largest message body.
     pub body_bytes: usize,
-    /// Largest encoded properties.
+    /// Largest encoded properties, at most [`PROPERTIES_BYTES_MAX`].
     pub properties_bytes: usize,
     /// How long an unrenewed queue lock holds.
     pub queue_lock: Duration,
@@ -226,7 +230,7 @@ impl Default for MessagePolicy {
             delay_levels: parse_delay_levels(DEFAULT_DELAY_LEVELS).expect("the default is well-formed"),
             longest_delay: Duration::from_secs(3 * 24 * 3600),
             body_bytes: 4 * 1024 * 1024,
-            properties_bytes: 32_767,
+            properties_bytes: PROPERTIES_BYTES_MAX,
             queue_lock: Duration::from_secs(60),
             transactions: TransactionPolicy::default(),
             idempotent_send: false,

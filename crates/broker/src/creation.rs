@@ -54,10 +54,19 @@ fn system_topics(cluster: &str, broker_name: &str, policy: &MessagePolicy) -> Ve
 impl BrokerGroup {
     /// Makes the topic unless it exists.
     pub(crate) async fn ensure_topic(&self, config: TopicConfig) -> Result<(), RequestError> {
+        self.refuse_beyond_limits(&[Command::PutTopic { config: config.clone(), only_if_absent: true }])?;
+        self.make_topic(config).await
+    }
+
+    /// Makes the group's dead-letter topic, also beyond the limit of topics, which holds for groups as well: there is one for
+    /// each, and what was given up must lie somewhere.
+    pub(crate) async fn ensure_dead_letter_topic(&self, group: &str) -> Result<(), RequestError> {
+        self.make_topic(TopicConfig::new(names::dlq_topic(group), 1)).await
+    }
+
+    async fn make_topic(&self, config: TopicConfig) -> Result<(), RequestError> {
         let name = config.name.clone();
-        let command = Command::PutTopic { config, only_if_absent: true };
-        self.refuse_beyond_limits(std::slice::from_ref(&command))?;
-        self.command(&command).await?;
+        self.command(&Command::PutTopic { config, only_if_absent: true }).await?;
         tracing::info!(group = %self.broker_name(), topic = %name, "topic created on demand");
         self.registration.wake();
         Ok(())

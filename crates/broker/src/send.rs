@@ -273,7 +273,7 @@ impl BrokerGroup {
     pub(crate) async fn dead_letter_queue(&self, group: &str) -> Result<Target, RequestError> {
         let name = names::dlq_topic(group);
         if self.topic_id(&name).is_none() {
-            self.ensure_topic(TopicConfig::new(name.clone(), 1)).await?;
+            self.ensure_dead_letter_topic(group).await?;
         }
         let tables = self.reader.tables();
         tables.topics().get(&name).map(|topic| Target::of(topic, 0)).ok_or(RequestError::NoTopic(name))

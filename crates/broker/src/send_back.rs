@@ -117,11 +117,11 @@ impl BrokerGroup {
             }
             Delay::None | Delay::Until { .. } => stored.set(properties::DELAY, 0),
         }
-        if stored.encoded().len() > self.config.messages.properties_bytes {
+        if stored.encoded().len() > properties::MAX_PROPERTIES_BYTES {
             return Err(RequestError::MessageIllegal(format!(
                 "with what a retry adds, the properties are {} bytes, the maximum is {}",
                 stored.encoded().len(),
-                self.config.messages.properties_bytes
+                properties::MAX_PROPERTIES_BYTES
             )));
         }
         // A retry of a committed message is a message like any other.

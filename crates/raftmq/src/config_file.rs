@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use broker::config::{
-    BrokerConfig, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig, Limits, MessagePolicy, RaftTiming, Retention,
-    TransactionPolicy, parse_delay_levels, parse_hours,
+    BrokerConfig, DEFAULT_FLUSH_INTERVAL, Flush, GroupConfig, Limits, MessagePolicy, PROPERTIES_BYTES_MAX, RaftTiming,
+    Retention, TransactionPolicy, parse_delay_levels, parse_hours,
 };
 use env::Env;
 use env::disk::Open;
@@ -345,6 +345,12 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
         Some(value) => mib("sends_in_flight_mib", value)?,
         None => limits.sends_in_flight_bytes,
     };
+    let properties_bytes = file.max_properties_bytes.unwrap_or(policy.properties_bytes);
+    if properties_bytes > PROPERTIES_BYTES_MAX {
+        let problem =
+            format!("at most {PROPERTIES_BYTES_MAX}: a record has room for little more, and its retries need that");
+        return Err(Problem::at_key(text, "max_properties_bytes", problem));
+    }
     let segment_bytes = file.segment_mib.checked_mul(1024 * 1024);
     let segment_bytes =
         segment_bytes.ok_or_else(|| Problem::at_key(text, "segment_mib", "a segment has 16 to 16384 MiB"))?;
@@ -379,7 +385,7 @@ fn group_from(text: &str, file: GroupFile) -> Result<GroupConfig, Problem> {
             default_topic_queues: file.default_topic_queues.unwrap_or(policy.default_topic_queues),
             delay_levels,
             body_bytes: bounded("max_message_bytes", file.max_message_bytes.unwrap_or(policy.body_bytes))?,
-            properties_bytes: file.max_properties_bytes.unwrap_or(policy.properties_bytes),
+            properties_bytes,
             queue_lock: ms(file.queue_lock_ms, policy.queue_lock),
             transactions: TransactionPolicy {
                 timeout: ms(file.transaction_timeout_ms, policy.transactions.timeout),

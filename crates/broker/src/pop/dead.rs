@@ -4,6 +4,7 @@
 //! A leader that dies between the two leaves a dead letter whose message is not done; the next one finds it where it lies
 //! ([`crate::dead_letters`]), and lays down no other.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,32 +33,39 @@ const NEXT_TRY: Duration = Duration::from_secs(1);
 
 /// Buries whenever a last try has ended, until the office is lost.
 pub(crate) async fn bury_in_office(mut office: Office<'_>) {
-    loop {
-        let next = bury_what_is_due(office.broker).await;
+    let broker = office.broker;
+    let mut put_off = BTreeSet::new();
+    while let Some(next) = office.unless_lost(bury_what_is_due(broker, &mut put_off)).await {
         if office.is_lost_within(next).await {
             return;
         }
     }
 }
 
-/// When to look again.
-async fn bury_what_is_due(broker: &Arc<BrokerGroup>) -> Duration {
+/// When to look again. `put_off`: those that could not be laid down just now, which are tried again when all others are done.
+async fn bury_what_is_due(broker: &Arc<BrokerGroup>, put_off: &mut BTreeSet<GivenUp>) -> Duration {
     let now = broker.now();
-    let given_up = broker.reader.tables().pops().given_up(now, AT_ONCE);
-    if given_up.is_empty() {
+    let given_up = broker.reader.tables().pops().given_up(now, AT_ONCE + put_off.len());
+    let others: Vec<&GivenUp> = given_up.iter().filter(|message| !put_off.contains(message)).collect();
+    if others.is_empty() && !put_off.is_empty() {
+        put_off.clear();
+        return NEXT_TRY;
+    }
+    if others.is_empty() {
         broker.burials_done_ms.store(now.0, Ordering::Release);
         let next = broker.reader.tables().pops().next_given_up_ms(now);
         return next.map_or(IDLE_INTERVAL, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1)));
     }
-    let mut failed = false;
-    for message in given_up {
-        if let Err(error) = broker.bury_popped(&message).await {
-            let GivenUp { queue, lease, .. } = &message;
+    let mut failed = Vec::new();
+    for message in others {
+        if let Err(error) = broker.bury_popped(message).await {
+            let GivenUp { queue, lease, .. } = message;
             tracing::warn!(group = %broker.broker_name(), ?queue, lease.offset, %error, "a dead letter is put off");
-            failed = true;
+            failed.push(message.clone());
         }
     }
-    if failed { NEXT_TRY } else { Duration::ZERO }
+    put_off.extend(failed);
+    Duration::ZERO
 }
 
 impl BrokerGroup {

@@ -176,7 +176,7 @@ pub struct PopWish {
 }
 
 /// One lease, as its holder knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct LeaseId {
     /// RocketMQ's queueId.
     pub queue: u32,

@@ -100,7 +100,7 @@ pub enum Order {
 }
 
 /// A message whose last try has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GivenUp {
     /// Whose, and where.
     pub queue: OffsetKey,

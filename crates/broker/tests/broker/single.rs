@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use broker::Broker;
+use broker::config::PROPERTIES_BYTES_MAX;
 use bytes::BytesMut;
 use env::Env;
 use protocol::batch::{self, InnerMessage};
@@ -84,6 +85,30 @@ async fn records_of_all_sizes_come_whole_and_in_order() {
         seen.extend(pulled.bodies().into_iter().map(str::to_owned));
     }
     assert!(seen == bodies, "lengths: {:?}", seen.iter().map(String::len).collect::<Vec<_>>());
+}
+
+/// A record has room for what a retry adds: whatever was accepted can be given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flag_and_properties_come_as_they_were_sent_among_dead_letters_too() {
+    let one = one().await;
+    let wire = &one.wire;
+    let of_length = |bytes: usize| {
+        let value = "v".repeat(bytes - "k\u{1}\u{2}".len());
+        SendMessageRequest { flag: 7, ..send_request("T", &[("k", &value)]) }
+    };
+    assert_eq!(wire.send(of_length(PROPERTIES_BYTES_MAX + 1), "x").await.code, 13);
+    let sent = wire.send(of_length(PROPERTIES_BYTES_MAX), "x").await;
+    assert_eq!(sent.code, 0, "{}", sent.remark_text());
+    let first = wire.pull(pull_request("T", 0)).await.messages.remove(0);
+    wire.heartbeat("c", "g", &[("T", "*")]).await;
+    let given_up = wire.send_back("g", first.physical_offset, -1).await;
+    assert_eq!(given_up.code, 0, "{}", given_up.remark_text());
+    let dead = wire.pull(pull_request("%DLQ%g", 0)).await.messages.remove(0);
+    for message in [first, dead] {
+        let record = RecordView::parse(&message.record).expect("a record");
+        assert_eq!(record.flag(), 7);
+        assert_eq!(record.property("k").map(str::len), Some(PROPERTIES_BYTES_MAX - 3));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
