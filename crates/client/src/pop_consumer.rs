@@ -28,6 +28,8 @@ use crate::pull::{LONG_POLL, PARKING_GRACE, Subscription};
 const INVISIBLE: Duration = Duration::from_secs(60);
 /// The most that a broker gives in one answer.
 const MESSAGES_MAX: i32 = 32;
+/// How far apart messages may lie that one bit set names.
+const STRETCH: i64 = 8 * 1024;
 /// How often something is asked that may be asked twice, when nobody knows what became of it.
 const ATTEMPTS: u32 = 3;
 /// Between two pops that failed.
@@ -336,14 +338,15 @@ impl PopConsumer {
         Ok(all)
     }
 
-    /// One for each pop and queue that the messages come from.
+    /// One for each pop and queue that the messages come from, and each stretch of it: they say which with bit sets.
     fn acks(&self, messages: &[&PoppedMessage]) -> Vec<BatchAck> {
-        let mut by_pop: BTreeMap<(String, i32, i64), Vec<&Lease>> = BTreeMap::new();
+        let mut by_pop: BTreeMap<(String, i32, i64, i64), Vec<&Lease>> = BTreeMap::new();
         for PoppedMessage { message, lease } in messages {
             let topic = lease.topic(&self.group, message.topic());
-            by_pop.entry((topic, lease.queue_id, lease.pop_ms)).or_default().push(lease);
+            let stretch = lease.offset / STRETCH;
+            by_pop.entry((topic, lease.queue_id, lease.pop_ms, stretch)).or_default().push(lease);
         }
-        let ack = |((topic, queue_id, pop_time), leases): ((String, i32, i64), Vec<&Lease>)| {
+        let ack = |((topic, queue_id, pop_time, _), leases): ((String, i32, i64, i64), Vec<&Lease>)| {
             let offsets: Vec<i64> = leases.iter().map(|lease| lease.offset).collect();
             let mut ack = BatchAck {
                 consumer_group: self.group.to_string(),

@@ -37,7 +37,9 @@ pub async fn batch_ack(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     let mut by_topic: BTreeMap<(String, String), Vec<LeaseId>> = BTreeMap::new();
     let mut count = 0;
     for ack in request.acks {
-        let offsets = ack.offsets().ok_or_else(|| malformed(&format!("the bit set {:?} is no Base64", ack.bit_set)))?;
+        // One more than may be is enough to refuse it.
+        let offsets = ack.offsets(ACKS_MAX + 1 - count);
+        let offsets = offsets.ok_or_else(|| malformed(&format!("the bit set {:?} is no Base64", ack.bit_set)))?;
         count += offsets.len();
         if count > ACKS_MAX {
             return Err(RequestError::InvalidParameter(format!("more than {ACKS_MAX} messages in one request")));

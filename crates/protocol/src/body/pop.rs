@@ -46,11 +46,12 @@ pub struct BatchAck {
 }
 
 impl BatchAck {
-    /// The acknowledged offsets, ascending; `None` if the bit set is no Base64.
-    pub fn offsets(&self) -> Option<Vec<i64>> {
+    /// The first `limit` acknowledged offsets, ascending; `None` if the bit set is no Base64.
+    pub fn offsets(&self, limit: usize) -> Option<Vec<i64>> {
         let bytes = base64_decode(&self.bit_set)?;
         let bit = |at: usize| bytes[at / 8] >> (at % 8) & 1 == 1;
-        Some((0..bytes.len() * 8).filter(|&at| bit(at)).map(|at| self.start_offset.saturating_add(at as i64)).collect())
+        let set = (0..bytes.len() * 8).filter(|&at| bit(at)).take(limit);
+        Some(set.map(|at| self.start_offset.saturating_add(at as i64)).collect())
     }
 
     /// Sets the acknowledged offsets; those below `start_offset` cannot be told.
@@ -107,9 +108,9 @@ mod tests {
         let mut ack = BatchAck { start_offset: 100, ..BatchAck::default() };
         ack.set_offsets(&[109, 100, 99]);
         assert_eq!(ack.bit_set, "AQI=");
-        assert_eq!(ack.offsets(), Some(vec![100, 109]));
+        assert_eq!((ack.offsets(9), ack.offsets(1)), (Some(vec![100, 109]), Some(vec![100])));
         ack.bit_set = "!".into();
-        assert_eq!(ack.offsets(), None);
+        assert_eq!(ack.offsets(9), None);
     }
 
     proptest! {
