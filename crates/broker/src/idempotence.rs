@@ -152,14 +152,25 @@ impl BrokerGroup {
         if self.reader.is_new_key(hash, since) {
             return Ok(None);
         }
+        self.visible_under(&queue.topic, key, hash, since).await
+    }
+
+    /// The place of the first message of the topic under this key, of this hash, that became visible since then.
+    pub(crate) async fn visible_under(
+        &self,
+        topic: &str,
+        key: &str,
+        hash: u64,
+        since: Timestamp,
+    ) -> Result<Option<Stored>, RequestError> {
         let units = self.reader.units_by_key(hash, since..=Timestamp(i64::MAX), LOOKED_AT).await?;
         // They come newest first.
         for (of, queue_offset, unit) in units.into_iter().rev() {
-            if !self.is_shown(&queue.topic, of, queue_offset) {
+            if !self.is_shown(topic, of, queue_offset) {
                 continue;
             }
             let Some(record) = self.record_of(&unit).await? else { continue };
-            if is_under(&record, &queue.topic, key) {
+            if is_under(&record, topic, key) {
                 let (queue_offset, physical_offset) = (Some(queue_offset), unit.physical_offset);
                 return Ok(Some(Stored { queue: of.queue, queue_offset, physical_offset, is_repeat: true }));
             }

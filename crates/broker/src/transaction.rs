@@ -21,7 +21,7 @@ use crate::broker::BrokerGroup;
 use crate::dispatch::{Answer, Call};
 use crate::due::later;
 use crate::error::RequestError;
-use crate::send::half_offset;
+use crate::send::{half_offset, key_hash};
 
 /// What this replica did about transactions since its start.
 #[derive(Debug, Default)]
@@ -109,7 +109,8 @@ pub(crate) fn immunity_of(record: &RecordView<'_>) -> Option<Duration> {
 }
 
 impl BrokerGroup {
-    /// A transaction that waits no more: `Ok` if it has certainly ended as it is to end now.
+    /// A transaction that waits no more: `Ok` if it has certainly ended as it is to end now. One that was rolled back is nowhere;
+    /// one that was committed where retention had stored it again is visible there under its unique key.
     async fn ended_before(&self, request: &EndTransactionRequest, commit: bool) -> Result<(), RequestError> {
         self.transactions.refused.fetch_add(1, Ordering::Relaxed);
         let found = self.message_at(request.commit_log_offset).await.map_err(|_| not_found(request))?;
@@ -118,14 +119,23 @@ impl BrokerGroup {
         if !is_half || record.property(properties::PGROUP) != Some(request.producer_group.as_str()) {
             return Err(not_found(request));
         }
-        match (found.unit.is_some(), commit) {
-            (true, true) => Ok(()),
-            (true, false) => Err(RequestError::Failed("the transaction was committed before".to_owned())),
-            // Rolled back; or retention had stored the message again, and it was committed there.
-            (false, _) => Err(RequestError::Failed(
-                "the transaction has ended before; its message is not visible where it was stored".to_owned(),
-            )),
+        if found.unit.is_some() {
+            let committed = || RequestError::Failed("the transaction was committed before".to_owned());
+            return if commit { Ok(()) } else { Err(committed()) };
         }
+        let is_nowhere = match record.property(properties::UNIQ_KEY) {
+            Some(key) => {
+                let hash = key_hash(record.topic(), key);
+                self.visible_under(record.topic(), key, hash, Timestamp(0)).await?.is_none()
+            }
+            None => false,
+        };
+        if is_nowhere && !commit {
+            return Ok(());
+        }
+        Err(RequestError::Failed(
+            "the transaction has ended before; its message is not visible where it was stored".to_owned(),
+        ))
     }
 }
 

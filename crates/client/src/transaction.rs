@@ -44,7 +44,7 @@ pub enum TransactionState {
 
 impl TransactionState {
     /// As END_TRANSACTION says it.
-    fn wire(self) -> i32 {
+    pub(crate) fn wire(self) -> i32 {
         match self {
             TransactionState::Commit => TransactionType::Commit as i32,
             TransactionState::Rollback => TransactionType::Rollback as i32,

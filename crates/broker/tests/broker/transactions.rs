@@ -118,10 +118,10 @@ async fn a_half_message_is_nowhere_until_it_is_committed_and_its_first_end_count
     let late = wire.end(&half, ROLLBACK).await;
     assert_eq!((late.code, late.remark_text()), (1, "the transaction was committed before"));
     assert_eq!(wire.end(&dropped, ROLLBACK).await.code, 0);
-    for late in [wire.end(&dropped, ROLLBACK).await, wire.end(&dropped, COMMIT).await] {
-        assert_eq!(late.code, 1);
-        assert!(late.remark_text().starts_with("the transaction has ended before"), "{}", late.remark_text());
-    }
+    assert_eq!(wire.end(&dropped, ROLLBACK).await.code, 0, "again");
+    let late = wire.end(&dropped, COMMIT).await;
+    assert_eq!(late.code, 1);
+    assert!(late.remark_text().starts_with("the transaction has ended before"), "{}", late.remark_text());
     let of_plain = wire.sent("T", "plain too", &[]).await;
     let never = SendMessageResponse { queue_offset: Some(offset_of(&of_plain)), ..of_plain };
     assert_eq!(wire.end(&never, COMMIT).await.code, 1, "it was no half message");

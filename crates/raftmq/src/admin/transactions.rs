@@ -1,4 +1,4 @@
-//! Transactions that wait for their ends: transactionList, transactionResume.
+//! Transactions that wait for their ends: transactionList, transactionResume, transactionEnd.
 
 use clap::{Args, ValueEnum};
 use client::admin::protocol::body::WaitingTransaction;
@@ -59,7 +59,7 @@ impl Execute for TransactionList {
         ]);
         let mut problems = Vec::new();
         for broker in self.target.brokers(desk).await? {
-            match self.of(desk, &broker.address).await {
+            match listed(desk, &broker.address, self.state, self.limit).await {
                 Ok((transactions, more)) => {
                     if more {
                         problems.push(format!("{} has more; list them with --limit", broker.name));
@@ -73,19 +73,22 @@ impl Execute for TransactionList {
     }
 }
 
-impl TransactionList {
-    /// Those of one broker group, and whether it has more than were asked for.
-    async fn of(&self, desk: &Desk, address: &str) -> Result<(Vec<WaitingTransaction>, bool), String> {
-        let mut transactions: Vec<WaitingTransaction> = Vec::new();
-        loop {
-            let wanted = i32::try_from(self.limit - transactions.len()).unwrap_or(PAGE).min(PAGE);
-            let page = desk.admin.transactions(address, self.state.name(), transactions.last(), wanted).await;
-            let page = page.map_err(|error| failed(format!("transactions at {address}"), error))?;
-            let is_end = !page.more || page.transactions.is_empty();
-            transactions.extend(page.transactions);
-            if is_end || transactions.len() >= self.limit {
-                return Ok((transactions, !is_end));
-            }
+/// Those of one broker group in a state, at most `limit`, and whether it has more.
+async fn listed(
+    desk: &Desk,
+    address: &str,
+    state: State,
+    limit: usize,
+) -> Result<(Vec<WaitingTransaction>, bool), String> {
+    let mut transactions: Vec<WaitingTransaction> = Vec::new();
+    loop {
+        let wanted = i32::try_from(limit - transactions.len()).unwrap_or(PAGE).min(PAGE);
+        let page = desk.admin.transactions(address, state.name(), transactions.last(), wanted).await;
+        let page = page.map_err(|error| failed(format!("transactions at {address}"), error))?;
+        let is_end = !page.more || page.transactions.is_empty();
+        transactions.extend(page.transactions);
+        if is_end || transactions.len() >= limit {
+            return Ok((transactions, !is_end));
         }
     }
 }
@@ -116,11 +119,56 @@ pub struct TransactionResume {
 
 impl Execute for TransactionResume {
     async fn execute(&self, desk: &Desk) -> Result<Report, String> {
-        let id: MessageId = self.id.parse().map_err(|error| format!("{}: {error}; see transactionList", self.id))?;
-        let address = id.store_host.to_string();
+        let address = address_in(&self.id)?;
         let resumed = desk.admin.resume_transaction(&address, self.topic.as_deref(), &self.id).await;
         resumed.map_err(|error| failed(format!("transaction {} at {address}", self.id), error))?;
         let text = format!("producers are asked about the transaction {} again", self.id);
         Ok(Report::new(text, serde_json::json!({ "resumed": self.id })))
     }
+}
+
+#[derive(Args)]
+pub struct TransactionEnd {
+    /// The offset message id, as transactionList shows it.
+    #[arg(short = 'i', long = "msgId", value_name = "ID")]
+    id: String,
+    /// How.
+    #[arg(long, value_enum)]
+    with: End,
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum End {
+    /// Its message becomes visible.
+    Commit,
+    /// Its message never becomes visible.
+    Rollback,
+}
+
+impl Execute for TransactionEnd {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let address = address_in(&self.id)?;
+        let (given_up, _) = listed(desk, &address, State::Discarded, usize::MAX).await?;
+        let Some(transaction) = given_up.iter().find(|transaction| transaction.offset_msg_id == self.id) else {
+            return Err(format!(
+                "no transaction {} was given up at {address}: it has ended, or producers are still asked; see transactionList \
+                 --state asked",
+                self.id
+            ));
+        };
+        let ended = desk.admin.end_transaction(&address, transaction, self.with == End::Commit).await;
+        ended.map_err(|error| failed(format!("transaction {} at {address}", self.id), error))?;
+        let (text, how) = match self.with {
+            End::Commit => ("committed: its message is visible", "committed"),
+            End::Rollback => ("rolled back: its message will never be visible", "rolledBack"),
+        };
+        Ok(Report::new(format!("the transaction {} is {text}", self.id), serde_json::json!({ how: self.id })))
+    }
+}
+
+/// The broker that an offset message id names.
+fn address_in(id: &str) -> Result<String, String> {
+    let parsed: MessageId = id.parse().map_err(|error| format!("{id}: {error}; see transactionList"))?;
+    Ok(parsed.store_host.to_string())
 }
