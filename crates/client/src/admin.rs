@@ -24,10 +24,10 @@ use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
     AddLearnerRequest, AddWritePermResponse, BrokerNameRequest, ChangeVotersRequest, CloneGroupOffsetRequest,
-    ClusterRequest, CommandHeader, ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest,
+    ClusterRequest, CommandHeader, ConsumerGroupRequest, CreateTopicRequest, DeleteGroupRequest, EndTransactionRequest,
     GetConsumeStatsRequest, GetConsumerStatusRequest, GetKvConfigResponse, GetRouteInfoRequest, KvConfigRequest,
-    ListTransactionsRequest, NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest, PullMessageRequest,
-    PullMessageResponse, PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest,
+    ListTransactionsRequest, MakeCheckpointResponse, NamesrvTopicRequest, OffsetResponse, ProducerGroupRequest,
+    PullMessageRequest, PullMessageResponse, PutKvConfigRequest, QueryMessageRequest, QueueRequest, ResetOffsetRequest,
     ResumeCheckHalfMessageRequest, SearchOffsetRequest, SendMessageRequest, SendMessageRequestV2, SendMessageResponse,
     TopicRequest, TransferLeaderRequest, UpdateConsumerOffsetRequest, ViewMessageRequest, WipeWritePermResponse,
 };
@@ -37,6 +37,7 @@ use serde::de::DeserializeOwned;
 
 pub use crate::compression::decompressed_body;
 pub use crate::errors::{RequestError, RouteError};
+use crate::transaction::TransactionState;
 /// The words that requests and answers are made of.
 pub use protocol;
 
@@ -447,6 +448,15 @@ impl Admin {
         read_body(&self.ask(broker, RemotingCommand::request(RequestCode::GET_REPLICA_STATUS)).await?)
     }
 
+    /// Has every replica of the group hash its state at one place of the log, whose entry this gives. The hashes come soon, with
+    /// [`Admin::replica_status`]; replicas that told different ones there have gone apart. Safe to repeat. Not RocketMQ's.
+    pub async fn make_checkpoint(&self, broker: &str) -> Result<u64, RequestError> {
+        let answer = self.ask(broker, RemotingCommand::request(RequestCode::MAKE_CHECKPOINT)).await?;
+        let made: MakeCheckpointResponse =
+            answer.header().map_err(|error| RequestError::Malformed(error.to_string()))?;
+        Ok(made.index)
+    }
+
     /// Makes the node at `peer_address`, started with `join`, a member without a vote that catches up. `broker` is any replica
     /// of the group. Safe to repeat. Not RocketMQ's.
     pub async fn add_learner(&self, broker: &str, peer_address: &str) -> Result<ReplicaMember, RequestError> {
@@ -496,6 +506,28 @@ impl Admin {
         let header = ResumeCheckHalfMessageRequest { topic, msg_id };
         let request = RemotingCommand::request_with(RequestCode::RESUME_CHECK_HALF_MESSAGE, &header);
         self.ask(broker, request).await.map(drop)
+    }
+
+    /// Ends a transaction in place of its producer: its message becomes visible, or never will. Safe to repeat: what has ended so
+    /// is done, what has ended otherwise is refused.
+    pub async fn end_transaction(
+        &self,
+        broker: &str,
+        transaction: &WaitingTransaction,
+        commit: bool,
+    ) -> Result<(), RequestError> {
+        let state = if commit { TransactionState::Commit } else { TransactionState::Rollback };
+        let header = EndTransactionRequest {
+            producer_group: transaction.producer_group.clone(),
+            tran_state_table_offset: transaction.commit_log_offset,
+            commit_log_offset: transaction.commit_log_offset,
+            commit_or_rollback: state.wire(),
+            from_transaction_check: true,
+            msg_id: transaction.unique_key.clone(),
+            transaction_id: transaction.unique_key.clone(),
+            ..EndTransactionRequest::default()
+        };
+        self.ask(broker, RemotingCommand::request_with(RequestCode::END_TRANSACTION, &header)).await.map(drop)
     }
 
     /// One request to one address; anything but success is an error.

@@ -300,6 +300,8 @@ codes! {
         TRANSFER_LEADER = 60004,
         /// Our own: transactions that wait for their ends.
         LIST_TRANSACTIONS = 60005,
+        /// Our own: every replica of a broker group is to hash its state at one place of the log.
+        MAKE_CHECKPOINT = 60006,
         /// `POP_MESSAGE`
         POP_MESSAGE = 200050,
         /// `ACK_MESSAGE`

@@ -33,6 +33,7 @@ use crate::proposer::{Admitted, Answer, Claim, ProposeError, Submission, submiss
 use crate::raft::types::{Node, Runtime, from_raft};
 use crate::repair::{RepairError, Repaired};
 use crate::scrub::Scrubbed;
+use crate::state_hash::ImageHashes;
 
 /// Newest `cluster_version` that this build can apply.
 pub const CLUSTER_VERSION_MAX: u32 = 1;
@@ -348,6 +349,8 @@ pub struct Status {
     pub state_agreed: Option<LogId>,
     /// The newest checkpoint with a verdict, if that is that no majority agrees.
     pub state_split: Option<LogId>,
+    /// The hashes of this replica's newest images, and where they were cut.
+    pub image_hashes: ImageHashes,
     /// How far this node's wall clock surely is from the median of the voters', ahead if positive; at the leader only.
     pub clock_offset_ms: Option<i64>,
     /// Times that this node's wall clock was not followed, because it was moved or wrong.
@@ -573,6 +576,7 @@ impl<T: Tables> Group<T> {
             broken_streams: load(&opened.counters.broken_streams),
             state_agreed: state_hashes.agreed(),
             state_split: state_hashes.split(),
+            image_hashes: state_hashes.told(),
             clock_offset_ms: clock.offset_ms,
             clock_steps_refused: clock.steps_refused,
             clock_hand_overs: load(&opened.clock_hand_overs),

@@ -1,5 +1,6 @@
 //! `raftmq admin` as an operator types it, against a cluster of three: what is given up is listed, shown and set going again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -80,23 +81,42 @@ async fn a_transaction_that_was_given_up_is_listed_and_resumed_across_a_killed_l
         }
     };
     let producer = client.transactional_producer("tg").start(checker).await.expect("a producer");
-    let begun = producer.begin(Message::new("Orders", "paid").with_key("order-7")).await.expect("begun");
-    drop(begun);
+    for key in ["order-7", "order-8", "order-9"] {
+        drop(producer.begin(Message::new("Orders", "paid").with_key(key)).await.expect("begun"));
+    }
     let all_given_up = ["transactionList", "-c", "DefaultCluster", "--state", "discarded"];
-    until("it is given up", async || operator.rows(&all_given_up) == Some(1)).await;
+    until("they are given up", async || operator.rows(&all_given_up) == Some(3)).await;
 
     let leader = cluster.leader().await.expect("a leader");
     cluster.kill(leader).await;
     let next = cluster.leader().await.expect("another leader");
     let address = cluster.address(next).to_string();
     let given_up = ["transactionList", "-b", &address];
-    until("the next leader lists it", async || operator.rows(&given_up) == Some(1)).await;
+    until("the next leader lists them", async || operator.rows(&given_up) == Some(3)).await;
     let rows = operator.json(&given_up);
     assert_eq!((member(&rows, 0, "topic"), member(&rows, 0, "producerGroup")), ("Orders", "tg"), "{rows}");
-    assert_eq!((member(&rows, 0, "keys").trim(), &rows[0]["asked"]), ("order-7", &2.into()), "{rows}");
+    assert_eq!(rows[0]["asked"], 2, "{rows}");
     let table = operator.run(&given_up).stdout;
     assert!(String::from_utf8_lossy(&table).contains("#Producer Group"));
-    let id = member(&rows, 0, "offsetMsgId").to_owned();
+    let id_of = |key: &str| {
+        let row = (0..3).find(|row| member(&rows, *row, "keys").trim() == key);
+        member(&rows, row.unwrap_or_else(|| panic!("{key} in {rows}")), "offsetMsgId").to_owned()
+    };
+
+    // Its producer is gone for good: the operator knows.
+    let (id, dropped) = (id_of("order-8"), id_of("order-9"));
+    assert_eq!(operator.json(&["transactionEnd", "-i", &id, "--with", "commit"])["committed"], id.as_str());
+    assert_eq!(
+        operator.json(&["transactionEnd", "-i", &dropped, "--with", "rollback"])["rolledBack"],
+        dropped.as_str()
+    );
+    until("one is visible", async || operator.rows(&["queryMsgByKey", "-t", "Orders", "-k", "order-8"]) == Some(1))
+        .await;
+    let again = operator.refusal(&["transactionEnd", "-i", &dropped, "--with", "commit"]);
+    assert!(again.contains("it has ended"), "{again}");
+    assert_eq!(operator.rows(&["queryMsgByKey", "-t", "Orders", "-k", "order-9"]).unwrap_or(0), 0);
+
+    let id = id_of("order-7");
 
     assert!(operator.refusal(&["transactionResume", "-i", "nonsense"]).contains("see transactionList"));
     is_known.store(true, Ordering::Release);
@@ -155,6 +175,15 @@ async fn dead_letters_are_listed_shown_and_sent_again_once() {
     assert_eq!((&all["sent"], &all["sentBefore"]), (&2.into(), &2.into()), "each once: {all}");
     assert_eq!(list(&[]).as_array().map(Vec::len), Some(4), "none is lost");
     until("all came again and are taken", async || taken.load(Ordering::Relaxed) >= 4).await;
+    let states = operator.json(&["compareStates", "-c", "DefaultCluster"]);
+    let hashes: BTreeSet<(u64, &str)> = states
+        .as_array()
+        .expect("rows")
+        .iter()
+        .enumerate()
+        .map(|(row, of)| (of["index"].as_u64().expect("an entry"), member(&states, row, "stateHash")))
+        .collect();
+    assert_eq!((states.as_array().map(Vec::len), hashes.len()), (Some(3), 1), "{states}");
     consumer.shutdown().await;
     client.shutdown().await;
     cluster.shutdown().await;

@@ -74,6 +74,7 @@ pub const ROUTES: &[Route] = &[
     route!(CLEAN_UNUSED_TOPIC, Cluster, Update, AnyReplica, settings::clean),
     route!(DELETE_EXPIRED_COMMITLOG, Cluster, Update, AnyReplica, settings::clean),
     route!(GET_REPLICA_STATUS, Cluster, Get, AnyReplica, replica::status),
+    route!(MAKE_CHECKPOINT, Cluster, Update, Leader, replica::make_checkpoint),
     route!(ADD_LEARNER, Cluster, Update, Leader, members::add_learner),
     route!(CHANGE_VOTERS, Cluster, Update, Leader, members::change_voters),
     route!(TRANSFER_LEADER, Cluster, Update, Leader, members::transfer_leader),

@@ -2,14 +2,16 @@
 //! another one.
 //!
 //! The chain is a hash of the whole log up to an entry: replicas that give the same one at the same entry hold the same
-//! bytes.
+//! bytes. What they have made of them they hash at checkpoints, which come by themselves now and then, and are made for whoever
+//! wants to compare: our own code 60006.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use protocol::body::{ReplicaMember, ReplicaStatus};
 use protocol::code::ResponseCode;
-use protocol::header::ReplicaStatusRequest;
+use protocol::header::{MakeCheckpointResponse, ReplicaStatusRequest};
+use raft_store::entry::{CoreCommand, Operation};
 use raft_store::group::{Role, Status};
 
 use crate::broker::BrokerGroup;
@@ -37,6 +39,15 @@ pub async fn status(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     }
     body.queue_depths = broker.queue_depths(&group.raft);
     Ok(call.request.reply(ResponseCode::SUCCESS).with_json(&body))
+}
+
+/// Handles MAKE_CHECKPOINT. The hashes come a little later, with each replica's status.
+pub async fn make_checkpoint(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
+    broker.raft.propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await?;
+    let newest = broker.reader.checkpoints().last().map(|point| point.id.index);
+    // One that another has made meanwhile is as good.
+    let index = newest.ok_or_else(|| RequestError::Failed("the checkpoint is gone already".to_owned()))?;
+    Ok(call.request.reply_with(ResponseCode::SUCCESS, &MakeCheckpointResponse { index }))
 }
 
 /// Where to give the chain. An entry that is not applied may yet be replaced by another: its chain says nothing.
@@ -82,6 +93,7 @@ fn replica_status(broker_name: &str, is_ready: bool, raft: &Status) -> ReplicaSt
         applied_index: raft.applied.map(|applied| applied.index),
         broker_name: broker_name.to_owned(),
         committed_index: raft.committed.map(|committed| committed.index),
+        image_hashes: raft.image_hashes.iter().map(|(id, hash)| (id.index, format!("{hash:016x}"))).collect(),
         last_index: raft.last.map(|last| last.index),
         leader,
         members: members.collect(),
@@ -149,6 +161,7 @@ mod tests {
             broken_streams: 0,
             state_agreed: id(5),
             state_split: None,
+            image_hashes: vec![(LogId { term: 2, index: 5 }, 0xabc)],
             clock_offset_ms: None,
             clock_steps_refused: 0,
             clock_hand_overs: 0,
@@ -165,7 +178,7 @@ mod tests {
     #[test]
     fn the_leader_knows_how_far_the_others_are() {
         let body = replica_status("broker-a", true, &leader());
-        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","committedIndex":8,"lastIndex":9,"leader":1,"members":[{"clientAddress":"127.0.0.1:21","lagEntries":0,"nodeId":1,"peerAddress":"127.0.0.1:11","voter":true},{"clientAddress":"127.0.0.1:22","lagEntries":1,"nodeId":2,"peerAddress":"127.0.0.1:12","voter":true},{"clientAddress":"127.0.0.1:23","nodeId":3,"peerAddress":"127.0.0.1:13","voter":false}],"nodeId":1,"queueDepths":{},"ready":true,"role":"leader","syncedIndex":6,"term":2}"#;
+        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","committedIndex":8,"imageHashes":{"5":"0000000000000abc"},"lastIndex":9,"leader":1,"members":[{"clientAddress":"127.0.0.1:21","lagEntries":0,"nodeId":1,"peerAddress":"127.0.0.1:11","voter":true},{"clientAddress":"127.0.0.1:22","lagEntries":1,"nodeId":2,"peerAddress":"127.0.0.1:12","voter":true},{"clientAddress":"127.0.0.1:23","nodeId":3,"peerAddress":"127.0.0.1:13","voter":false}],"nodeId":1,"queueDepths":{},"ready":true,"role":"leader","syncedIndex":6,"term":2}"#;
         assert_eq!(String::from_utf8(protocol::json::to_vec(&body)).expect("JSON"), golden);
         let role = Role::Follower { term: 2, leader: Some(peer(2)) };
         let body = replica_status("broker-a", true, &Status { role, replication: BTreeMap::new(), ..leader() });

@@ -11,6 +11,7 @@ use protocol::body::{
 };
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
+use protocol::header::MakeCheckpointResponse;
 use serde::de::DeserializeOwned;
 
 use crate::three::Three;
@@ -434,6 +435,20 @@ async fn every_replica_answers_for_itself_and_equal_logs_have_equal_chains() {
     let earlier: ReplicaStatus = wires[leader].told(RequestCode::GET_REPLICA_STATUS, &[("index", "0")]).await;
     assert_ne!(earlier.chain, chains[0]);
     assert_eq!(wires[leader].ask(RequestCode::GET_REPLICA_STATUS, &[("index", "1000000")]).await.code, 22);
+
+    // Asked at a follower, made by the leader, hashed by all.
+    let made = wires[follower].ask(RequestCode::MAKE_CHECKPOINT, &[]).await;
+    let at = made.header::<MakeCheckpointResponse>().expect("a header").index;
+    let hash = async |wire: &Wire| {
+        let status: ReplicaStatus = wire.told(RequestCode::GET_REPLICA_STATUS, &[]).await;
+        status.image_hashes.get(&at).cloned()
+    };
+    let mut hashes = Vec::new();
+    for wire in &wires {
+        until("its state is hashed", async || hash(wire).await.is_some()).await;
+        hashes.push(hash(wire).await);
+    }
+    assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{hashes:?}");
 
     let of_follower: ReplicaStatus = wires[follower].told(RequestCode::GET_REPLICA_STATUS, &[]).await;
     assert_eq!((of_follower.role.as_str(), of_follower.leader), ("follower", Some(status.node_id)));

@@ -20,6 +20,9 @@ pub struct ReplicaStatus {
     pub chain_index: Option<u64>,
     /// Last entry known here to be on a quorum.
     pub committed_index: Option<u64>,
+    /// Hashes of the state here at its newest checkpoints, by their entries, 16 hexadecimal digits each. Equal states have
+    /// equal hashes.
+    pub image_hashes: BTreeMap<u64, String>,
     /// Last entry in the log here.
     pub last_index: Option<u64>,
     /// Who leads, as far as this replica knows.
@@ -67,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_status_survives_with_all_bits_of_its_ids() {
-        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"lastIndex":9,"leader":18446744073709551615,"members":[{"caughtUp":true,"clientAddress":"127.0.0.1:10911","lagBytes":0,"lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
+        let golden = r#"{"agreedIndex":5,"appliedIndex":7,"brokerName":"broker-a","chain":"00ff00ff00ff00ff","chainIndex":7,"committedIndex":8,"imageHashes":{"7":"ff00ff00ff00ff00"},"lastIndex":9,"leader":18446744073709551615,"members":[{"caughtUp":true,"clientAddress":"127.0.0.1:10911","lagBytes":0,"lagEntries":0,"nodeId":18446744073709551615,"peerAddress":"127.0.0.1:10912","voter":true}],"nodeId":18446744073709551615,"queueDepths":{"proposals_bytes":0},"ready":true,"role":"leader","syncedIndex":9,"term":2}"#;
         let status: ReplicaStatus = json::from_slice(golden.as_bytes()).unwrap();
         assert_eq!(status.node_id, u64::MAX);
         assert_eq!(String::from_utf8(json::to_vec(&status)).unwrap(), golden);

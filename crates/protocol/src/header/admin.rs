@@ -1,5 +1,6 @@
 //! Running a broker: GET_BROKER_CONFIG 26, VIEW_BROKER_STATS_DATA 315, users and access control 3001-3010, and our own
-//! GET_REPLICA_STATUS 60001, ADD_LEARNER 60002, CHANGE_VOTERS 60003, TRANSFER_LEADER 60004 and LIST_TRANSACTIONS 60005.
+//! GET_REPLICA_STATUS 60001, ADD_LEARNER 60002, CHANGE_VOTERS 60003, TRANSFER_LEADER 60004, LIST_TRANSACTIONS 60005 and
+//! MAKE_CHECKPOINT 60006.
 
 use super::command_header;
 
@@ -54,6 +55,12 @@ command_header! {
         "afterOffset" after_offset: Option<i64>,
         /// Most wanted.
         "maxNum" max_num: i32,
+    }
+
+    /// Answer to MAKE_CHECKPOINT 60006.
+    MakeCheckpointResponse {
+        /// The checkpoint's entry.
+        "index" index: u64,
     }
 
     /// A user by name: 3001-3004.

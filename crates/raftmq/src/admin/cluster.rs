@@ -1,4 +1,7 @@
-//! Brokers and replicas: clusterList, clusterStatus, brokerStatus, wipeWritePerm, addWritePerm.
+//! Brokers and replicas: clusterList, clusterStatus, compareStates, brokerStatus, wipeWritePerm, addWritePerm.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use clap::Args;
 use client::admin::protocol::body::{BrokerData, ClusterInfo, ReplicaStatus};
@@ -180,6 +183,84 @@ impl Execute for ClusterStatus {
         let counts = counts.iter().map(|(address, name, count)| json!({"addr": address, "name": name, "count": count}));
         let json = json!({"replicas": table.to_json(), "counts": counts.collect::<Vec<_>>()});
         Ok(Report::new(text, json).with_problems(silent))
+    }
+}
+
+#[derive(Args)]
+pub struct CompareStates {
+    /// One cluster only.
+    #[arg(short = 'c', long = "clusterName", value_name = "CLUSTER")]
+    cluster: Option<String>,
+}
+
+const COMPARE_STATES: &[Column] = &[
+    Column("#Cluster Name", "clusterName"),
+    Column("#Broker Name", "brokerName"),
+    Column("#BID", "brokerId"),
+    Column("#Addr", "addr"),
+    Column("#Entry", "index"),
+    Column("#State Hash", "stateHash"),
+];
+
+/// A replica hashes its state within this, if it is not far behind.
+const HASHED: Duration = Duration::from_secs(30);
+
+/// Between two questions to a replica that has not hashed it yet.
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Execute for CompareStates {
+    async fn execute(&self, desk: &Desk) -> Result<Report, String> {
+        let mut table = Table::new(COMPARE_STATES);
+        let mut problems = Vec::new();
+        for broker in chosen(desk, self.cluster.as_deref()).await? {
+            let name = &broker.broker_name;
+            let leader = broker.master_addr().ok_or_else(|| format!("broker group {name} has no leader now"))?;
+            let made = desk.admin.make_checkpoint(leader).await;
+            let index = made.map_err(|error| failed(format!("a checkpoint of {name}"), error))?;
+            let mut hashes = BTreeSet::new();
+            for (id, address) in &broker.broker_addrs {
+                match state_hash(desk, address, index).await {
+                    Ok(hash) => {
+                        hashes.insert(hash.clone());
+                        table.push([
+                            broker.cluster.as_str().into(),
+                            name.as_str().into(),
+                            (*id).into(),
+                            address.as_str().into(),
+                            index.into(),
+                            hash.into(),
+                        ]);
+                    }
+                    Err(problem) => problems.push(problem),
+                }
+            }
+            if hashes.len() > 1 {
+                problems.push(format!(
+                    "the replicas of {name} have gone apart at entry {index}: the one that is alone with its hash stops and makes \
+                     its state anew; if none has a majority, see docs/operations.md"
+                ));
+            }
+        }
+        Ok(Report::from(table).with_problems(problems))
+    }
+}
+
+/// What the replica's state at that entry hashes to.
+async fn state_hash(desk: &Desk, address: &str, index: u64) -> Result<String, String> {
+    let clock = &desk.env.clock;
+    let deadline = clock.monotonic() + HASHED;
+    loop {
+        let status = desk.admin.replica_status(address).await.map_err(|error| failed(address, error))?;
+        if let Some(hash) = status.image_hashes.get(&index) {
+            return Ok(hash.clone());
+        }
+        if clock.monotonic() > deadline {
+            let applied = status.applied_index.map_or("nothing".to_owned(), |applied| format!("entry {applied}"));
+            return Err(format!(
+                "{address} has not hashed its state at entry {index} within {HASHED:?}; it has applied {applied}"
+            ));
+        }
+        clock.sleep(AGAIN).await;
     }
 }
 

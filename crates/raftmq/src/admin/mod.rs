@@ -102,6 +102,8 @@ enum Command {
     ClusterList(With<ShortOutput, cluster::ClusterList>),
     /// Replicas of all broker groups: role, term, log positions, lag. Not in mqadmin.
     ClusterStatus(With<ShortOutput, cluster::ClusterStatus>),
+    /// Have all replicas hash their state at one place of the log, and compare. Not in mqadmin.
+    CompareStates(With<ShortOutput, cluster::CompareStates>),
     /// Members of a broker group: who votes, who leads, what each lacks. Not in mqadmin.
     NodeList(With<ShortOutput, members::NodeList>),
     /// Add a new node to a broker group, and wait until it has caught up and votes. Not in mqadmin.
@@ -162,6 +164,8 @@ enum Command {
     TransactionList(With<ShortOutput, transactions::TransactionList>),
     /// Let producers be asked again about a transaction that was given up. Not in mqadmin.
     TransactionResume(With<ShortOutput, transactions::TransactionResume>),
+    /// Commit or roll back a transaction that was given up, in place of its producer. Not in mqadmin.
+    TransactionEnd(With<ShortOutput, transactions::TransactionEnd>),
     /// Dead letters: how many each consumer group has, or those of one group. Not in mqadmin.
     DlqList(With<ShortOutput, dead_letters::DlqList>),
     /// One dead letter. Not in mqadmin.
@@ -186,6 +190,7 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
     match &flags.command {
         Command::ClusterList(command) => command.run(&desk).await,
         Command::ClusterStatus(command) => command.run(&desk).await,
+        Command::CompareStates(command) => command.run(&desk).await,
         Command::NodeList(command) => command.run(&desk).await,
         Command::AddNode(command) => command.run(&desk).await,
         Command::RemoveNode(command) => command.run(&desk).await,
@@ -216,6 +221,7 @@ pub async fn run(env: &Env, flags: Flags, default_name_servers: Option<String>) 
         Command::QueryMsgByOffset(command) => command.run(&desk).await,
         Command::TransactionList(command) => command.run(&desk).await,
         Command::TransactionResume(command) => command.run(&desk).await,
+        Command::TransactionEnd(command) => command.run(&desk).await,
         Command::DlqList(command) => command.run(&desk).await,
         Command::DlqShow(command) => command.run(&desk).await,
         Command::DlqResend(command) => command.run(&desk).await,
