@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use protocol::code::{RequestCode, ResponseCode};
 use protocol::command::RemotingCommand;
 use protocol::header::{
-    PullMessageRequest, PullMessageResponse, SendMessageRequest, SendMessageRequestV2, SendMessageResponse,
+    OffsetResponse, PullMessageRequest, PullMessageResponse, QueueRequest, SendMessageRequest, SendMessageRequestV2,
+    SendMessageResponse,
 };
 use protocol::record::{self, RecordView};
 use remoting::{CallError, Client, Limits, NoRequests};
@@ -366,6 +367,23 @@ pub struct Pulled {
     pub records: Bytes,
     /// Where the queue ends.
     pub end: u64,
+}
+
+/// Where a queue ends, as whoever leads knows it.
+pub async fn max_offset(
+    client: &Client<NoRequests>,
+    replica: SocketAddr,
+    topic: &str,
+    queue: u32,
+) -> Result<u64, String> {
+    let header = QueueRequest { topic: topic.to_owned(), queue_id: queue as i32, ..QueueRequest::default() };
+    let request = RemotingCommand::request_with(RequestCode::GET_MAX_OFFSET, &header);
+    let answer = client.call(&replica.to_string(), request, CALL).await.map_err(|error| error.to_string())?;
+    if !answer.is_success() {
+        return Err(format!("{}: {}", answer.response_code(), answer.remark_text()));
+    }
+    let told: OffsetResponse = answer.header().map_err(|error| error.to_string())?;
+    u64::try_from(told.offset).map_err(|_| format!("queue {queue} ends at {}", told.offset))
 }
 
 /// One pull without long polling.

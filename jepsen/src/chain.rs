@@ -12,6 +12,7 @@ use env::Env;
 use protocol::body::ReplicaStatus;
 use protocol::code::RequestCode;
 use protocol::command::RemotingCommand;
+use protocol::header::MakeCheckpointResponse;
 use remoting::{Client, Limits, NoRequests};
 
 use crate::cluster::PATIENCE;
@@ -79,12 +80,21 @@ pub(crate) fn compare(statuses: &[&ReplicaStatus]) -> Result<Option<Agreed>, Str
 
 /// What a replica says of itself.
 pub async fn status(client: &Client<NoRequests>, replica: SocketAddr) -> Result<ReplicaStatus, String> {
-    let request = RemotingCommand::request(RequestCode::GET_REPLICA_STATUS);
-    let answer = client.call(&replica.to_string(), request, CALL).await.map_err(|error| error.to_string())?;
-    if !answer.is_success() {
-        return Err(format!("{}: {}", answer.response_code(), answer.remark_text()));
-    }
+    let answer = ask(client, replica, RequestCode::GET_REPLICA_STATUS).await?;
     protocol::json::from_slice(&answer.body).map_err(|error| error.to_string())
+}
+
+/// Has all replicas hash their states at one entry, which this gives; whichever is asked.
+pub async fn make_checkpoint(client: &Client<NoRequests>, replica: SocketAddr) -> Result<u64, String> {
+    let answer = ask(client, replica, RequestCode::MAKE_CHECKPOINT).await?;
+    let made: MakeCheckpointResponse = answer.header().map_err(|error| error.to_string())?;
+    Ok(made.index)
+}
+
+async fn ask(client: &Client<NoRequests>, replica: SocketAddr, code: RequestCode) -> Result<RemotingCommand, String> {
+    let request = RemotingCommand::request(code);
+    let answer = client.call(&replica.to_string(), request, CALL).await.map_err(|error| error.to_string())?;
+    if answer.is_success() { Ok(answer) } else { Err(format!("{}: {}", answer.response_code(), answer.remark_text())) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,9 @@ use crate::clock;
 
 /// A program is given this long to do what it should do within a second or two.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// SIGKILL.
+pub(crate) const KILLED: i32 = 9;
 
 /// Between the end of a supervised broker and its next start, as in `config/systemd/`.
 const RESTART: Duration = Duration::from_secs(2);
@@ -367,10 +371,28 @@ impl Cluster {
         (0..3).filter(leads).max_by(|a, b| term(a).total_cmp(&term(b)))
     }
 
-    /// SIGKILL of all `victims` at once. Tells how each ended.
+    /// SIGKILL of all `victims` at once. Tells how each ended; an error if one had ended by itself.
     pub fn kill_brokers(&mut self, victims: &[usize]) -> io::Result<Vec<ExitStatus>> {
         self.signal(victims, "KILL")?;
-        victims.iter().map(|victim| self.brokers[*victim].process.take().expect("it runs").wait()).collect()
+        let mut ends = Vec::new();
+        for victim in victims {
+            let status = self.brokers[*victim].process.take().expect("it runs").wait()?;
+            if status.signal() != Some(KILLED) {
+                let told = self.log_tail(*victim);
+                return Err(io::Error::other(format!(
+                    "broker {} was to be killed, but had ended: {status}; {told}",
+                    victim + 1
+                )));
+            }
+            ends.push(status);
+        }
+        Ok(ends)
+    }
+
+    /// Ends a broker that its disk may have ended just before.
+    pub fn end_broker(&mut self, k: usize) -> io::Result<()> {
+        self.signal(&[k], "KILL")?;
+        self.brokers[k].process.take().expect("it runs").wait().map(drop)
     }
 
     /// SIGTERM: the broker ends in good order. An error if it does not, or fails in doing so.

@@ -200,7 +200,7 @@ impl Story {
             // A start that is being tried just now is in the operator's way.
             self.look(run)?;
             if run.cluster.runs(self.victim) {
-                run.cluster.kill_brokers(&[self.victim])?;
+                run.cluster.end_broker(self.victim)?;
             }
         }
         struck.heal()?;

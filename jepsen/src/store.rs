@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use raft_store::log::{AppendEntry, Kind, Log, LogOptions, Vote};
 use raft_store::position::LogId;
 use tokio::sync::Semaphore;
 
+use crate::cluster::KILLED;
 use crate::disk::Disk;
 
 /// What strikes the store.
@@ -199,9 +201,14 @@ fn strike(
     Ok(())
 }
 
+/// SIGKILL of a process that runs; an error if it had ended by itself.
 fn end(child: &mut Child) -> io::Result<()> {
     child.kill()?;
-    child.wait().map(drop)
+    let status = child.wait()?;
+    if status.signal() != Some(KILLED) {
+        return Err(io::Error::other(format!("the writer was to be killed, but had ended: {status}")));
+    }
+    Ok(())
 }
 
 fn signal(child: &Child, name: &str) -> io::Result<()> {

@@ -16,8 +16,7 @@ use clap::ValueEnum;
 use crate::history::edn::{Edn, Parser};
 use crate::run::workload::Workload;
 
-/// What strikes together: every nemesis but for reads and syncs that fail and disks that freeze, which `jepsen cluster` has. Each
-/// mix has something that stops a leader.
+/// What strikes together: every nemesis but for reads and syncs that fail and disks that freeze, which `jepsen cluster` has.
 const MIXES: [&[&str]; 6] = [
     &["kill", "partition", "power"],
     &["pause", "partition", "power", "transfer"],
@@ -66,8 +65,8 @@ impl Ran {
         let by_f = figure("stats", "by-f").unwrap_or(Edn::Nil);
         let counts = by_f.as_map().unwrap_or_default().iter();
         // What the harness reads at the end is no operation of a client.
-        let of_clients =
-            counts.filter(|(f, _)| !matches!(f.as_keyword(), Some("chain" | "final-read" | "metadata-scan")));
+        let of_clients = counts
+            .filter(|(f, _)| !matches!(f.as_keyword(), Some("chain" | "state-hash" | "final-read" | "metadata-scan")));
         let ok = of_clients.filter_map(|(_, counts)| counts.get("ok")?.as_int()).sum::<i64>();
         let skipped = figure("liveness", "skipped-faults").unwrap_or(Edn::Nil);
         let skipped = skipped.as_vector().unwrap_or_default().iter().filter_map(Edn::as_str).map(str::to_owned);
@@ -91,9 +90,9 @@ impl Ran {
         }
     }
 
-    /// Whether it shows what it should, but for what this machine cannot make.
+    /// Whether it shows what it should, but for what this machine cannot make. Where nothing struck, nothing is shown.
     fn is_good(&self) -> bool {
-        matches!(self.status.code(), Some(0 | 77)) && self.verdict == "valid"
+        matches!(self.status.code(), Some(0 | 77)) && self.verdict == "valid" && self.faults > 0
     }
 }
 
@@ -145,6 +144,11 @@ impl fmt::Display for Report {
 /// Runs all of it, also after a run that fails. An error if one did.
 pub fn run(plan: &Plan) -> io::Result<Report> {
     fs::create_dir_all(&plan.out)?;
+    // What lies there already would be taken for what came of this.
+    if fs::read_dir(&plan.out)?.next().is_some() {
+        let what = format!("{} is not empty: give a directory of its own with --out", plan.out.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+    }
     let began = Instant::now();
     let runs = Workload::value_variants().len() * MIXES.len();
     let seconds = (plan.minutes * 60 / runs as u64).max(1);

@@ -19,7 +19,8 @@ fn network() -> Option<Network> {
     match Network::create(BROKERS, Rng::seeded(1)) {
         Ok(network) => Some(network),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            eprintln!("SKIPPED, nothing was tested: {error}");
+            // Past the test harness, which keeps what a test that passes prints.
+            writeln!(io::stderr(), "SKIPPED, nothing was tested: {error}").expect("stderr");
             None
         }
         Err(error) => panic!("{error}"),

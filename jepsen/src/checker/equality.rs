@@ -6,7 +6,8 @@
 //! - `divergent-chain`: two hashes of the log at one index.
 //! - `divergent-state`: two hashes of the state at one index.
 //!
-//! If no index was ever told by two replicas, nothing was compared, and the verdict is unknown.
+//! If no index was ever told by two replicas, nothing was compared, and the verdict is unknown; and so it is if a run that
+//! declares its replicas does not compare the states of all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +46,13 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
             verdict.unknown(format!("no index at which two replicas told their {f}"));
         }
         verdict.figure(compared, both);
+    }
+    let nodes = &evidence.bounds.nodes;
+    let told = tellings(evidence, "state-hash")?;
+    let is_whole =
+        |index: u64| nodes.iter().all(|node| told.iter().any(|telling| telling.index == index && telling.node == node));
+    if exercised && !nodes.is_empty() && !told.iter().any(|telling| is_whole(telling.index)) {
+        verdict.unknown("no checkpoint at which all replicas told the hash of their states");
     }
     Ok(exercised.then_some(verdict))
 }

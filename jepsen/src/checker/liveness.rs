@@ -33,12 +33,15 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     }
     let longest = outages(&attempts, &faults, bounds, &mut verdict);
     convergence(evidence, &faults, &mut verdict)?;
-    let made = faults.iter().filter(|fault| fault.skipped.is_none());
+    let made = faults.iter().filter(|fault| fault.skipped.is_none() && !fault.is_refused());
+    let refused: Vec<&str> =
+        faults.iter().filter(|fault| fault.is_refused()).map(|fault| fault.name.as_str()).collect();
     let mut skipped: Vec<&str> =
         faults.iter().filter(|fault| fault.skipped.is_some()).map(|fault| fault.name.as_str()).collect();
     skipped.dedup();
     verdict.figure("fault-count", made.count());
     verdict.figure("skipped-faults", Edn::vector(skipped));
+    verdict.figure("refused-faults", Edn::vector(refused));
     verdict.figure("longest-outage-ns", longest);
     Ok(Some(verdict))
 }
@@ -139,7 +142,9 @@ fn convergence(evidence: &Evidence<'_>, faults: &[Fault], verdict: &mut Verdict)
     let (Some(calm), Some(told)) = (calm, tellings.iter().map(|telling| telling.operation.time).max()) else {
         return Ok(());
     };
-    let works = |operation: &&Operation| operation.process != Process::Nemesis && &*operation.f != "chain";
+    let works = |operation: &&Operation| {
+        operation.process != Process::Nemesis && !matches!(&*operation.f, "chain" | "state-hash")
+    };
     let history = evidence.history.operations();
     let quiet = history.iter().filter(works).map(|operation| operation.time).take_while(|time| *time <= told).max();
     let calm = calm.max(quiet.unwrap_or_default());

@@ -4,6 +4,8 @@
 //! - `resurrected`: read, or known to a replica at the end, though its deletion had been acknowledged after every creation.
 //! - `lost-metadata`: not known to a replica at the end, though acknowledged and never deleted since.
 //! - `unexpected`: a value that nobody had written, or in a scan a thing that is not the run's own.
+//!
+//! Without a scan of each replica the verdict is unknown.
 
 use std::collections::BTreeMap;
 
@@ -48,6 +50,10 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
         for (key, _) in nobody_s {
             verdict.anomaly("unexpected", || shown(key, operation));
         }
+    }
+    let scanned = |node: &str| scans.iter().any(|(scan, ..)| scan.extra("node").and_then(Edn::as_str) == Some(node));
+    for node in evidence.bounds.nodes.iter().filter(|node| !scanned(node)) {
+        verdict.unknown(format!("no scan of {node}"));
     }
     verdict.figure("key-count", things.len());
     verdict.figure("scan-count", scans.len());

@@ -7,6 +7,9 @@
 //! - `nonmonotonic-offset`: a query answered less than an earlier one, though nobody ever asked for a step back. Found in
 //!   O(n log n), also where the search gives up.
 //! - `unexpected`: an offset that nobody had set.
+//!
+//! A run that declares its replicas asks for each register that was set once more at the end; without that the verdict is
+//! unknown.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +32,9 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     }
     let mut verdict = Verdict::default();
     for (key, accesses) in &registers {
+        if !evidence.bounds.nodes.is_empty() && !is_asked_at_the_end(accesses) {
+            verdict.unknown(format!("{key} was not asked for after its last change"));
+        }
         unexpected(accesses, &mut verdict);
         moved_back(accesses, &mut verdict);
         match linearized(accesses, evidence.bounds.search_steps) {
@@ -83,6 +89,15 @@ fn access(call: Call<'_>) -> Result<Option<(String, Access<'_>)>, Malformed> {
         told => What::Query(told),
     };
     Ok(Some((key.to_string(), Access { call, what })))
+}
+
+/// Whether an answer was given to somebody who asked after all that was acknowledged.
+fn is_asked_at_the_end(accesses: &[Access<'_>]) -> bool {
+    let of = |is_query| accesses.iter().filter(move |access| matches!(access.what, What::Query(_)) == is_query);
+    let acknowledged = of(false).filter(|access| access.call.outcome() == Outcome::Ok);
+    let last = acknowledged.map(|access| access.call.end()).max();
+    let asked = of(true).map(|access| access.call.start).max();
+    last.is_none() || asked > last
 }
 
 fn linearized(accesses: &[Access<'_>], steps: u64) -> Search<Option<(u64, String)>> {

@@ -31,6 +31,14 @@ impl Fault {
         self.skipped.is_none() && self.start <= to && self.end.is_none_or(|end| end >= from)
     }
 
+    /// Whether the cluster would not have it. It says why, which is evidence of that, and nothing was struck.
+    pub fn is_refused(&self) -> bool {
+        self.evidence.iter().any(|evidence| {
+            let of_nodes = evidence.as_map().unwrap_or_default().iter();
+            evidence.get("refused").is_some() || of_nodes.into_iter().any(|(_, shown)| shown.get("refused").is_some())
+        })
+    }
+
     /// Whether there is anything to show that it took effect.
     pub fn is_proven(&self) -> bool {
         self.skipped.is_some() || self.evidence.iter().any(|evidence| *evidence != Edn::Nil)

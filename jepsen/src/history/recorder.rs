@@ -39,7 +39,8 @@ impl std::fmt::Debug for Recorder {
 impl Recorder {
     /// Writes to a new file.
     pub fn create(path: &Path, now: Now) -> io::Result<Recorder> {
-        Ok(Recorder::new(Box::new(File::create_new(path)?), now))
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        Ok(Recorder::new(Box::new(File::create_new(path).map_err(named)?), now))
     }
 
     /// Writes to `out`, which must not hold lines back.

@@ -20,7 +20,8 @@ use crate::history::recorder;
 /// Between two questions to a replica that is not there yet.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Asks all replicas for their chains until they agree, or patience ends. What that means, the checkers say.
+/// Asks all replicas for their chains until they agree, or patience ends, and then for
+/// hashes of their states. What that means, the checkers say.
 pub async fn compare_chains(run: &Run) -> io::Result<()> {
     let client = Client::new(&run.env, Limits::default(), Arc::new(NoRequests));
     let mut recorded = run.recorder.client();
@@ -40,7 +41,35 @@ pub async fn compare_chains(run: &Run) -> io::Result<()> {
         let compared = chain::compare(&answered.iter().collect::<Vec<_>>());
         let in_doubt = matches!(compared, Ok(None)) || answered.len() < run.replicas.len();
         if !in_doubt || run.env.clock.monotonic() > deadline {
-            return Ok(());
+            return compare_states(run, &client, &mut recorded).await;
+        }
+        run.env.clock.sleep(AGAIN).await;
+    }
+}
+
+/// Has all replicas hash their states at one place of the log, and records what they say.
+async fn compare_states(run: &Run, client: &Client<NoRequests>, recorded: &mut recorder::Client) -> io::Result<()> {
+    let deadline = run.env.clock.monotonic() + PATIENCE;
+    recorded.invoke("state-hash", Edn::Nil, Vec::new())?;
+    let mut replicas = run.replicas.iter().cycle();
+    let index = loop {
+        let replica = replicas.next().expect("there are three");
+        match chain::make_checkpoint(client, *replica).await {
+            Ok(index) => break index,
+            Err(why) if run.env.clock.monotonic() > deadline => return recorded.fail(&why),
+            Err(_) => run.env.clock.sleep(AGAIN).await,
+        }
+    };
+    loop {
+        let mut told = Vec::new();
+        for (node, replica) in NODES.into_iter().zip(&run.replicas) {
+            let Ok(status) = chain::status(client, *replica).await else { continue };
+            if let Some(hash) = status.image_hashes.get(&index) {
+                told.push((Edn::from(node), Edn::vector([Edn::from(index), hash.as_str().into()])));
+            }
+        }
+        if told.len() == run.replicas.len() || run.env.clock.monotonic() > deadline {
+            return recorded.ok(Edn::Map(told), Vec::new());
         }
         run.env.clock.sleep(AGAIN).await;
     }
@@ -59,10 +88,14 @@ pub async fn read_all(run: &Run, workload: Workload) -> io::Result<()> {
     if workload == Workload::Metadata {
         for (node, replica) in replicas {
             let mut recorded = run.recorder.client();
+            let deadline = run.env.clock.monotonic() + PATIENCE;
             recorded.invoke("metadata-scan", Edn::Nil, vec![("node", node.into())])?;
-            match metadata::scan(&run.env, *replica).await {
-                Ok(known) => recorded.ok(known, vec![("node", node.into())])?,
-                Err(why) => recorded.fail(&why)?,
+            loop {
+                match metadata::scan(&run.env, *replica).await {
+                    Ok(known) => break recorded.ok(known, vec![("node", node.into())])?,
+                    Err(why) if run.env.clock.monotonic() > deadline => break recorded.fail(&why)?,
+                    Err(_) => run.env.clock.sleep(AGAIN).await,
+                }
             }
         }
     }

@@ -102,7 +102,7 @@ pub fn strike(run: &mut Run, fault: DiskFault, victim: usize) -> io::Result<(Evi
 pub fn heal(run: &mut Run, victim: usize, struck: Struck, ends: &[String]) -> io::Result<Evidence> {
     if struck.needs_a_mount() && run.cluster.runs(victim) {
         // An operator unmounts: nobody may use it then.
-        run.cluster.kill_brokers(&[victim])?;
+        run.cluster.end_broker(victim)?;
     }
     struck.heal()?;
     let mut told = vec![("ended-by-itself", ends.len().into())];

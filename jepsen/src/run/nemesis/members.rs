@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{AtWork, Evidence, LOOK, NODES, Run, Undo, process};
 use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
-use crate::members::{give, node_at, until_done};
+use crate::members::{AGAIN, give, node_at, until_done};
 
 /// A successor leads within this once it is named.
 const TAKES_OFFICE: Duration = Duration::from_secs(5);
@@ -86,7 +86,16 @@ pub async fn transfer(run: &mut Run, successor: usize) -> io::Result<(Evidence, 
     let name = |k: Option<usize>| k.map_or(Edn::Nil, |k| NODES[k].into());
     let client = run.replicas[successor].to_string();
     let mut shown = vec![("leader-before", name(before))];
-    match give(&run.env, &run.cluster, &["transferLeader", "-i", &client]).await? {
+    let deadline = run.env.clock.monotonic() + TAKES_OFFICE;
+    let given = loop {
+        let given = give(&run.env, &run.cluster, &["transferLeader", "-i", &client]).await?;
+        // A successor that lacks something yet is refused until it has it.
+        if given.is_ok() || run.env.clock.monotonic() > deadline {
+            break given;
+        }
+        run.env.clock.sleep(AGAIN).await;
+    };
+    match given {
         Err(refused) => shown.push(("refused", refused.into())),
         Ok(_) => {
             let in_office = async {

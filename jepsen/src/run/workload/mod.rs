@@ -268,6 +268,7 @@ pub(super) struct Clients {
     popping: Option<pop::Popping>,
     /// Who is asked how transactions have ended.
     answering: Option<transactions::Answering>,
+    offsets: Option<offsets::LastLook>,
 }
 
 type Task = JoinHandle<io::Result<()>>;
@@ -278,8 +279,15 @@ impl Clients {
         if let Some(topic) = workload.topic() {
             crate::append::create_topic(&site.env, &site.replicas, topic, QUEUES).await?;
         }
-        let mut clients =
-            Clients { site, active: Vec::new(), passive: Vec::new(), consumers: None, popping: None, answering: None };
+        let mut clients = Clients {
+            site,
+            active: Vec::new(),
+            passive: Vec::new(),
+            consumers: None,
+            popping: None,
+            answering: None,
+            offsets: None,
+        };
         match workload {
             Workload::Append => append::start(&mut clients, rng, senders),
             Workload::Offsets => offsets::start(&mut clients, rng).await,
@@ -316,7 +324,7 @@ impl Clients {
     /// Stops those that change something, waits for their last answers and until everything that was acknowledged has been
     /// seen, or patience ends; then stops the others. An error if one could not go on.
     pub async fn stop(self) -> io::Result<()> {
-        let Clients { site, active, passive, consumers, popping, answering } = self;
+        let Clients { site, active, passive, consumers, popping, answering, offsets } = self;
         site.progress.stopped.store(true, Ordering::Relaxed);
         for task in active {
             task.await.map_err(io::Error::other)??;
@@ -329,6 +337,9 @@ impl Clients {
         }
         if let Some(answering) = answering {
             answering.settle(&site).await?;
+        }
+        if let Some(last_look) = offsets {
+            last_look.take().await?;
         }
         let deadline = site.env.clock.monotonic() + PATIENCE;
         while !site.progress.unseen.lock().is_empty() && site.env.clock.monotonic() < deadline {

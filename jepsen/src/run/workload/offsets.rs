@@ -19,6 +19,7 @@ use remoting::CallError;
 
 use super::{CALL, Clients, Failure, Site, Worker};
 use crate::append::{QUEUES, create_topic};
+use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
 
 const TOPIC: &str = "jepsen-offsets";
@@ -43,6 +44,7 @@ pub(super) async fn start(clients: &mut Clients, rng: &Rng) -> io::Result<()> {
     create_topic(&site.env, &site.replicas, TOPIC, QUEUES).await?;
     site.create_group(&name(0)).await?;
     let shared = Arc::new(Shared::default());
+    clients.offsets = Some(LastLook { worker: Worker::new(site, rng), shared: shared.clone() });
     clients.active.push(tokio::spawn(make_groups(site.clone(), Arc::clone(&shared))));
     for _ in 0..CLIENTS {
         clients.active.push(tokio::spawn(work(Worker::new(site, rng), Arc::clone(&shared))));
@@ -73,7 +75,7 @@ async fn work(mut worker: Worker, shared: Arc<Shared>) -> io::Result<()> {
         let group = name(shared.group.load(Ordering::Relaxed));
         let queue = worker.rng.below(QUEUES.into()) as u32;
         match worker.rng.below(10) {
-            0..5 => query(&mut worker, group, queue).await?,
+            0..5 => drop(query(&mut worker, group, queue).await?),
             5..8 => {
                 let offset = worker.rng.below(shared.greatest.load(Ordering::Relaxed) + 1);
                 update(&mut worker, group, queue, offset).await?;
@@ -88,7 +90,28 @@ async fn work(mut worker: Worker, shared: Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-async fn query(worker: &mut Worker, group: String, queue: u32) -> io::Result<()> {
+/// Who asks for all offsets once more when nobody sets any.
+pub(super) struct LastLook {
+    worker: Worker,
+    shared: Arc<Shared>,
+}
+
+impl LastLook {
+    /// Asks until there is an answer, or patience ends. What is missing then, the checker says.
+    pub async fn take(mut self) -> io::Result<()> {
+        let clock = self.worker.site.env.clock.clone();
+        let deadline = clock.monotonic() + PATIENCE;
+        for group in 0..=self.shared.group.load(Ordering::Relaxed) {
+            for queue in 0..QUEUES {
+                while !query(&mut self.worker, name(group), queue).await? && clock.monotonic() < deadline {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there was an answer.
+async fn query(worker: &mut Worker, group: String, queue: u32) -> io::Result<bool> {
     let key = key(&group, queue);
     let node = worker.node();
     worker.recorded.invoke("query-offset", Edn::vector([key.clone(), Edn::Nil]), vec![node])?;
@@ -111,7 +134,7 @@ async fn query(worker: &mut Worker, group: String, queue: u32) -> io::Result<()>
     });
     // It changes nothing: without an answer it failed.
     let told = told.map(|offset| Edn::vector([key, offset])).map_err(|why| Failure { why, certain: true });
-    worker.ended(told).await.map(drop)
+    worker.ended(told).await
 }
 
 async fn update(worker: &mut Worker, group: String, queue: u32, offset: u64) -> io::Result<()> {

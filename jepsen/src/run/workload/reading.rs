@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::{Site, Worker};
 use crate::append::{self, AT_ONCE, Pulled, QUEUES};
+use crate::history::edn::Edn;
 use crate::run::operations;
 
 /// A poller that has read everything looks again after this.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// Polls every queue of a topic in turn until it is to end.
+/// Polls every queue of a topic in turn until it is to end, and asks now and then where a queue ends.
 pub(super) async fn poll(mut worker: Worker, topic: &str, is_over: fn(&Site) -> bool) -> io::Result<()> {
     let mut next = [0; QUEUES as usize];
     while !is_over(&worker.site) {
@@ -32,6 +33,9 @@ pub(super) async fn poll(mut worker: Worker, topic: &str, is_over: fn(&Site) -> 
                     worker.go_elsewhere();
                 }
             }
+            if worker.rng.chance(1, 5) {
+                ask_for_end(&mut worker, topic, queue).await?;
+            }
         }
         // Another replica must go on where this one left off.
         if worker.rng.chance(1, 20) {
@@ -42,4 +46,17 @@ pub(super) async fn poll(mut worker: Worker, topic: &str, is_over: fn(&Site) -> 
         }
     }
     Ok(())
+}
+
+async fn ask_for_end(worker: &mut Worker, topic: &str, queue: u32) -> io::Result<()> {
+    let node = worker.node();
+    let value = |end: Edn| Edn::vector([queue.into(), end]);
+    worker.recorded.invoke("max-offset", value(Edn::Nil), vec![node])?;
+    match append::max_offset(&worker.remoting, worker.address(), topic, queue).await {
+        Ok(end) => worker.recorded.ok(value(end.into()), Vec::new()),
+        Err(why) => {
+            worker.go_elsewhere();
+            worker.recorded.fail(&why)
+        }
+    }
 }
