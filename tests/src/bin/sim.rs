@@ -215,7 +215,6 @@ fn planted(arguments: &Arguments, seeds: Option<Range<u64>>) -> ExitCode {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // The table is the sweep's result, not a broker's file.
 async fn all_planted(arguments: &Arguments, seeds: Range<u64>) -> std::io::Result<bool> {
     let sweep = sweep_of(arguments, seeds.clone());
     let mut caught = Vec::new();
@@ -224,18 +223,13 @@ async fn all_planted(arguments: &Arguments, seeds: Range<u64>) -> std::io::Resul
         println!("| {} | {catch} |", bug.name());
         caught.push((bug, catch));
     }
-    let table = planted::table(&caught, &format!("sim --planted all --seeds {}..{}", seeds.start, seeds.end));
-    if let Some(path) = &arguments.write {
-        std::fs::write(path, table)?;
-    }
-    Ok(caught.iter().all(|(_, catch)| *catch != Catch::Nothing))
+    all_caught(arguments, &caught, &format!("sim --planted all --seeds {}..{}", seeds.start, seeds.end))
 }
 
 /// Where a bug is looked for that its seed does not bring to light any more.
 const LOOKED_FOR_IN: Range<u64> = 0..50;
 
 /// What stands in the table is looked at first: for some of the bugs whose catch is cheap, or for all.
-#[allow(clippy::disallowed_methods)] // As above.
 async fn known_planted(arguments: &Arguments) -> std::io::Result<bool> {
     let sweep = sweep_of(arguments, LOOKED_FOR_IN);
     let bugs = match arguments.sample {
@@ -252,8 +246,14 @@ async fn known_planted(arguments: &Arguments) -> std::io::Result<bool> {
         }
     }
     println!("{} of the planted bugs were run", caught.len());
+    all_caught(arguments, &caught, "sim --planted known --write FILE")
+}
+
+/// Whether there are bugs and each is caught. Writes the table, if it is to be kept.
+#[allow(clippy::disallowed_methods)] // The table is the sweep's result, not a broker's file.
+fn all_caught(arguments: &Arguments, caught: &[(Bug, Catch)], command: &str) -> std::io::Result<bool> {
     if let Some(path) = &arguments.write {
-        std::fs::write(path, planted::table(&caught, "sim --planted known --write FILE"))?;
+        std::fs::write(path, planted::table(caught, command))?;
     }
     Ok(!caught.is_empty() && caught.iter().all(|(_, catch)| *catch != Catch::Nothing))
 }

@@ -19,6 +19,13 @@ pub enum End<T> {
     Info,
 }
 
+impl<T> End<T> {
+    /// Whether it was done.
+    pub fn is_ok(&self) -> bool {
+        matches!(self, End::Ok(..))
+    }
+}
+
 /// How often a value is sent, and what is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copies {
@@ -274,37 +281,40 @@ impl History {
 
     /// How many appends were acknowledged.
     pub fn acknowledged(&self) -> usize {
-        let appends = self.appends.iter().filter(|append| matches!(append.end, End::Ok(..))).count();
-        appends + self.delayed.iter().filter(|delayed| matches!(delayed.end, End::Ok(..))).count()
+        let appends = self.appends.iter().filter(|append| append.end.is_ok()).count();
+        appends + self.delayed.iter().filter(|delayed| delayed.end.is_ok()).count()
     }
 
-    /// How many operations there were of each kind. Of those that take back or repeat another one, that were answered.
+    /// How many operations there were of each kind that succeeded.
     pub fn operations(&self) -> BTreeMap<&'static str, u64> {
         let again: BTreeSet<u64> =
             self.appends.iter().filter(|append| append.copies != Copies::One).map(|append| append.value).collect();
-        let copies = self.appends.iter().filter(|append| append.copies != Copies::One).count() - again.len();
+        let sent = self.appends.iter().filter(|append| append.end.is_ok());
+        let (one, several): (Vec<&Append>, Vec<&Append>) = sent.partition(|append| append.copies == Copies::One);
         let recalled = |which: Recall| self.delayed.iter().filter(|delayed| delayed.recall == which).count();
         let moved = |how: Moved| {
             let groups = self.moves.iter().filter(|moved| moved.how == how).map(|moved| &moved.group);
             groups.collect::<BTreeSet<_>>().len()
         };
-        let stored = self.accesses.iter().filter(|access| access.stores.is_some()).count();
+        let accesses = self.accesses.iter().filter(|access| access.end.is_ok());
+        let (stored, read): (Vec<&Access>, Vec<&Access>) = accesses.partition(|access| access.stores.is_some());
+        let acks = self.leases.iter().flat_map(|lease| &lease.acks);
         let kinds = [
-            ("send", self.appends.len() - copies),
-            ("send-again", copies),
-            ("delayed-send", self.delayed.len()),
+            ("send", one.len() + again.len().min(several.len())),
+            ("send-again", several.len().saturating_sub(again.len())),
+            ("delayed-send", self.delayed.iter().filter(|delayed| delayed.end.is_ok()).count()),
             ("recall", recalled(Recall::Done)),
             ("late-recall", recalled(Recall::TooLate)),
-            ("transaction", self.transactions.len()),
+            ("transaction", self.transactions.iter().filter(|transaction| transaction.half.is_ok()).count()),
             ("pull", self.pulls.len()),
-            ("offset-stored", stored),
-            ("offset-read", self.accesses.len() - stored + self.sightings.len()),
+            ("offset-stored", stored.len()),
+            ("offset-read", read.len() + self.sightings.len()),
             ("group-reset", moved(Moved::Reset)),
             ("group-cloned", moved(Moved::Cloned)),
             ("lock", self.grants.len()),
-            ("given-up", self.given_up.len()),
+            ("given-up", self.given_up.iter().filter(|given_up| given_up.end.is_ok()).count()),
             ("pop", self.leases.len()),
-            ("ack", self.leases.iter().map(|lease| lease.acks.len()).sum()),
+            ("ack", acks.filter(|ack| ack.end.is_ok()).count()),
         ];
         kinds.into_iter().map(|(kind, count)| (kind, count as u64)).collect()
     }

@@ -32,7 +32,9 @@ pub struct Nemesis {
     latency: Duration,
     undo: Vec<(u64, Undo)>,
     /// Which faults took effect, and how often.
-    pub struck: BTreeMap<Fault, u64>,
+    struck: BTreeMap<Fault, u64>,
+    /// Transfers that were done.
+    transfers: Rc<Cell<u64>>,
     victim: Option<usize>,
     /// Faults of disks whose effect is yet to be seen.
     awaited: Vec<Awaited>,
@@ -107,6 +109,7 @@ impl Nemesis {
             latency: plan.latency,
             undo: Vec::new(),
             struck: BTreeMap::new(),
+            transfers: Rc::default(),
             victim: None,
             awaited: Vec::new(),
             excused_until: vec![0; world.hosts.len()],
@@ -117,6 +120,12 @@ impl Nemesis {
             one_at_a_time: plan.flush != Flush::Sync,
             rng: Rng::seeded(plan.seed ^ 0x6E65_6D65_7369_7300),
         }
+    }
+
+    /// How often each fault took effect.
+    pub fn struck(&self) -> BTreeMap<Fault, u64> {
+        let transfers = Some((Fault::Transfer, self.transfers.get())).filter(|(_, count)| *count > 0);
+        self.struck.clone().into_iter().chain(transfers).collect()
     }
 
     /// A scenario damages this host's disk: its process may end by itself, and an operator may have to replace it.
@@ -255,8 +264,8 @@ impl Nemesis {
                 let Some(leader) = leader else { return };
                 let Some(to) = others.first().and_then(|other| world.hosts[*other].group()) else { return };
                 let (from, to) = (world.hosts[leader].client_address(), to.raft().node());
-                world.client("transfer", move |caller| caller.transfer(from, to));
-                self.count(Fault::Transfer);
+                let transfers = self.transfers.clone();
+                world.client("transfer", move |caller| caller.transfer(from, to, transfers));
             }
             Fault::ClockStep => {
                 world.work.history.borrow_mut().clocks_agree = false;
