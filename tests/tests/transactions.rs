@@ -279,7 +279,7 @@ async fn committed_exactly_once_and_none_of_the_others_across_killed_leaders() {
         })
         .collect();
     // Nobody else can say how these have ended, and the next leader asks.
-    let mut left_to_the_next = 0;
+    let mut left_to_the_next = BTreeSet::new();
     for kill in 1..=KILLS {
         let due = all * kill / (KILLS + 1);
         until(PATIENCE, "some are begun, and many are silent", async || {
@@ -288,7 +288,7 @@ async fn committed_exactly_once_and_none_of_the_others_across_killed_leaders() {
         .await;
         let killed = cluster.leader().await.expect("a leader");
         cluster.kill(killed).await;
-        left_to_the_next += database.silent.lock().len();
+        left_to_the_next.extend(database.silent.lock().iter().cloned());
         cluster.restart(killed).await.expect("the killed one starts again");
         cluster.leader().await.expect("a leader");
     }
@@ -305,6 +305,7 @@ async fn committed_exactly_once_and_none_of_the_others_across_killed_leaders() {
     let with = |visible| expected.values().filter(|known| **known == visible).count();
     let committed: Vec<&str> =
         expected.iter().filter(|(_, visible)| **visible == Some(true)).map(|(key, _)| key.as_str()).collect();
+    let left_to_the_next = left_to_the_next.len();
     let (repeated, raced) = (database.repeated.load(Ordering::Relaxed), database.raced.load(Ordering::Relaxed));
     println!(
         "{all} transactions, {KILLS} leaders killed: {} committed, {} rolled back or not begun, {} may be either; {repeated} \
