@@ -95,12 +95,6 @@ impl<'a> Identity<'a> {
         }
     }
 
-    /// The hashes under which it is found in the index of a dead-letter queue.
-    fn hashes(&self, topic: &str) -> Vec<u64> {
-        let by_origin = self.origin.map(|origin| origin_hash(topic, origin));
-        by_origin.into_iter().chain(self.unique_key.map(|key| key_hash(topic, key))).collect()
-    }
-
     /// Whether both are surely of one message: by its place if both know that, else by all that they say.
     fn is_that_of(&self, other: &Identity<'_>) -> bool {
         if let (Some(origin), Some(other)) = (self.origin, other.origin) {
@@ -122,29 +116,33 @@ impl BrokerGroup {
     pub(crate) async fn bury(&self, mut record: RecordOperation, topic: &str) -> Result<Stored, RequestError> {
         let bytes = record.record.clone();
         let dead_letter = Identity::of(&RecordView::parse(&bytes)?);
-        let held = self.raft.hold_keys(dead_letter.hashes(topic));
+        let by_origin = dead_letter.origin.map(|origin| origin_hash(topic, origin));
+        let by_key = dead_letter.unique_key.map(|key| key_hash(topic, key));
+        let hashes: Vec<u64> = by_origin.into_iter().chain(by_key).collect();
+        let held = self.raft.hold_keys(hashes.clone());
         // The same message is being placed, and what becomes of that is unknown.
         let held = self.env.clock.timeout(LONGEST_WAIT, held).await.ok_or(RequestError::Unknown)??;
         let is_forgotten =
             planted::is(Bug::DeadLetterTwice) || planted::is(Bug::DeadLetterCopyTwice) && dead_letter.origin.is_none();
-        if !is_forgotten && let Some(before) = self.buried(&dead_letter, record.queue, topic).await? {
+        if !is_forgotten && let Some(before) = self.buried(&dead_letter, &hashes, record.queue, topic).await? {
             return Ok(before);
         }
-        record.key_hashes.extend(dead_letter.origin.map(|origin| origin_hash(topic, origin)));
+        record.key_hashes.extend(by_origin);
         let placed = self.store(vec![record], topic, Some(held)).await?;
         Ok(placed[0])
     }
 
-    /// Where the message lies already that this would be a dead letter of.
+    /// Where the message lies already that this would be a dead letter of, which the index knows under one of `hashes`.
     async fn buried(
         &self,
         dead_letter: &Identity<'_>,
+        hashes: &[u64],
         dead_letters: QueueId,
         topic: &str,
     ) -> Result<Option<Stored>, RequestError> {
         let any_time = Timestamp(0)..=Timestamp(i64::MAX);
-        for hash in dead_letter.hashes(topic) {
-            for (queue, queue_offset, unit) in self.reader.units_by_key(hash, any_time.clone(), LOOKED_AT).await? {
+        for hash in hashes {
+            for (queue, queue_offset, unit) in self.reader.units_by_key(*hash, any_time.clone(), LOOKED_AT).await? {
                 if queue != dead_letters || !self.is_shown(topic, queue, queue_offset) {
                     continue;
                 }

@@ -57,6 +57,17 @@ impl Wire {
         heard.iter().filter(|one| one.request_code() == RequestCode::RESET_CONSUMER_CLIENT_OFFSET).cloned().collect()
     }
 
+    async fn deleted(&self, topic: &str) {
+        let delete = TopicRequest { topic: topic.to_owned(), ..TopicRequest::default() };
+        let answer = self.call(RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete)).await;
+        assert_eq!(answer.code, 0, "{}", answer.remark_text());
+    }
+
+    async fn stored_at(&self, topic: &str, offset: i64) -> i64 {
+        let pulled = self.pull(pull_request(topic, offset)).await;
+        RecordView::parse(&pulled.messages[0].record).expect("a record").store_timestamp()
+    }
+
     async fn begin(&self, group: &str, topic: &str, from: ConsumeFromWhere) {
         let subscription = SubscriptionData::by_tags(topic, "*", 1).expect("an expression");
         let body = HeartbeatData {
@@ -85,15 +96,11 @@ async fn a_group_is_moved_while_its_consumers_run_and_nothing_they_say_undoes_it
     }
     wire.heartbeat("c1", "g", &[("T", "*")]).await;
     assert_eq!(wire.call(Wire::offset_update("g", "T", 8)).await.code, 0);
-    let stored_at = async |offset: i64| {
-        let pulled = wire.pull(own_pull("other", "T", offset)).await;
-        RecordView::parse(&pulled.messages[0].record).expect("a record").store_timestamp()
-    };
 
     // To a time: exact to the millisecond.
-    let time = stored_at(3).await;
+    let time = wire.stored_at("T", 3).await;
     let mut first_at = 3;
-    while first_at > 0 && stored_at(first_at - 1).await == time {
+    while first_at > 0 && wire.stored_at("T", first_at - 1).await == time {
         first_at -= 1;
     }
     let by_time = ResetOffsetRequest { timestamp: time, ..reset_request("g", "T") };
@@ -223,26 +230,15 @@ async fn a_queue_says_when_its_first_message_was_stored() {
         assert_eq!(answer.code, 0, "{}", answer.remark_text());
         answer.header::<EarliestStoreTimeResponse>().expect("a header").timestamp
     };
-    let delete = async || {
-        let delete = TopicRequest { topic: "T".to_owned(), ..TopicRequest::default() };
-        assert_eq!(
-            wire.call(RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete)).await.code,
-            0
-        );
-    };
-    let stored_at = async |offset: i64| {
-        let pulled = wire.pull(pull_request("T", offset)).await;
-        RecordView::parse(&pulled.messages[0].record).expect("a record").store_timestamp()
-    };
     wire.sent("T", "of an earlier life", &[]).await;
-    let first = stored_at(0).await;
+    let first = wire.stored_at("T", 0).await;
     let clock = Env::real().clock;
     until("another millisecond", async || clock.wall_ms() > first).await;
     wire.sent("T", "behind it", &[]).await;
     assert_eq!(earliest().await, first);
-    delete().await;
+    wire.deleted("T").await;
     wire.sent("T", "of the next life", &[]).await;
-    let next = stored_at(2).await;
+    let next = wire.stored_at("T", 2).await;
     assert!(next > first);
     assert_eq!(earliest().await, next);
 }
@@ -290,9 +286,7 @@ async fn a_new_group_begins_where_the_queue_ended_when_it_came() {
     let wire = Wire::to(&broker.groups()[0]);
     // A queue that has lost its first messages: only there does "the end" not mean the beginning.
     wire.sent("T", "of an earlier life", &[]).await;
-    let delete = TopicRequest { topic: "T".to_owned(), ..TopicRequest::default() };
-    let deleted = wire.call(RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete)).await;
-    assert_eq!(deleted.code, 0, "{}", deleted.remark_text());
+    wire.deleted("T").await;
     for k in 0..3 {
         wire.sent("T", &k.to_string(), &[]).await;
     }
@@ -323,9 +317,7 @@ async fn where_groups_begin_and_what_they_were_given_holds_at_the_next_leader() 
     let survivors = [(leader + 1) % 3, (leader + 2) % 3];
     until("all followers know", async || survivors.iter().all(|at| three.group(*at).status().is_ready)).await;
     wires[leader].sent("T", "of an earlier life", &[]).await;
-    let delete = TopicRequest { topic: "T".to_owned(), ..TopicRequest::default() };
-    let delete = RemotingCommand::request_with(RequestCode::DELETE_TOPIC_IN_BROKER, &delete);
-    assert_eq!(wires[leader].call(delete).await.code, 0);
+    wires[leader].deleted("T").await;
     for k in 0..3 {
         wires[leader].sent("T", &k.to_string(), &[]).await;
     }

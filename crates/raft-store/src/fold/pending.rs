@@ -60,11 +60,11 @@ impl ByHash {
         if *one.get() != key {
             return false;
         }
-        let of_hash = (hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX));
-        match self.others.range(of_hash).next().copied() {
+        let next = others_of(&self.others, hash).next();
+        match next {
             Some(next) => {
-                self.others.remove(&next);
-                one.insert(next.1);
+                self.others.remove(&(hash, next));
+                one.insert(next);
             }
             None => {
                 one.remove();
@@ -75,12 +75,15 @@ impl ByHash {
 
     /// Those with this hash, in order.
     fn get(&self, hash: u64) -> Vec<PhysicalOffset> {
-        let of_hash = (hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX));
-        let others = self.others.range(of_hash).map(|(_, key)| *key);
-        let mut keys: Vec<PhysicalOffset> = self.one.get(&hash).copied().into_iter().chain(others).collect();
+        let one = self.one.get(&hash).copied();
+        let mut keys: Vec<PhysicalOffset> = one.into_iter().chain(others_of(&self.others, hash)).collect();
         keys.sort_unstable();
         keys
     }
+}
+
+fn others_of(others: &BTreeSet<(u64, PhysicalOffset)>, hash: u64) -> impl Iterator<Item = PhysicalOffset> {
+    others.range((hash, PhysicalOffset(0))..=(hash, PhysicalOffset(u64::MAX))).map(|(_, key)| *key)
 }
 
 impl Pending {
