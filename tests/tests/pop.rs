@@ -1,6 +1,6 @@
 //! Popping over a real three-node cluster on loopback, with our own client: consumers that crash with messages in their hands,
 //! and two leaders that die. No message is lost, none is in two hands at once, and each that nobody can consume lies among the
-//! dead letters exactly once.
+//! dead letters exactly once. In order, a batch waits for the one before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -153,6 +153,18 @@ async fn store(producer: &Producer, number: usize) {
     }
 }
 
+/// Kills the leader, and starts it again when another leads: twice, each time when it is time.
+async fn two_leaders_die(cluster: &mut Cluster, is_time: impl Fn(usize) -> bool) {
+    for third in [1, 2] {
+        until(PATIENCE, "enough has happened", async || is_time(third)).await;
+        let leader = cluster.leader().await.expect("a leader");
+        cluster.kill(leader).await;
+        until(PATIENCE, "somebody else leads", async || cluster.leader().await.is_ok_and(|other| other != leader))
+            .await;
+        cluster.restart(leader).await.expect("the killed one starts again");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each() {
     let mut cluster = Cluster::builder().start().await.expect("a cluster of three");
@@ -181,14 +193,7 @@ async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each()
             })
         })
         .collect();
-    for third in [1, 2] {
-        until(PATIENCE, "some more are sent", async || sent.load(Ordering::Relaxed) >= third * MESSAGES / 3).await;
-        let leader = cluster.leader().await.expect("a leader");
-        cluster.kill(leader).await;
-        until(PATIENCE, "somebody else leads", async || cluster.leader().await.is_ok_and(|other| other != leader))
-            .await;
-        cluster.restart(leader).await.expect("the killed one starts again");
-    }
+    two_leaders_die(&mut cluster, |third| sent.load(Ordering::Relaxed) >= third * MESSAGES / 3).await;
     for sender in senders {
         sender.await.expect("all are sent");
     }
@@ -224,10 +229,9 @@ async fn nothing_is_lost_nothing_is_in_two_hands_and_dead_letters_are_one_each()
     cluster.shutdown().await;
 }
 
-/// Waits until the group's offsets are at the ends of all queues: then every message is done. Gives the dead letters, by the
-/// id of the message that each was: one each, or this fails.
-async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, usize> {
-    let reader = client.pull_consumer("workers").expect("a consumer");
+/// Waits until the group's offsets are at the ends of all queues: then every message is done.
+async fn all_are_done(client: &Client, group: &str) {
+    let reader = client.pull_consumer(group).expect("a consumer");
     let queues = reader.queues("Jobs").await.expect("queues");
     until(PATIENCE, "every message is done", async || {
         for queue in &queues {
@@ -241,6 +245,11 @@ async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, us
         true
     })
     .await;
+}
+
+/// When every message is done: the dead letters, by the id of the message that each was: one each, or this fails.
+async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, usize> {
+    all_are_done(client, "workers").await;
     let mut dead = BTreeMap::new();
     for message in everything_in(client, "%DLQ%workers", PATIENCE).await {
         let number: usize =
@@ -253,6 +262,99 @@ async fn dead_letters_until_all_are_done(client: &Client) -> BTreeMap<String, us
         assert!(dead.insert(place, number).is_none(), "{number} lies there twice");
     }
     dead
+}
+
+/// A lease of an orderly pop, and when its holder began to say that it is done with the message.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    lease: Held,
+    acknowledged_ms: Option<i64>,
+}
+
+type Turns = Arc<Mutex<BTreeMap<(i32, i64), Vec<Turn>>>>;
+
+fn begin_to_acknowledge(turns: &Turns, place: (i32, i64), lease: Held) {
+    let mut turns = turns.lock();
+    let of_message = turns.get_mut(&place).expect("it was written down");
+    let own = of_message.iter_mut().find(|turn| turn.lease == lease).expect("it was written down");
+    own.acknowledged_ms = Some(Env::real().clock.wall_ms());
+}
+
+/// Pops in order until it is told to stop; one pop in so many ends in a crash.
+async fn consume_in_order(name_server: String, turns: Turns, pops: Arc<AtomicUsize>, stop: Arc<AtomicBool>) {
+    let started = || {
+        let client = Client::builder().name_servers(name_server.as_str()).build().expect("a client");
+        let consumer = client.pop_consumer("clerks").expect("a group").in_order().invisible_for(LEASE).max_messages(4);
+        (client, consumer)
+    };
+    let (mut client, mut consumer) = started();
+    let place = |message: &PoppedMessage| (message.queue().queue_id, message.queue_offset());
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(messages) = consumer.pop("Jobs", Duration::from_millis(500)).await else { continue };
+        for message in &messages {
+            let turn = Turn { lease: held(message), acknowledged_ms: None };
+            turns.lock().entry(place(message)).or_default().push(turn);
+        }
+        if !messages.is_empty() && pops.fetch_add(1, Ordering::Relaxed) % CRASH == CRASH - 1 {
+            client.shutdown().await;
+            (client, consumer) = started();
+            continue;
+        }
+        for message in &messages {
+            begin_to_acknowledge(&turns, place(message), held(message));
+            while consumer.ack(message).await.is_err() {
+                Env::real().clock.sleep(LOOK_AGAIN).await;
+            }
+        }
+    }
+    client.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_order_no_batch_comes_before_the_one_before_it_is_done_or_over() {
+    let mut cluster = Cluster::builder().start().await.expect("a cluster of three");
+    let client = cluster.client().build().expect("a client");
+    let producer = client.producer("boss").start().expect("a producer");
+    let (turns, stop, pops) = (Turns::default(), Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    for number in 1..=MESSAGES {
+        store(&producer, number).await;
+    }
+    let consumers: Vec<_> = (0..CONSUMERS)
+        .map(|_| {
+            let name_server = cluster.name_server().to_string();
+            tokio::spawn(consume_in_order(name_server, turns.clone(), pops.clone(), stop.clone()))
+        })
+        .collect();
+    two_leaders_die(&mut cluster, |third| turns.lock().len() >= third * MESSAGES / 4).await;
+    all_are_done(&client, "clerks").await;
+    stop.store(true, Ordering::Relaxed);
+    for consumer in consumers {
+        consumer.await.expect("a consumer");
+    }
+
+    let turns = std::mem::take(&mut *turns.lock());
+    assert!(turns.len() >= MESSAGES, "{} of {MESSAGES} have come", turns.len());
+    let mut by_queue: BTreeMap<i32, Vec<(i64, Turn)>> = BTreeMap::new();
+    for ((queue, offset), of_message) in turns {
+        assert!(of_message.iter().any(|turn| turn.acknowledged_ms.is_some()), "{queue}/{offset} was never done");
+        by_queue.entry(queue).or_default().extend(of_message.into_iter().map(|turn| (offset, turn)));
+    }
+    for (queue, mut turns) in by_queue {
+        turns.sort_by_key(|(offset, turn)| (turn.lease.from_ms, *offset));
+        let mut newest = -1;
+        for (at, (offset, turn)) in turns.iter().enumerate() {
+            assert!(*offset <= newest + 1, "queue {queue}: {offset} came before {}", newest + 1);
+            newest = newest.max(*offset);
+            for (earlier, before) in &turns[..at] {
+                let is_free = before.lease.from_ms == turn.lease.from_ms
+                    || before.lease.until_ms <= turn.lease.from_ms
+                    || before.acknowledged_ms.is_some_and(|done| done <= turn.lease.from_ms);
+                assert!(is_free, "queue {queue}: {offset} came, {turn:?}, and {earlier} was out, {before:?}");
+            }
+        }
+    }
+    client.shutdown().await;
+    cluster.shutdown().await;
 }
 
 /// What could go wrong: workers that are started before the first job ask as fast as they can, and are told as fast that

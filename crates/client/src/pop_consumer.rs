@@ -68,6 +68,7 @@ pub struct PopConsumer {
     invisible: Duration,
     messages_max: i32,
     begins_at_end: bool,
+    in_order: bool,
     /// Which broker is asked first.
     turn: AtomicUsize,
 }
@@ -158,6 +159,7 @@ impl PopConsumer {
             invisible: INVISIBLE,
             messages_max: MESSAGES_MAX,
             begins_at_end: false,
+            in_order: false,
             turn: AtomicUsize::new(0),
         })
     }
@@ -188,6 +190,14 @@ impl PopConsumer {
         self
     }
 
+    /// The messages of a queue one batch after the other: the next one comes when each message of the one before is acknowledged
+    /// or its lease is over, then first what comes again. All programs of a group must pop alike.
+    #[must_use]
+    pub fn in_order(mut self) -> PopConsumer {
+        self.in_order = true;
+        self
+    }
+
     /// Limits what is popped of a topic to some tags, `A || B`. All programs of a group must select alike: what one of them
     /// does not want is done for all.
     pub fn select(&mut self, topic: &str, tags: &str) -> Result<(), InvalidMessage> {
@@ -212,6 +222,8 @@ impl PopConsumer {
         names::validate_topic(topic).map_err(InvalidMessage::from)?;
         let clock = &self.client.0.env.clock;
         let deadline = clock.monotonic() + wait;
+        // In order, whoever asks again because an answer was lost may have the same batch.
+        let attempt = self.in_order.then(|| format!("{:016x}", self.client.0.env.rng.u64()));
         let (mut answered, mut asked) = (false, 0);
         loop {
             let remaining = deadline.saturating_sub(clock.monotonic());
@@ -224,7 +236,7 @@ impl PopConsumer {
                     // All of them first, before one of them is waited for.
                     let patience = if asked + 1 < brokers.len() { Duration::ZERO } else { remaining.min(LONG_POLL) };
                     asked += 1;
-                    (brokers.len(), self.pop_from(topic, broker_name, patience).await)
+                    (brokers.len(), self.pop_from(topic, broker_name, attempt.as_deref(), patience).await)
                 }
             };
             let error = match popped {
@@ -268,6 +280,7 @@ impl PopConsumer {
         &self,
         topic: &str,
         broker_name: &str,
+        attempt: Option<&str>,
         wait: Duration,
     ) -> Result<Vec<PoppedMessage>, RequestError> {
         let subscription = self.subscriptions.get(topic);
@@ -283,6 +296,8 @@ impl PopConsumer {
             exp_type: subscription.map(|subscription| subscription.data.expression_type.clone()),
             exp: subscription.map(|subscription| subscription.data.sub_string.clone()),
             broker_name: Some(broker_name.to_owned()),
+            order: self.in_order,
+            attempt_id: attempt.map(str::to_owned),
             ..PopMessageRequest::default()
         };
         let request = RemotingCommand::request_with(RequestCode::POP_MESSAGE, &header);

@@ -101,8 +101,8 @@ pub fn tellings<'a>(evidence: &Evidence<'a>, f: &str) -> Result<Vec<Telling<'a>>
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::checker::Validity;
-    use crate::checker::testing::{anomalies, validity};
+    use crate::checker::testing::{anomalies, history, validity, verdict};
+    use crate::checker::{Bounds, Validity};
 
     fn told(f: &str, what: &[&str]) -> String {
         what.iter().map(|what| format!("[9 :invoke :{f} nil] [9 :ok :{f} {what}]")).collect()
@@ -113,6 +113,17 @@ mod tests {
         let good = told("chain", &[r#"{"n1" [100 "aa"], "n2" [90 "bb"]}"#, r#"{"n2" [100 "aa"], "n1" [110 "cc"]}"#]);
         assert_eq!(validity(check, &(good + "[9 :invoke :chain nil] [9 :info :chain nil]")), Validity::Valid);
         assert_eq!(validity(check, &told("chain", &[r#"{"n1" [100 "aa"], "n2" [90 "bb"]}"#])), Validity::Unknown);
+    }
+
+    #[test]
+    fn a_run_that_declares_its_replicas_compares_the_states_of_all() {
+        let bounds = Bounds { nodes: ["n1", "n2"].map(str::to_owned).to_vec(), ..Bounds::default() };
+        let judged = |what: &str| verdict(check, &history(what), &bounds).expect("touched").validity();
+        let chain = told("chain", &[r#"{"n1" [100 "aa"], "n2" [100 "aa"]}"#]);
+        assert_eq!(judged(&chain), Validity::Unknown);
+        let (one, both) = (r#"{"n1" [99 "ab"]}"#, r#"{"n1" [99 "ab"], "n2" [99 "ab"]}"#);
+        assert_eq!(judged(&(chain.clone() + &told("state-hash", &[one]))), Validity::Unknown);
+        assert_eq!(judged(&(chain + &told("state-hash", &[both]))), Validity::Valid);
     }
 
     #[test]

@@ -198,8 +198,8 @@ fn shown(key: &str, operation: &Operation) -> Edn {
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::checker::Validity;
-    use crate::checker::testing::{anomalies, validity};
+    use crate::checker::testing::{anomalies, history, validity, verdict};
+    use crate::checker::{Bounds, Validity};
 
     #[test]
     fn changes_hold_and_the_unknown_may_come_late_or_never() {
@@ -220,6 +220,18 @@ mod tests {
             [2 :ok     :metadata-scan  {"t" {:queues 8}} :node "n1"]
         "#;
         assert_eq!(validity(check, good), Validity::Valid);
+    }
+
+    #[test]
+    fn a_replica_that_was_not_scanned_is_no_pass() {
+        let scanned = |node: &str| {
+            format!("[2 :invoke :metadata-scan nil :node {node:?}] [2 :ok :metadata-scan {{}} :node {node:?}]")
+        };
+        let bounds = Bounds { nodes: ["n1", "n2"].map(str::to_owned).to_vec(), ..Bounds::default() };
+        let judged = |what: &str| verdict(check, &history(what), &bounds).expect("touched").validity();
+        let failed = "[2 :invoke :metadata-scan nil :node \"n2\"] [2 :fail :metadata-scan nil]";
+        assert_eq!(judged(&(scanned("n1") + failed)), Validity::Unknown);
+        assert_eq!(judged(&(scanned("n1") + &scanned("n2"))), Validity::Valid);
     }
 
     #[test]

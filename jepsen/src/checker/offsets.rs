@@ -324,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn an_offset_that_nobody_asks_for_at_the_end_is_no_pass() {
+        let bounds = Bounds { nodes: vec!["n1".to_owned()], ..Bounds::default() };
+        let judged = |what: &str| verdict(check, &history(what), &bounds).expect("touched").validity();
+        let asked = r#"[1 :invoke :query-offset [["g" 1] nil]] [1 :ok :query-offset [["g" 1] 5]]"#;
+        let set = r#"[0 :invoke :update-offset [["g" 1] 5]] [0 :ok :update-offset [["g" 1] 5]]"#;
+        assert_eq!(judged(set), Validity::Unknown);
+        assert_eq!(judged(&format!("{set}{asked}{set}")), Validity::Unknown);
+        assert_eq!(judged(&format!("{set}{asked}")), Validity::Valid);
+    }
+
+    #[test]
     fn nonlinearizable() {
         let lost = r#"
             [0 :invoke :update-offset [["g" 1] 5]]

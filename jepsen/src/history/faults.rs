@@ -118,6 +118,10 @@ mod tests {
         assert_eq!(faults[0].evidence.len(), 3);
         assert!(faults[0].is_proven() && !faults[2].is_proven() && faults[2].majority);
         assert_eq!(faults[3].skipped.as_deref(), Some("not in this kernel"));
+        let refused = Edn::map([("n1", Edn::map([("refused", "no".into())]))]);
+        assert!(
+            Fault { evidence: vec![Edn::Nil, refused], ..faults[0].clone() }.is_refused() && !faults[0].is_refused()
+        );
         assert!(faults[2].overlaps(100, 200) && !faults[0].overlaps(21, 22) && !faults[3].overlaps(0, 100));
     }
 }

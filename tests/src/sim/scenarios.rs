@@ -1,6 +1,8 @@
 //! What has gone wrong in other systems, one scripted scenario each: what happened there, what is done here, what must
 //! hold. They are judged by every clause of the contract and every invariant, not only by what was broken there.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -202,27 +204,45 @@ fn nats_7549(run: &mut Run) -> Result<(), String> {
 /// nats-server #7556: damaged snapshots of the metadata on a minority made nodes take streams for orphans, and delete
 /// them; the cluster did not come back.
 ///
-/// Here a bit turns in each image of one replica, whose process is then killed, while the log is purged all the time and
-/// another replica is away for long enough to need an image. Nothing is deleted, and all are equal in the end.
+/// Here a replica is away for long enough to need an image, while the log is purged all the time, and comes back when a bit turns
+/// in each image that the leader has or makes, until it has met one that it was to send; then its process is killed. Nothing is
+/// deleted, and all are equal in the end.
 fn nats_7556(run: &mut Run) -> Result<(), String> {
     let (leader, others) = leader_and_others(run)?;
     run.world.kill(others[0]);
     run.go_on_for(6000);
     run.nemesis().damages(leader);
-    let disk: &SimDisk = &run.world.hosts[leader].disk;
-    let images: Vec<_> =
-        disk.dump().into_iter().filter(|(path, _)| path.to_string_lossy().contains("checkpoint")).collect();
-    if images.is_empty() {
-        return Err("there is no image to damage".to_owned());
-    }
-    for (path, bytes) in images.iter().filter(|(_, bytes)| !bytes.is_empty()) {
-        disk.flip_bit(path, bytes.len() as u64 / 2, 3);
-    }
-    restart(run, leader);
     let due = run.world.now_ms() + 50;
     run.world.restart_at(others[0], due);
+    let has_met =
+        |run: &Run| run.world.hosts[leader].group().is_some_and(|group| group.raft().status().damaged_images > 0);
+    let (mut damaged, end) = (BTreeSet::new(), run.world.now_ms() + 5000);
+    while !has_met(run) {
+        if run.world.now_ms() > end {
+            return Err(format!("none of {} damaged images was to be sent: {TOO_LITTLE}", damaged.len()));
+        }
+        damage_images(&run.world.hosts[leader].disk, &mut damaged);
+        run.go_on_for(5);
+    }
+    restart(run, leader);
     run.go_on_for(3000);
     Ok(())
+}
+
+/// Turns a bit in the middle of each image that is not among the `damaged` ones yet.
+fn damage_images(disk: &SimDisk, damaged: &mut BTreeSet<PathBuf>) {
+    let files = disk.dump().into_iter().filter(|(path, bytes)| is_image(path) && !bytes.is_empty());
+    for (path, bytes) in files.collect::<Vec<_>>() {
+        if !damaged.contains(&path) {
+            disk.flip_bit(&path, bytes.len() as u64 / 2, 3);
+            damaged.insert(path);
+        }
+    }
+}
+
+/// One that is whole has its name.
+fn is_image(path: &Path) -> bool {
+    path.to_string_lossy().contains("checkpoint") && path.extension().is_none()
 }
 
 /// nats-server #7564: acknowledged, and synced two minutes later; a power failure of all nodes lost it. Kafka and
