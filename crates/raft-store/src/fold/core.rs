@@ -353,7 +353,7 @@ impl Core {
         let now = self.now();
         let mut fired = 0;
         let until = if planted::is(Bug::TimerEarly) { Timestamp(now.0 + 200) } else { now };
-        let due = self.shared.pending.lock().take_due(until, limit as usize);
+        let due = self.shared.pending.lock().due(until, limit as usize);
         {
             let mut lateness = self.shared.lateness.lock();
             let dues = due.iter().filter_map(|(_, row)| row.due());
@@ -361,22 +361,21 @@ impl Core {
         }
         for (key, mut row) in due {
             fired += 1;
-            if planted::is(Bug::TimerTwice) {
-                let mark = Timestamp(-self.applied.map_or(0, |applied| applied.id.term as i64));
-                if row.stored_at == mark {
-                    changes.ends_to_wait(key);
-                    continue;
-                }
+            let mark = Timestamp(-self.applied.map_or(0, |applied| applied.id.term as i64));
+            let is_again = planted::is(Bug::TimerTwice) && row.stored_at == mark;
+            if !is_again && !self.is_closed(row.queue) {
+                self.show_by_reference(&row, changes);
+            }
+            // Behind that: who looks for its key here first and then in the index finds it.
+            let mut pending = self.shared.pending.lock();
+            assert!(pending.take_scheduled(key).is_some(), "what is due at {key} waits");
+            if planted::is(Bug::TimerTwice) && !is_again {
                 Arc::make_mut(&mut row).stored_at = mark;
                 changes.waits(key, row.clone());
-                self.shared.pending.lock().insert(key, row.clone());
+                pending.insert(key, row);
             } else {
                 changes.ends_to_wait(key);
             }
-            if self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed) {
-                continue;
-            }
-            self.show_by_reference(&row, changes);
         }
         let more = self.shared.pending.lock().next_due().is_some_and(|due| due <= now);
         CoreReply::Fired { fired, more }
@@ -385,24 +384,29 @@ impl Core {
     /// The first end of a half record counts, whichever it is; `None` for every other one. A committed record becomes
     /// visible where it lies, unless its queue was closed meanwhile, as one that falls due.
     fn end_transaction(&mut self, half: PhysicalOffset, commit: bool, changes: &mut Changes) -> Option<CoreReply> {
-        let row = self.shared.pending.lock().end(half)?;
-        let is_forgotten = planted::is(Bug::CommitTwice) && commit || planted::is(Bug::RollbackForgotten) && !commit;
-        if is_forgotten {
-            self.shared.pending.lock().insert(half, row.clone());
+        let row = self.shared.pending.lock().half_row(half)?;
+        let reply = if commit {
+            let queue_offset = (!self.is_closed(row.queue)).then(|| self.show_by_reference(&row, changes));
+            CoreReply::Committed { queue_offset, physical_offset: row.place }
         } else {
+            CoreReply::RolledBack
+        };
+        // Behind that: who looks for it here first and then among what is visible finds it.
+        let is_forgotten = planted::is(Bug::CommitTwice) && commit || planted::is(Bug::RollbackForgotten) && !commit;
+        if !is_forgotten {
+            self.shared.pending.lock().end(half);
             changes.ends_to_wait(half);
         }
-        if !commit {
-            return Some(CoreReply::RolledBack);
-        }
-        let is_closed = self.queues.get(&row.queue).is_some_and(|queue| queue.row.closed);
-        let queue_offset = (!is_closed).then(|| self.show_by_reference(&row, changes));
-        Some(CoreReply::Committed { queue_offset, physical_offset: row.place })
+        Some(reply)
+    }
+
+    fn is_closed(&self, queue: QueueId) -> bool {
+        self.queues.get(&queue).is_some_and(|queue| queue.row.closed)
     }
 
     /// A scheduled record is forgotten before its time; `None` if it has fired or was forgotten before.
     fn recall(&mut self, scheduled: PhysicalOffset, changes: &mut Changes) -> Option<CoreReply> {
-        let row = self.shared.pending.lock().recall(scheduled)?;
+        let row = self.shared.pending.lock().take_scheduled(scheduled)?;
         if planted::is(Bug::RecallForgotten) {
             self.shared.pending.lock().insert(scheduled, row);
         } else {

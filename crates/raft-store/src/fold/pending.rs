@@ -109,17 +109,15 @@ impl Pending {
         assert!(before.is_none(), "two records at physical offset {key}");
     }
 
-    /// Takes up to `limit` scheduled rows due at `now`, in order of due time, then place.
-    pub fn take_due(&mut self, now: Timestamp, limit: usize) -> Vec<(PhysicalOffset, Arc<PendingRow>)> {
-        let mut taken = Vec::new();
-        while taken.len() < limit && self.next_due().is_some_and(|due| due <= now) {
-            let (_, key) = self.timers.pop_first().expect("next_due saw it");
-            let row = self.rows.remove(&key).expect("every timer has its row");
-            self.counts.scheduled -= 1;
-            self.forget(key, &row);
-            taken.push((key, row));
-        }
-        taken
+    /// Up to `limit` scheduled rows due at `now`, in order of due time, then place. Each is taken when its record is visible.
+    pub fn due(&self, now: Timestamp, limit: usize) -> Vec<(PhysicalOffset, Arc<PendingRow>)> {
+        let due = self.timers.iter().take_while(|(due, _)| *due <= now).take(limit);
+        due.map(|(_, key)| (*key, self.rows[key].clone())).collect()
+    }
+
+    /// A half row, whatever its state. `None` if it has ended, or there never was one.
+    pub fn half_row(&self, key: PhysicalOffset) -> Option<Arc<PendingRow>> {
+        self.rows.get(&key).filter(|row| half_state(row).is_some()).cloned()
     }
 
     /// Takes a half row, whatever its state. `None` if it has ended, or there never was one.
@@ -151,8 +149,8 @@ impl Pending {
         self.by_hash.get(hash).into_iter().map(record).collect()
     }
 
-    /// Takes a scheduled row before its time. `None` if it has fired or was recalled, or there never was one.
-    pub fn recall(&mut self, key: PhysicalOffset) -> Option<Arc<PendingRow>> {
+    /// Takes a scheduled row: its record is visible now, or is recalled. `None` if it was taken before, or there never was one.
+    pub fn take_scheduled(&mut self, key: PhysicalOffset) -> Option<Arc<PendingRow>> {
         let due = self.rows.get(&key)?.due()?;
         let row = self.rows.remove(&key).expect("it was there");
         assert!(self.timers.remove(&(due, key)), "every scheduled row has its timer");
@@ -279,7 +277,7 @@ pub(crate) mod tests {
         let keys =
             |end: u64| -> Vec<u64> { pending.below(PhysicalOffset(end), 9).iter().map(|row| row.key.0).collect() };
         assert_eq!((keys(2), keys(3), keys(71)), (vec![], vec![2], vec![2, 1]));
-        let taken = pending.take_due(Timestamp(5), 9);
+        let taken = take_due(&mut pending, Timestamp(5), 9);
         assert_eq!((taken[0].0, taken[0].1.place), (PhysicalOffset(1), PhysicalOffset(70)));
         assert!(pending.roll(PhysicalOffset(1), PhysicalOffset(90), 10).is_none(), "it has fired");
         assert_eq!(pending.below(PhysicalOffset(99), 9).len(), 1);
@@ -297,7 +295,7 @@ pub(crate) mod tests {
         assert_eq!((found(&pending, 7), found(&pending, 8)), (vec![(1, false), (2, true)], vec![]));
         pending.roll(PhysicalOffset(2), PhysicalOffset(9), 10);
         assert_eq!(found(&pending, 7), [(1, false), (9, true)]);
-        pending.take_due(Timestamp(5), 9);
+        take_due(&mut pending, Timestamp(5), 9);
         pending.end(PhysicalOffset(2));
         assert!(found(&pending, 7).is_empty());
     }
@@ -355,14 +353,21 @@ pub(crate) mod tests {
         pending.roll(PhysicalOffset(1), PhysicalOffset(70), 10).expect("it waits");
         let found = pending.scheduled(PhysicalOffset(1)).expect("it waits");
         assert_eq!((found.place, found.size, found.due), (PhysicalOffset(70), 10, Timestamp(5)));
-        assert_eq!(pending.recall(PhysicalOffset(1)).expect("it waits").place, PhysicalOffset(70));
-        assert!(pending.recall(PhysicalOffset(1)).is_none() && pending.scheduled(PhysicalOffset(1)).is_none());
-        let fired: Vec<u64> = pending.take_due(Timestamp(5), 9).iter().map(|(key, _)| key.0).collect();
+        assert_eq!(pending.take_scheduled(PhysicalOffset(1)).expect("it waits").place, PhysicalOffset(70));
+        assert!(pending.take_scheduled(PhysicalOffset(1)).is_none() && pending.scheduled(PhysicalOffset(1)).is_none());
+        let fired: Vec<u64> = take_due(&mut pending, Timestamp(5), 9).iter().map(|(key, _)| key.0).collect();
         assert_eq!(fired, [2]);
-        assert!(pending.recall(PhysicalOffset(2)).is_none(), "it has fired");
-        assert!(pending.recall(PhysicalOffset(4)).is_none() && pending.scheduled(PhysicalOffset(4)).is_none());
+        assert!(pending.take_scheduled(PhysicalOffset(2)).is_none(), "it has fired");
+        assert!(pending.take_scheduled(PhysicalOffset(4)).is_none() && pending.scheduled(PhysicalOffset(4)).is_none());
         assert_eq!((pending.next_due(), pending.first_place()), (Some(Timestamp(6)), Some(PhysicalOffset(3))));
         assert_eq!(pending.counts(), PendingCounts { scheduled: 1, half: 1, bytes: 20 });
+    }
+
+    /// As a leader's timers fire.
+    fn take_due(pending: &mut Pending, now: Timestamp, limit: usize) -> Vec<(PhysicalOffset, Arc<PendingRow>)> {
+        let due = pending.due(now, limit);
+        due.iter().for_each(|(key, _)| drop(pending.take_scheduled(*key).expect("it is due")));
+        due
     }
 
     pub(crate) fn row(place: u64, kind: PendingKind) -> PendingRow {
@@ -414,7 +419,7 @@ pub(crate) mod tests {
             let mut taken = Vec::new();
             for now in 0..50 {
                 loop {
-                    let due = pending.take_due(Timestamp(now), limit);
+                    let due = take_due(&mut pending, Timestamp(now), limit);
                     let full = due.len() == limit;
                     for (key, row) in due {
                         let PendingKind::Scheduled { due } = row.kind else { panic!("a half row was taken") };
