@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::checker::OF_THE_HARNESS;
 use crate::history::edn::{Edn, Parser};
 use crate::run::workload::Workload;
 
@@ -64,9 +65,7 @@ impl Ran {
         };
         let by_f = figure("stats", "by-f").unwrap_or(Edn::Nil);
         let counts = by_f.as_map().unwrap_or_default().iter();
-        // What the harness reads at the end is no operation of a client.
-        let of_clients = counts
-            .filter(|(f, _)| !matches!(f.as_keyword(), Some("chain" | "state-hash" | "final-read" | "metadata-scan")));
+        let of_clients = counts.filter(|(f, _)| f.as_keyword().is_none_or(|f| !OF_THE_HARNESS.contains(&f)));
         let ok = of_clients.filter_map(|(_, counts)| counts.get("ok")?.as_int()).sum::<i64>();
         let skipped = figure("liveness", "skipped-faults").unwrap_or(Edn::Nil);
         let skipped = skipped.as_vector().unwrap_or_default().iter().filter_map(Edn::as_str).map(str::to_owned);

@@ -112,6 +112,14 @@ async fn step(broker: &BrokerGroup, questions: &mut Questions) -> Result<(), Req
         checks.iter().for_each(|(half, _)| questions.put_off(*half, later(now, NEXT_TRY)));
         return Err(error.into());
     }
+    for (_, check) in checks {
+        let counter = match check {
+            TransactionCheck::Asked => &broker.transactions.asked,
+            TransactionCheck::Discard => &broker.transactions.discarded,
+            TransactionCheck::Resume => continue,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
     Ok(())
 }
 
@@ -155,7 +163,6 @@ impl BrokerGroup {
         match questions.verdict(half, immunity_of(&record), now) {
             Verdict::NotBefore(time) => questions.put_off(half.key, time),
             Verdict::Discard => {
-                self.transactions.discarded.fetch_add(1, Ordering::Relaxed);
                 let (broker, at, topic) = (self.broker_name(), half.key, record.topic());
                 tracing::warn!(
                     group = broker,
@@ -169,7 +176,6 @@ impl BrokerGroup {
             Verdict::Ask
                 if !absent.groups.contains(group) && self.ask(group, half, &stored, &mut absent.replicas).await? =>
             {
-                self.transactions.asked.fetch_add(1, Ordering::Relaxed);
                 questions.found(group, now);
                 return Ok(Some(TransactionCheck::Asked));
             }

@@ -120,7 +120,7 @@ async fn send_one(broker: &Arc<BrokerGroup>, call: &Call, header: &SendMessageRe
             half_of: is_half.then_some(&header.producer_group),
         },
     );
-    check_properties(&properties, policy_of(broker))?;
+    check_properties(&properties, properties_limit(&header.topic, policy_of(broker)))?;
     let mut record = broker.record(
         call,
         header,
@@ -165,7 +165,7 @@ async fn send_batch(broker: &BrokerGroup, call: &Call, header: &SendMessageReque
     let messages = batch::decode(&call.request.body)?;
     let mut keyed = Vec::with_capacity(messages.len());
     for message in &messages {
-        check_properties(message.properties, policy_of(broker))?;
+        check_properties(message.properties, policy_of(broker).properties_bytes)?;
         let found = Found::in_properties(message.properties);
         if found.is_transactional {
             return Err(RequestError::MessageIllegal("a batch cannot carry transactional messages".to_owned()));
@@ -409,12 +409,17 @@ fn canonical(host: SocketAddr) -> SocketAddr {
     SocketAddr::new(host.ip().to_canonical(), host.port())
 }
 
-fn check_properties(properties: &str, policy: &MessagePolicy) -> Result<(), RequestError> {
-    if properties.len() > policy.properties_bytes {
+/// A copy that a consumer sends has more than its message had, for which there is room.
+fn properties_limit(topic: &str, policy: &MessagePolicy) -> usize {
+    let is_copy = names::group_of_retry_topic(topic).is_some() || names::group_of_dlq_topic(topic).is_some();
+    if is_copy { properties::MAX_PROPERTIES_BYTES } else { policy.properties_bytes }
+}
+
+fn check_properties(properties: &str, limit: usize) -> Result<(), RequestError> {
+    if properties.len() > limit {
         return Err(RequestError::MessageIllegal(format!(
-            "the message properties are {} bytes, the maximum is {}; shorten them",
-            properties.len(),
-            policy.properties_bytes
+            "the message properties are {} bytes, the maximum is {limit}; shorten them",
+            properties.len()
         )));
     }
     Ok(())

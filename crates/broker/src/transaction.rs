@@ -123,19 +123,29 @@ impl BrokerGroup {
             let committed = || RequestError::Failed("the transaction was committed before".to_owned());
             return if commit { Ok(()) } else { Err(committed()) };
         }
-        let is_nowhere = match record.property(properties::UNIQ_KEY) {
-            Some(key) => {
-                let hash = key_hash(record.topic(), key);
-                self.visible_under(record.topic(), key, hash, Timestamp(0)).await?.is_none()
-            }
-            None => false,
-        };
-        if is_nowhere && !commit {
+        if !commit && self.is_nowhere(request, &record).await? {
             return Ok(());
         }
         Err(RequestError::Failed(
             "the transaction has ended before; its message is not visible where it was stored".to_owned(),
         ))
+    }
+
+    /// Whether nothing is there that the message of a half record which waits no more could have become: it was rolled back.
+    async fn is_nowhere(&self, request: &EndTransactionRequest, record: &RecordView<'_>) -> Result<bool, RequestError> {
+        let (topic, Some(key)) = (record.topic(), record.property(properties::UNIQ_KEY)) else { return Ok(false) };
+        // Of a topic that was made anew nobody knows what its queues have not shown.
+        let is_as_it_was = self.reader.tables().topics().get(topic).is_some_and(|topic| !topic.was_made_anew());
+        if !is_as_it_was {
+            return Ok(false);
+        }
+        // Behind this everything is applied that may have ended it.
+        let half = PhysicalOffset(u64::try_from(request.commit_log_offset).map_err(|_| not_found(request))?);
+        let command = CoreCommand::EndTransaction { half, commit: false };
+        self.raft.propose(vec![Operation::Core(command)]).await?;
+        let hash = key_hash(topic, key);
+        let waits = !self.reader.waiting_with_hash(hash).is_empty();
+        Ok(!waits && self.visible_under(topic, key, hash, Timestamp(0)).await?.is_none())
     }
 }
 

@@ -449,7 +449,8 @@ impl Admin {
     }
 
     /// Has every replica of the group hash its state at one place of the log, whose entry this gives. The hashes come soon, with
-    /// [`Admin::replica_status`]; replicas that told different ones there have gone apart. Safe to repeat. Not RocketMQ's.
+    /// [`Admin::replica_status`]; replicas that told different ones there have gone apart. Safe to repeat: where there are many such
+    /// places already, this gives the newest one. Not RocketMQ's.
     pub async fn make_checkpoint(&self, broker: &str) -> Result<u64, RequestError> {
         let answer = self.ask(broker, RemotingCommand::request(RequestCode::MAKE_CHECKPOINT)).await?;
         let made: MakeCheckpointResponse =

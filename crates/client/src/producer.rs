@@ -33,8 +33,8 @@ use crate::trace::Sending;
 
 /// What brokers accept unless configured otherwise.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// Brokers add properties of their own; this leaves them room.
-const MAX_SENT_PROPERTIES_BYTES: usize = properties::MAX_PROPERTIES_BYTES - 512;
+/// Brokers keep 1 KiB of a record's room for what its retries need, and add properties of their own.
+const MAX_SENT_PROPERTIES_BYTES: usize = properties::MAX_PROPERTIES_BYTES - 1024 - 512;
 /// How long sends avoid a broker group, if there is another, after one could not reach it.
 const SUSPICION: Duration = Duration::from_secs(2);
 

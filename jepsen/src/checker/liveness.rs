@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::equality::tellings;
-use super::{Bounds, Checked, Evidence, Verdict};
+use super::{Bounds, Checked, Evidence, OF_THE_HARNESS, Verdict};
 use crate::history::edn::Edn;
 use crate::history::faults::{Fault, faults};
 use crate::history::operation::{Kind, Operation, Process};
@@ -59,7 +59,8 @@ struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     fn of(history: &'a History) -> Attempts<'a> {
-        let client = |operation: &&Operation| operation.process != Process::Nemesis;
+        let client =
+            |operation: &&Operation| operation.process != Process::Nemesis && !OF_THE_HARNESS.contains(&&*operation.f);
         let sends = history.operations().iter().any(|operation| &*operation.f == "send");
         let judged = |operation: &&Operation| client(operation) && (!sends || &*operation.f == "send");
         Attempts { operations: history.operations().iter().filter(judged).collect() }

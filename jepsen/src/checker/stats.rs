@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checked, Evidence, Verdict};
+use super::{Checked, Evidence, OF_THE_HARNESS, Verdict};
 use crate::history::Outcome;
 use crate::history::edn::Edn;
 
@@ -38,7 +38,8 @@ pub fn check(evidence: &Evidence<'_>) -> Checked {
     }
     let mut verdict = Verdict::default();
     for (f, count) in &counts {
-        if count.ok == 0 && count.fail + count.info > count.one_way {
+        // What the harness could not ask its own clause says, which is unknown then.
+        if count.ok == 0 && !OF_THE_HARNESS.contains(f) && count.fail + count.info > count.one_way {
             verdict.anomaly("no-ok", || Edn::map([("f", Edn::keyword(f)), ("counts", count.to_edn())]));
         }
     }

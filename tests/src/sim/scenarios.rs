@@ -35,7 +35,7 @@ pub struct Scenario {
 /// All of them.
 pub const SCENARIOS: [Scenario; 18] = [
     Scenario { name: "nats-7549", plan: five, script: nats_7549 },
-    Scenario { name: "nats-7556", plan: five_that_forget, script: nats_7556 },
+    Scenario { name: "nats-7556", plan: five_that_forget_at_once, script: nats_7556 },
     Scenario { name: "nats-7564", plan: three, script: power_fails_everywhere },
     Scenario { name: "nats-7567", plan: five, script: nats_7567 },
     Scenario { name: "nats-7567-async", plan: five_that_sync_later, script: nats_7567 },
@@ -89,9 +89,17 @@ fn three_with_checkpoints() -> Plan {
     Plan { keeps: Some(Kept { bytes: AMPLE_BYTES, ..KEPT }), ..three() }
 }
 
-/// Nothing is let go in whose segment something became visible just now: clients pause.
 fn three_that_forget_at_once() -> Plan {
-    Plan { appenders: 8, pause_ms: 1000, keeps: Some(Kept { bytes: 1 << 10, ..KEPT }), ..three() }
+    that_forget_at_once(three())
+}
+
+fn five_that_forget_at_once() -> Plan {
+    that_forget_at_once(five())
+}
+
+/// Nothing is let go in whose segment something became visible just now: clients pause.
+fn that_forget_at_once(plan: Plan) -> Plan {
+    Plan { appenders: 8, pause_ms: 1000, keeps: Some(Kept { bytes: 1 << 10, ..KEPT }), ..plan }
 }
 
 fn three_with_transactions() -> Plan {
@@ -108,10 +116,6 @@ fn three_that_take_back() -> Plan {
 
 fn three_with_poppers() -> Plan {
     Plan { poppers: 4, lease: Duration::from_millis(700), ..three() }
-}
-
-fn five_that_forget() -> Plan {
-    Plan { keeps: Some(KEPT), ..five() }
 }
 
 fn five_that_sync_later() -> Plan {
@@ -209,8 +213,11 @@ fn nats_7549(run: &mut Run) -> Result<(), String> {
 /// deleted, and all are equal in the end.
 fn nats_7556(run: &mut Run) -> Result<(), String> {
     let (leader, others) = leader_and_others(run)?;
+    let last = run.world.hosts[others[0]].group().ok_or("the replica does not run")?.raft().log().last();
     run.world.kill(others[0]);
-    run.go_on_for(6000);
+    run.until("the leader has let go of all that it has", 10_000, |world| {
+        world.hosts[leader].group().is_some_and(|group| group.raft().log().last_purged() >= last)
+    })?;
     run.nemesis().damages(leader);
     let due = run.world.now_ms() + 50;
     run.world.restart_at(others[0], due);

@@ -12,6 +12,7 @@ use protocol::body::{ReplicaMember, ReplicaStatus};
 use protocol::code::ResponseCode;
 use protocol::header::{MakeCheckpointResponse, ReplicaStatusRequest};
 use raft_store::entry::{CoreCommand, Operation};
+use raft_store::fold::CHECKPOINTS_KEPT;
 use raft_store::group::{Role, Status};
 
 use crate::broker::BrokerGroup;
@@ -41,9 +42,16 @@ pub async fn status(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
     Ok(call.request.reply(ResponseCode::SUCCESS).with_json(&body))
 }
 
-/// Handles MAKE_CHECKPOINT. The hashes come a little later, with each replica's status.
+/// Retention needs ten checkpoints to what is kept, and may trim to no other place. Of the others that may be there, so many are
+/// left to it: what is made for a comparison displaces none of its own.
+const LEFT_TO_RETENTION: usize = 4;
+
+/// Handles MAKE_CHECKPOINT. The hashes come a little later, with each replica's status. Where there are many checkpoints already,
+/// the newest one is to be compared.
 pub async fn make_checkpoint(broker: &Arc<BrokerGroup>, call: &Call) -> Answer {
-    broker.raft.propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await?;
+    if broker.reader.checkpoints().len() + LEFT_TO_RETENTION < CHECKPOINTS_KEPT {
+        broker.raft.propose(vec![Operation::Core(CoreCommand::Checkpoint)]).await?;
+    }
     let newest = broker.reader.checkpoints().last().map(|point| point.id.index);
     // One that another has made meanwhile is as good.
     let index = newest.ok_or_else(|| RequestError::Failed("the checkpoint is gone already".to_owned()))?;

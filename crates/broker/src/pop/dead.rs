@@ -2,9 +2,9 @@
 //! is done.
 //!
 //! A leader that dies between the two leaves a dead letter whose message is not done; the next one finds it where it lies
-//! ([`crate::dead_letters`]), and lays down no other.
+//! ([`crate::dead_letters`]), and lays down no other. One that cannot be laid down is in the way of no other.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use std::time::Duration;
 use protocol::message_id::MessageId;
 use protocol::names::group_of_retry_topic;
 use protocol::record::RecordView;
-use raft_store::position::{QueueId, QueueOffset};
+use raft_store::position::{QueueId, QueueOffset, Timestamp};
 
 use crate::broker::BrokerGroup;
 use crate::dead_letters::origin_of;
-use crate::due::Office;
+use crate::due::{Office, later};
 use crate::error::RequestError;
 use crate::send::Delay;
 use crate::tables::command::Command;
@@ -24,6 +24,9 @@ use crate::tables::pops::GivenUp;
 
 /// Dead letters in one step.
 const AT_ONCE: usize = 256;
+
+/// So many that could not be laid down are no exception: all of it is tried more slowly.
+const PUT_OFF_MAX: usize = 1_024;
 
 /// How long a leader waits that knows of no last try.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
@@ -34,7 +37,7 @@ const NEXT_TRY: Duration = Duration::from_secs(1);
 /// Buries whenever a last try has ended, until the office is lost.
 pub(crate) async fn bury_in_office(mut office: Office<'_>) {
     let broker = office.broker;
-    let mut put_off = BTreeSet::new();
+    let mut put_off = BTreeMap::new();
     while let Some(next) = office.unless_lost(bury_what_is_due(broker, &mut put_off)).await {
         if office.is_lost_within(next).await {
             return;
@@ -42,30 +45,34 @@ pub(crate) async fn bury_in_office(mut office: Office<'_>) {
     }
 }
 
-/// When to look again. `put_off`: those that could not be laid down just now, which are tried again when all others are done.
-async fn bury_what_is_due(broker: &Arc<BrokerGroup>, put_off: &mut BTreeSet<GivenUp>) -> Duration {
+/// When to look again. `put_off`: those that could not be laid down, and when each is tried again.
+async fn bury_what_is_due(broker: &Arc<BrokerGroup>, put_off: &mut BTreeMap<GivenUp, Timestamp>) -> Duration {
     let now = broker.now();
     let given_up = broker.reader.tables().pops().given_up(now, AT_ONCE + put_off.len());
-    let others: Vec<&GivenUp> = given_up.iter().filter(|message| !put_off.contains(message)).collect();
-    if others.is_empty() && !put_off.is_empty() {
+    if given_up.is_empty() {
         put_off.clear();
-        return NEXT_TRY;
-    }
-    if others.is_empty() {
         broker.burials_done_ms.store(now.0, Ordering::Release);
         let next = broker.reader.tables().pops().next_given_up_ms(now);
         return next.map_or(IDLE_INTERVAL, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1)));
     }
-    let mut failed = Vec::new();
-    for message in others {
-        if let Err(error) = broker.bury_popped(message).await {
-            let GivenUp { queue, lease, .. } = message;
-            tracing::warn!(group = %broker.broker_name(), ?queue, lease.offset, %error, "a dead letter is put off");
-            failed.push(message.clone());
+    let is_due = |message: &&GivenUp| put_off.get(*message).is_none_or(|at| *at <= now);
+    let (mut laid_down, mut failed) = (Vec::new(), Vec::new());
+    for message in given_up.iter().filter(is_due) {
+        match broker.bury_popped(message).await {
+            Ok(()) => laid_down.push(message),
+            Err(error) => {
+                let GivenUp { queue, lease, .. } = message;
+                tracing::warn!(group = %broker.broker_name(), ?queue, lease.offset, %error, "a dead letter is put off");
+                failed.push(message.clone());
+            }
         }
     }
-    put_off.extend(failed);
-    Duration::ZERO
+    for message in laid_down.iter() {
+        put_off.remove(*message);
+    }
+    put_off.extend(failed.into_iter().map(|message| (message, later(now, NEXT_TRY))));
+    // What is not in the way of others is tried soon; if nothing goes, nothing else would now.
+    if !laid_down.is_empty() && put_off.len() < PUT_OFF_MAX { Duration::ZERO } else { NEXT_TRY }
 }
 
 impl BrokerGroup {

@@ -95,6 +95,11 @@ impl Topic {
         QueueOffset(self.hidden_below.get(&queue).copied().unwrap_or(0))
     }
 
+    /// Whether it was deleted and made again.
+    pub fn was_made_anew(&self) -> bool {
+        !self.hidden_below.is_empty()
+    }
+
     /// Queues there are: the larger of what is read and what is written.
     pub fn queues(&self) -> u32 {
         self.config.queues()

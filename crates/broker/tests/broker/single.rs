@@ -87,6 +87,10 @@ async fn records_of_all_sizes_come_whole_and_in_order() {
     assert!(seen == bodies, "lengths: {:?}", seen.iter().map(String::len).collect::<Vec<_>>());
 }
 
+fn properties_of(message: &Seen) -> String {
+    RecordView::parse(&message.record).expect("a record").properties().to_owned()
+}
+
 /// A record has room for what a retry adds: whatever was accepted can be given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flag_and_properties_come_as_they_were_sent_among_dead_letters_too() {
@@ -105,6 +109,17 @@ async fn flag_and_properties_come_as_they_were_sent_among_dead_letters_too() {
     let given_up = wire.send_back("g", first.physical_offset, -1).await;
     assert_eq!(given_up.code, 0, "{}", given_up.remark_text());
     let dead = wire.pull(pull_request("%DLQ%g", 0)).await.messages.remove(0);
+    // An orderly consumer gives it up by a send.
+    let copied = format!("{}RETRY_TOPIC\u{1}T\u{2}ORIGIN_MESSAGE_ID\u{1}M\u{2}", properties_of(&first));
+    let copy = SendMessageRequest {
+        flag: 7,
+        properties: Some(copied),
+        reconsume_times: Some(17),
+        max_reconsume_times: Some(16),
+        ..send_request("%RETRY%g", &[])
+    };
+    let given_up = wire.send(copy, "x").await;
+    assert_eq!(given_up.code, 0, "{}", given_up.remark_text());
     for message in [first, dead] {
         let record = RecordView::parse(&message.record).expect("a record");
         assert_eq!(record.flag(), 7);

@@ -196,7 +196,7 @@ pub struct CompareStates {
 const COMPARE_STATES: &[Column] = &[
     Column("#Cluster Name", "clusterName"),
     Column("#Broker Name", "brokerName"),
-    Column("#BID", "brokerId"),
+    Column("#Node", "nodeId"),
     Column("#Addr", "addr"),
     Column("#Entry", "index"),
     Column("#State Hash", "stateHash"),
@@ -217,15 +217,18 @@ impl Execute for CompareStates {
             let leader = broker.master_addr().ok_or_else(|| format!("broker group {name} has no leader now"))?;
             let made = desk.admin.make_checkpoint(leader).await;
             let index = made.map_err(|error| failed(format!("a checkpoint of {name}"), error))?;
+            // Also those that are not registered: a replica that has stopped is what this is to find.
+            let members = desk.admin.replica_status(leader).await.map_err(|error| failed(leader, error))?.members;
             let mut hashes = BTreeSet::new();
-            for (id, address) in &broker.broker_addrs {
+            for member in members.iter().filter(|member| member.voter) {
+                let address = &member.client_address;
                 match state_hash(desk, address, index).await {
                     Ok(hash) => {
                         hashes.insert(hash.clone());
                         table.push([
                             broker.cluster.as_str().into(),
                             name.as_str().into(),
-                            (*id).into(),
+                            member.node_id.into(),
                             address.as_str().into(),
                             index.into(),
                             hash.into(),

@@ -119,7 +119,7 @@ pub struct TransactionResume {
 
 impl Execute for TransactionResume {
     async fn execute(&self, desk: &Desk) -> Result<Report, String> {
-        let address = address_in(&self.id)?;
+        let address = parsed(&self.id)?.store_host.to_string();
         let resumed = desk.admin.resume_transaction(&address, self.topic.as_deref(), &self.id).await;
         resumed.map_err(|error| failed(format!("transaction {} at {address}", self.id), error))?;
         let text = format!("producers are asked about the transaction {} again", self.id);
@@ -148,9 +148,11 @@ enum End {
 
 impl Execute for TransactionEnd {
     async fn execute(&self, desk: &Desk) -> Result<Report, String> {
-        let address = address_in(&self.id)?;
+        let id = parsed(&self.id)?;
+        let address = id.store_host.to_string();
         let (given_up, _) = listed(desk, &address, State::Discarded, usize::MAX).await?;
-        let Some(transaction) = given_up.iter().find(|transaction| transaction.offset_msg_id == self.id) else {
+        // Each replica names it with its own address: only the place counts.
+        let Some(transaction) = given_up.iter().find(|one| one.commit_log_offset == id.physical_offset) else {
             return Err(format!(
                 "no transaction {} was given up at {address}: it has ended, or producers are still asked; see transactionList \
                  --state asked",
@@ -167,8 +169,6 @@ impl Execute for TransactionEnd {
     }
 }
 
-/// The broker that an offset message id names.
-fn address_in(id: &str) -> Result<String, String> {
-    let parsed: MessageId = id.parse().map_err(|error| format!("{id}: {error}; see transactionList"))?;
-    Ok(parsed.store_host.to_string())
+fn parsed(id: &str) -> Result<MessageId, String> {
+    id.parse().map_err(|error| format!("{id}: {error}; see transactionList"))
 }
