@@ -406,20 +406,37 @@ impl PopConsumer {
         Ok(true)
     }
 
-    /// Asks the broker that has the message something that may be asked twice. `None`: the lease does not hold.
+    /// Asks the broker that has the message something that may be asked twice. `None`: the lease does not hold. What became of
+    /// an attempt that nobody answered stays unknown whatever meets the next one, unless that is done.
     async fn ask(
         &self,
         message: &PoppedMessage,
         request: RemotingCommand,
     ) -> Result<Option<RemotingCommand>, RequestError> {
-        let mut attempt = 1;
-        loop {
+        let mut unknown = None;
+        for _ in 0..ATTEMPTS {
             let answer = self.client.ask_group(message.topic(), &message.lease.broker_name, request.clone()).await;
-            match answer {
-                Err(error) if attempt < ATTEMPTS && !error.is_retry_safe() => attempt += 1,
-                answer => return held(answer),
+            if let Some(known) = judged(answer, &mut unknown) {
+                return known;
             }
         }
+        Err(unknown.expect("it was asked, and not answered"))
+    }
+}
+
+/// What an answer means when an earlier attempt may be `unknown`. `None`: this one is, and asking again may tell.
+fn judged(
+    answer: Result<RemotingCommand, RequestError>,
+    unknown: &mut Option<RequestError>,
+) -> Option<Result<Option<RemotingCommand>, RequestError>> {
+    match held(answer) {
+        // That this one was certainly not carried out says nothing of the other.
+        Err(error) if error.is_retry_safe() => Some(Err(unknown.take().unwrap_or(error))),
+        Err(error) => {
+            *unknown = Some(error);
+            None
+        }
+        known => Some(known),
     }
 }
 
@@ -468,6 +485,22 @@ fn read(answer: &RemotingCommand, topic: &str, broker_name: &str) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_answered_stays_unknown_whatever_meets_the_next_attempt() {
+        let lost = || Err(RequestError::Unknown("the connection is gone".to_owned()));
+        let not_sent = || Err(RequestError::NotSent("refused".to_owned()));
+        let over = || Err(RequestError::Refused { code: ResponseCode::NO_MESSAGE, remark: String::new() });
+        let done = || Ok(RemotingCommand::request(RequestCode::ACK_MESSAGE));
+        let mut unknown = None;
+        assert!(matches!(judged(not_sent(), &mut unknown), Some(Err(RequestError::NotSent(_)))));
+        assert!(matches!(judged(over(), &mut unknown), Some(Ok(None))));
+        assert!(judged(lost(), &mut unknown).is_none());
+        assert!(matches!(judged(not_sent(), &mut unknown), Some(Err(RequestError::Unknown(_)))));
+        assert!(judged(lost(), &mut unknown).is_none());
+        assert!(matches!(judged(over(), &mut unknown), Some(Ok(None))), "what is acknowledged already is so again");
+        assert!(matches!(judged(done(), &mut unknown), Some(Ok(Some(_)))));
+    }
 
     #[test]
     fn a_lease_is_what_java_calls_extra_info() {
