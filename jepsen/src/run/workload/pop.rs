@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::{AGAIN, Clients, Site, Worker, consumption};
 use crate::append;
+use crate::cluster::PATIENCE;
 use crate::history::edn::Edn;
 
 /// The topic of this workload.
@@ -121,16 +122,19 @@ async fn take(
         let _ = consumer.change_invisible(&mut message, SOON).await;
         return Ok(());
     }
-    match consumer.ack(&message).await {
-        Ok(true) => {
-            recorded.ok(consumption, Vec::new())?;
-            site.succeeded();
+    let deadline = site.env.clock.monotonic() + PATIENCE;
+    loop {
+        match consumer.ack(&message).await {
+            Ok(true) => {
+                site.succeeded();
+                return recorded.ok(consumption, Vec::new());
+            }
+            Ok(false) => return recorded.fail("its lease was over"),
+            Err(error) if site.env.clock.monotonic() > deadline => return recorded.info(&error.to_string()),
+            // It may be done all the same, and then it does not come again: whoever asks until there is an answer knows.
+            Err(_) => site.env.clock.sleep(AGAIN).await,
         }
-        Ok(false) => recorded.fail("its lease was over")?,
-        Err(error) if error.is_retry_safe() => recorded.fail(&error.to_string())?,
-        Err(error) => recorded.info(&error.to_string())?,
     }
-    Ok(())
 }
 
 /// Consumers at work.
