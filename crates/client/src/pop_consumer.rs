@@ -298,7 +298,6 @@ impl PopConsumer {
             broker_name: Some(broker_name.to_owned()),
             order: self.in_order,
             attempt_id: attempt.map(str::to_owned),
-            ..PopMessageRequest::default()
         };
         let request = RemotingCommand::request_with(RequestCode::POP_MESSAGE, &header);
         let answer = self.client.call_group(topic, broker_name, request, wait + PARKING_GRACE).await?;
